@@ -1,0 +1,103 @@
+"""Profiles: payload bytes, stage times and quality of every operating mode of a model, where no model itself runs."""
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
+
+
+class ProfileError(ValueError):
+    """A profile doesn't exist or can't be read; the message says what there is."""
+
+
+class ModeProfile(BaseModel):
+    """One operating mode: what it sends, how long its stages take, how good its answers are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    payload_bytes: int = Field(ge=0, le=2**34, description="application bytes sent up; 0 only for `local`")
+    edge_prefill_ms: Milliseconds | None = Field(default=None, description="where it differs from the model's own")
+    encode_ms: Milliseconds = Field(default=0.0, description="selecting, quantizing and packing on the edge")
+    cloud_prefill_ms: Milliseconds = 0.0
+    decode_ms: Milliseconds = Field(description="on the cloud worker; for `local`, on the edge")
+    quality: float = Field(ge=0, description="of an answer that is used, in the profile's `quality_basis`")
+
+
+class ModelProfile(BaseModel):
+    """One model on one edge agent, in all its modes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="`<file>/<model>`, as scenarios call it")
+    kv_bytes: int = Field(gt=0, description="the full cache; the weight of `model_aware` shares")
+    tokens: int | None = Field(default=None, gt=0, description="context length behind kv_bytes, where known")
+    edge_prefill_ms: Milliseconds
+    quality_basis: str = Field(description="what 100 means")
+    modes: dict[str, ModeProfile] = Field(min_length=1)
+
+    def edge_prefill_of(self, mode: str) -> float:
+        """Edge prefill time of a mode in ms."""
+        own = self.modes[mode].edge_prefill_ms
+        return self.edge_prefill_ms if own is None else own
+
+    def compute_ms(self, mode: str) -> float:
+        """All compute of a mode in ms, edge and cloud, without transfer and queueing."""
+        m = self.modes[mode]
+        return self.edge_prefill_of(mode) + m.encode_ms + m.cloud_prefill_ms + m.decode_ms
+
+
+@cache
+def load_file(path: Path) -> dict[str, ModelProfile]:
+    """All models of one profile file, by model name.
+
+    Raises:
+        ProfileError: the file is missing or not a valid profile.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProfileError(f"no profile file {path}") from None
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path} must map model names to profiles")
+    named = {model: {"name": f"{path.stem}/{model}", **(p or {})} for model, p in raw.items()}
+    try:
+        return TypeAdapter(dict[str, ModelProfile]).validate_python(named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ProfileError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def builtin_files() -> dict[str, Path]:
+    """The profile files that ship with the project, by name."""
+    folder = Path(str(resources.files("configs"))) / "profiles"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_profile(name: str, base_dir: Path | None = None) -> ModelProfile:
+    """The profile `<file>/<model>`: a file that ships with the project, or `path/to/file.yaml/<model>`.
+
+    Args:
+        name: such as `measured/qwen2.5-7b` or `my/profiles.yaml/qwen2.5-7b` (relative to `base_dir`).
+
+    Raises:
+        ProfileError: no such file or model; the message lists what there is.
+    """
+    file_name, _, model = name.rpartition("/")
+    files = builtin_files()
+    if file_name.endswith((".yaml", ".yml")):
+        models = load_file(((base_dir or Path()) / file_name).resolve())
+    elif file_name in files:
+        models = load_file(files[file_name])
+    else:
+        known = [f"{stem}/{model}" for stem, path in files.items() for model in load_file(path)]
+        raise ProfileError(f"no profile {name!r}; there are {', '.join(known)}, or path/to/file.yaml/<model>")
+    if model not in models:
+        raise ProfileError(f"no model {model!r} in profile file {file_name!r}; there are {', '.join(models)}")
+    return models[model]

@@ -1,0 +1,65 @@
+"""The 5G scenarios of the journal version: first-order autoregression with outages."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+
+# mean, std, min, max (Mbit/s), rho, outage probability, outage rate (Mbit/s)
+PUBLISHED: dict[str, dict[str, float]] = {
+    name: dict(zip(("mean", "std", "min", "max", "rho", "outage_probability", "outage_mbps"), row, strict=True))
+    for name, row in {
+        "urban_mmwave": (200, 150, 2, 800, 0.85, 0.05, 3),
+        "urban_sub6": (60, 30, 5, 150, 0.90, 0.02, 5),
+        "suburban_mixed": (80, 50, 3, 300, 0.88, 0.03, 4),
+        "vehicular": (50, 60, 1, 400, 0.70, 0.10, 2),
+    }.items()
+}
+
+
+class Ar1Channel(Channel):
+    """x <- rho*x + (1-rho)*mean + Normal(0, std*sqrt(1-rho^2)), clamped to [min, max], every `step_s` seconds.
+
+    Before each step an outage is drawn; in an outage the state *becomes* the outage rate. Starts at the mean and draws
+    from `numpy.random.RandomState(seed)`, both as published. Give a published `scenario` by name, or every parameter.
+    """
+
+    kind: Literal["ar1"] = "ar1"
+    scenario: Literal["urban_mmwave", "urban_sub6", "suburban_mixed", "vehicular"] | None = None
+    step_s: float = Field(default=1.0, gt=0)
+    mean: float = Field(gt=0, le=100_000, description="Mbit/s")
+    std: float = Field(ge=0, description="Mbit/s")
+    min: float = Field(ge=MIN_RATE_MBPS, description="Mbit/s")
+    max: float = Field(le=100_000, description="Mbit/s")
+    rho: float = Field(ge=0, lt=1)
+    outage_probability: float = Field(default=0.0, ge=0, le=1)
+    outage_mbps: float = Field(default=MIN_RATE_MBPS, ge=MIN_RATE_MBPS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_scenario(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("scenario") in PUBLISHED:
+            return PUBLISHED[data["scenario"]] | data
+        return data
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Ar1Channel":
+        if not self.min <= self.mean <= self.max:
+            raise ValueError(f"min <= mean <= max must hold, not {self.min:g}, {self.mean:g}, {self.max:g}")
+        return self
+
+    def play(self, seed: int) -> Iterator[RateChange]:
+        rng = np.random.RandomState(seed)
+        x, step = self.mean, 0
+        noise = self.std * np.sqrt(1 - self.rho**2)
+        while True:
+            if rng.random() < self.outage_probability:
+                x = self.outage_mbps
+            else:
+                x = self.rho * x + (1 - self.rho) * self.mean + rng.normal(0, noise)
+                x = float(min(max(x, self.min), self.max))
+            yield RateChange(step * self.step_s, x)
+            step += 1

@@ -1,0 +1,18 @@
+"""A channel whose rate never changes."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+
+
+class ConstantChannel(Channel):
+    """`mbps` for ever."""
+
+    kind: Literal["constant"] = "constant"
+    mbps: float = Field(ge=MIN_RATE_MBPS, le=100_000)
+
+    def play(self, seed: int) -> Iterator[RateChange]:
+        yield RateChange(0.0, self.mbps)
