@@ -1,0 +1,50 @@
+"""Edge agents as a Ray actor."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from agents.arrivals import Arrival
+from agents.host import AgentHost
+from agents.record import Journal
+from allocator.problem import Request
+from allocator.service import Decision
+
+
+class RayAllocator:
+    """The allocator actor as agents see it."""
+
+    def __init__(self, actor: ActorHandle) -> None:
+        self._actor = actor
+
+    async def assign(self, request: Request) -> Decision:
+        return await self._actor.assign.remote(request)
+
+    def finish(self, request_id: int) -> None:
+        self._actor.finish.remote(request_id)
+
+
+@ray.remote
+class HostActor:
+    """Hosts one or several agents; `make` connects them inside the actor's own process."""
+
+    def __init__(self, make: Callable[[], Awaitable[AgentHost]]) -> None:
+        self._make = make
+
+    async def start(self) -> None:
+        self._host = await self._make()
+
+    async def run(self, arrivals: Sequence[Arrival], allocator: ActorHandle, journal: Path, epoch_s: float) -> None:
+        file = Journal(journal)
+        try:
+            await self._host.run(arrivals, RayAllocator(allocator), file.write, epoch_s)
+        except asyncio.CancelledError:
+            pass  # stopped: every request in flight has its row
+        finally:
+            file.close()
+
+    async def stop(self) -> None:
+        self._host.stop()

@@ -1,0 +1,191 @@
+"""An edge agent: the life of its requests, from release to ledger row."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from agents.arrivals import Arrival
+from agents.edge import EdgeRuntime
+from agents.record import Record, Status
+from agents.uplink import ConnectionLost, Delivery, Refused, Uplink
+from allocator.problem import ModeOption, Request
+from allocator.service import Decision
+from cloud.frames import Header, Kind
+
+
+class AllocatorClient(Protocol):
+    """The allocator as an agent sees it, wherever it runs."""
+
+    async def assign(self, request: Request) -> Decision:
+        """A decision; the grant is in force."""
+        ...
+
+    def finish(self, request_id: int) -> None:
+        """The request has ended, however. Doesn't wait."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What one agent is.
+
+    Attributes:
+        model: index of its profile in the run's list; mode_codes: index of each mode in that profile.
+        options: what it offers the allocator.
+        backlog_limit: requests waiting for or on the agent's uplink, beyond which new ones are rejected.
+        timeout_ms: after this time from its intended start a request has failed.
+    """
+
+    agent_id: int
+    profile: str
+    model: int
+    mode_codes: dict[str, int]
+    options: tuple[ModeOption, ...]
+    deadline_ms: float
+    timeout_ms: float
+    backlog_limit: int
+
+
+class Agent:
+    """One edge agent. Its compute and its uplink serve one request at a time each, first come first served.
+
+    Time is the running event loop's: wall clock live, virtual in simulation.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        edge: EdgeRuntime,
+        uplink: Uplink,
+        allocator: AllocatorClient,
+        write: Callable[[Record], None],
+        epoch_s: float,
+    ) -> None:
+        self.settings = settings
+        self._edge = edge
+        self._uplink = uplink
+        self._allocator = allocator
+        self._write = write
+        self._epoch_s = epoch_s
+        self._compute = asyncio.Lock()
+        self._turn = asyncio.Lock()
+        self._backlog = 0
+
+    async def serve(self, arrival: Arrival) -> None:
+        """The life of one request. Ends with exactly one record written, also when cancelled."""
+        s = self.settings
+        record = Record(arrival.request_id, s.agent_id, s.profile, arrival.round, arrival.intended_s, s.deadline_ms)
+        record.lateness_ms = self._since_ms(arrival.intended_s)
+        try:
+            if self._backlog >= s.backlog_limit:
+                record.status, record.reason = Status.REJECTED, "backlog"
+                return
+            async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
+                quality = await self._answer(record)
+            record.latency_ms = self._since_ms(arrival.intended_s)
+            met = record.latency_ms <= s.deadline_ms
+            record.status = Status.MET if met else Status.LATE
+            record.quality_credited = quality
+            record.quality_delivered = quality if met else 0.0
+        except TimeoutError:
+            record.reason = f"no answer within {s.timeout_ms:g} ms"
+        except Refused as refusal:
+            # A full queue is the cloud's admission at work; any other refusal means that something is broken.
+            record.status = Status.REJECTED if str(refusal) == "queue_full" else Status.FAILED
+            record.reason = f"cloud: {refusal}"
+        except ConnectionLost as error:
+            record.reason = f"connection lost: {error}"
+        except asyncio.CancelledError:
+            record.reason = "interrupted"
+            raise
+        except Exception as error:
+            # Whatever broke, the row must be written: a ledger that doesn't balance hides the very runs that matter.
+            record.reason = f"{type(error).__name__}: {error}"
+        finally:
+            self._write(record)
+            if record.worker >= 0:
+                self._allocator.finish(record.request_id)
+
+    async def _answer(self, record: Record) -> float:
+        """Steps 2 to 5 of a request's life, each timed into `record`. Returns the answer's quality."""
+        lap_ms = stopwatch()
+        self._backlog += 1
+        try:
+            async with self._compute:
+                record.queue_ms = lap_ms()
+                await self._edge.prefill()
+                record.prefill_ms = lap_ms()
+            async with self._turn:
+                record.uplink_wait_ms = lap_ms()
+                option = await self._assign(record)
+                record.allocate_ms = lap_ms()
+                delivery = await self._transfer(record, option) if option.wire_bytes else None
+        finally:
+            self._backlog -= 1
+        lap_ms()
+        if delivery is None:
+            async with self._compute:
+                record.queue_ms += lap_ms()
+                await self._edge.decode(option.edge_ms)
+                record.decode_ms = lap_ms()
+        else:
+            stages = await delivery.answer
+            record.cloud_queue_ms = stages.queue_ms
+            record.cloud_prefill_ms = stages.prefill_ms
+            record.decode_ms = stages.decode_ms
+            served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
+            record.answer_ms = (now_s() - served_s) * 1e3
+        return option.quality
+
+    async def _assign(self, record: Record) -> ModeOption:
+        elapsed_ms = self._since_ms(record.intended_s)
+        decision = await self._allocator.assign(
+            Request(record.request_id, record.agent_id, record.deadline_ms - elapsed_ms, self.settings.options)
+        )
+        assignment = decision.assignment
+        option = next(o for o in self.settings.options if o.mode == assignment.mode)
+        record.mode = option.mode
+        record.worker = decision.worker
+        record.grant_mbps = assignment.grant_mbps
+        record.estimate_mbps = decision.estimate_mbps
+        record.predicted_ms = elapsed_ms + assignment.predicted_ms
+        return option
+
+    async def _transfer(self, record: Record, option: ModeOption) -> Delivery:
+        """Encode, send, and wait until the worker has every byte: until then the agent's uplink is busy."""
+        lap_ms = stopwatch()
+        async with self._compute:
+            payload = await self._edge.encode(option.mode, option.edge_ms)
+        record.encode_ms = lap_ms()
+        record.payload_bytes, record.wire_bytes = payload.size, option.wire_bytes
+        s = self.settings
+        header = Header(
+            Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode]
+        )
+        sent_s = now_s()
+        delivery = await self._uplink.send(record.worker, header, payload)
+        received = await delivery.receipt
+        record.transfer_ms = (received.received_s - sent_s) * 1e3
+        return delivery
+
+    def _since_ms(self, at_s: float) -> float:
+        """Milliseconds since `at_s` seconds after the run's start."""
+        return (now_s() - self._epoch_s - at_s) * 1e3
+
+
+def now_s() -> float:
+    """The running event loop's clock."""
+    return asyncio.get_running_loop().time()
+
+
+def stopwatch() -> Callable[[], float]:
+    """A function that returns the milliseconds since its last call."""
+    last_s = now_s()
+
+    def lap_ms() -> float:
+        nonlocal last_s
+        before_s, last_s = last_s, now_s()
+        return (last_s - before_s) * 1e3
+
+    return lap_ms

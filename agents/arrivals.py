@@ -1,0 +1,117 @@
+"""When requests arrive. Open loop: an arrival never waits for an earlier answer."""
+
+import csv
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
+
+
+class Arrival(NamedTuple):
+    """A request to be released `intended_s` seconds after the run's start; rounds count synchronized ones (else -1)."""
+
+    request_id: int
+    agent_id: int
+    intended_s: float
+    round: int
+
+
+class ArrivalProcess(BaseModel):
+    """Base of arrival processes. Equal settings, agents and generator state give equal arrivals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
+        """(seconds, agent id, round) of every request, in any order."""
+        raise NotImplementedError
+
+    def schedule(self, agents: int, rng: np.random.Generator) -> list[Arrival]:
+        """All arrivals in order of time, numbered from 0."""
+        ordered = sorted(self.times(agents, rng))
+        return [Arrival(number, agent, at_s, round_) for number, (at_s, agent, round_) in enumerate(ordered)]
+
+
+class Synchronized(ArrivalProcess):
+    """All agents ask at once, `rounds` times, `period_s` apart (the papers' protocol)."""
+
+    kind: Literal["synchronized"] = "synchronized"
+    rounds: int = Field(ge=1, le=1_000_000)
+    period_s: float = Field(gt=0)
+
+    def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
+        return [(round_ * self.period_s, agent, round_) for round_ in range(self.rounds) for agent in range(agents)]
+
+
+class Poisson(ArrivalProcess):
+    """Each agent by itself, `rate_per_s` requests a second on average, for `duration_s`."""
+
+    kind: Literal["poisson"] = "poisson"
+    rate_per_s: float = Field(gt=0, le=10_000, description="per agent")
+    duration_s: float = Field(gt=0, le=1e6)
+
+    def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
+        arrivals = []
+        for agent in range(agents):
+            # Given their number, the arrivals of a Poisson process are uniform.
+            number = rng.poisson(self.rate_per_s * self.duration_s)
+            arrivals += [(float(at_s), agent, -1) for at_s in rng.uniform(0, self.duration_s, number)]
+        return arrivals
+
+
+class ArrivalTraceError(ValueError):
+    """An arrival trace can't be read; the message names file, line, what was found and what is allowed."""
+
+
+class TraceArrivals(ArrivalProcess):
+    """Arrivals from a CSV file with the header `t_s,agent`, found relative to the scenario file."""
+
+    kind: Literal["trace"] = "trace"
+    path: Path
+    _arrivals: list[tuple[float, int]] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="after")
+    def _load(self, info: ValidationInfo) -> "TraceArrivals":
+        base = (info.context or {}).get("base_dir", ".")
+        self._arrivals = read_arrival_trace(Path(base) / self.path)
+        return self
+
+    def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
+        for _, agent in self._arrivals:
+            if agent >= agents:
+                raise ArrivalTraceError(f"{self.path}: agent {agent}, but the scenario has agents 0 to {agents - 1}")
+        return [(at_s, agent, -1) for at_s, agent in self._arrivals]
+
+
+def read_arrival_trace(path: Path) -> list[tuple[float, int]]:
+    """(seconds, agent id) of every line of a `t_s,agent` file.
+
+    Raises:
+        ArrivalTraceError: with the number of the offending line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArrivalTraceError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    if not lines or [cell.strip() for cell in lines[0].split(",")] != ["t_s", "agent"]:
+        raise ArrivalTraceError(f"{path}:1: the first line must be 't_s,agent'")
+    arrivals: list[tuple[float, int]] = []
+    for number, row in enumerate(csv.reader(lines[1:]), start=2):
+        try:
+            at_s, agent = float(row[0]), int(row[1])
+            if len(row) != 2 or not 0 <= at_s < 1e9 or agent < 0:
+                raise ValueError
+        except (ValueError, IndexError):
+            raise ArrivalTraceError(f"{path}:{number}: {','.join(row)!r} is not 't_s,agent' (both 0 or more)") from None
+        arrivals.append((at_s, agent))
+    if not arrivals:
+        raise ArrivalTraceError(f"{path}: no arrivals after the header")
+    return arrivals
+
+
+ARRIVALS: dict[str, type[ArrivalProcess]] = {
+    "synchronized": Synchronized,
+    "poisson": Poisson,
+    "trace": TraceArrivals,
+}
+AnyArrivals = Annotated[Synchronized | Poisson | TraceArrivals, Field(discriminator="kind")]

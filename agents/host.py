@@ -1,0 +1,56 @@
+"""Several edge agents in one process: releases their requests at their intended times."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agents.agent import Agent, AgentSettings, AllocatorClient, now_s
+from agents.arrivals import Arrival
+from agents.edge import EdgeRuntime
+from agents.record import Record
+from agents.uplink import Uplink
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One agent's place in a host: who it is, what it computes with, how it reaches the cloud."""
+
+    settings: AgentSettings
+    edge: EdgeRuntime
+    uplink: Uplink
+
+
+class AgentHost:
+    """Plays arrival schedules on its agents, one schedule after another."""
+
+    def __init__(self, seats: Sequence[Seat]) -> None:
+        self._seats = seats
+        self._running: asyncio.Task[None] | None = None
+
+    async def run(
+        self,
+        arrivals: Sequence[Arrival],
+        allocator: AllocatorClient,
+        write: Callable[[Record], None],
+        epoch_s: float,
+    ) -> None:
+        """Release `arrivals` (in order of time) at `epoch_s` plus their intended time; returns when all have ended."""
+        agents = {
+            seat.settings.agent_id: Agent(seat.settings, seat.edge, seat.uplink, allocator, write, epoch_s)
+            for seat in self._seats
+        }
+        self._running = asyncio.current_task()
+        try:
+            async with asyncio.TaskGroup() as requests:
+                for arrival in arrivals:
+                    # Not to sleep at all when late keeps a burst together, as it was intended.
+                    if (wait_s := epoch_s + arrival.intended_s - now_s()) > 0:
+                        await asyncio.sleep(wait_s)
+                    requests.create_task(agents[arrival.agent_id].serve(arrival))
+        finally:
+            self._running = None
+
+    def stop(self) -> None:
+        """End a running schedule: nothing more is released, what is in flight fails as interrupted."""
+        if self._running is not None:
+            self._running.cancel()

@@ -1,0 +1,79 @@
+"""One ledger row: everything that is known of one request, whatever became of it."""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Status(StrEnum):
+    """What became of a request. Issued = met + late + rejected + failed, always."""
+
+    MET = "met"
+    LATE = "late"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Record:
+    """Times are seconds since the run's start (`_s`) or durations in milliseconds (`_ms`).
+
+    Attributes:
+        intended_s, lateness_ms: when the request should start, and how much later the emulator started it.
+        queue_ms: waiting for the edge's compute; uplink_wait_ms: for the agent's own uplink.
+        allocate_ms: asking the allocator; transfer_ms: first byte sent to last byte at the worker.
+        answer_ms: from the end of decoding at the worker until the agent has the answer.
+        latency_ms: from the intended time to the answer; NaN if there was none.
+        predicted_ms: the same as the allocator predicted it, empty cloud queues assumed.
+        estimate_mbps: what the allocator believed of the uplink; grant_mbps: the agent's share.
+        payload_bytes, wire_bytes: of the chosen mode; wire bytes include the headers of every layer.
+        quality_credited: the mode's quality whether or not the deadline was met (as the papers count);
+            quality_delivered: the same if it was met, else 0.
+        reason: why it was rejected or failed.
+    """
+
+    request_id: int
+    agent_id: int
+    profile: str
+    round: int
+    intended_s: float
+    deadline_ms: float
+    status: Status = Status.FAILED
+    reason: str = ""
+    mode: str = ""
+    worker: int = -1
+    lateness_ms: float = float("nan")
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    uplink_wait_ms: float = 0.0
+    allocate_ms: float = 0.0
+    encode_ms: float = 0.0
+    transfer_ms: float = 0.0
+    cloud_queue_ms: float = 0.0
+    cloud_prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    answer_ms: float = 0.0
+    latency_ms: float = float("nan")
+    predicted_ms: float = float("nan")
+    estimate_mbps: float = float("nan")
+    grant_mbps: float = float("nan")
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    quality_credited: float = 0.0
+    quality_delivered: float = 0.0
+
+
+class Journal:
+    """Appends records to a file as they end, a JSON line each: what is written survives any process of ours."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Append and flush to the kernel."""
+        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,139 @@
+"""An agent's end of the uplink: its own connections to the cloud workers, and what comes back on them."""
+
+import asyncio
+import socket
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from agents.edge import Payload
+from cloud.frames import CRC, CloudStages, Disconnected, FrameError, FrameReader, Header, Kind
+
+MAX_ANSWER_BYTES = 64 * 1024
+
+
+class Refused(Exception):
+    """The cloud worker said no; the text is its reason."""
+
+
+class ConnectionLost(Exception):
+    """The connection to a cloud worker broke while a request was on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A request that has been sent: the worker's receipt (all bytes are there) and its answer, when they come.
+
+    Both raise Refused or ConnectionLost.
+    """
+
+    receipt: asyncio.Future[CloudStages]
+    answer: asyncio.Future[CloudStages]
+
+
+class Uplink(Protocol):
+    """Sends requests of one agent; one at a time."""
+
+    async def send(self, worker: int, header: Header, payload: Payload) -> Delivery:
+        """Hand all of a request to the link. Raises ConnectionLost."""
+        ...
+
+
+class SocketUplink:
+    """One warm TCP connection per cloud worker, each opened by `connect` (again, if the last one broke)."""
+
+    def __init__(self, connect: Callable[[int], Awaitable[socket.socket]]) -> None:
+        self._connect = connect
+        self._connections: dict[int, _Connection] = {}
+
+    async def open(self, workers: int) -> None:
+        """Connect to every worker ahead of the run."""
+        for worker in range(workers):
+            await self._connection(worker)
+
+    async def send(self, worker: int, header: Header, payload: Payload) -> Delivery:
+        return await (await self._connection(worker)).send(header, payload)
+
+    def close(self) -> None:
+        """Close all connections; requests on them fail with ConnectionLost."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+
+    async def _connection(self, worker: int) -> "_Connection":
+        connection = self._connections.get(worker)
+        if connection is None or connection.closed:
+            connection = self._connections[worker] = _Connection(await self._connect(worker))
+        return connection
+
+
+class _Connection:
+    """One TCP connection with any number of answers outstanding."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._deliveries: dict[int, Delivery] = {}
+        self._reading = asyncio.create_task(self._read())
+        self.closed = False
+
+    async def send(self, header: Header, payload: Payload) -> Delivery:
+        loop = asyncio.get_running_loop()
+        delivery = Delivery(loop.create_future(), loop.create_future())
+        self._deliveries[header.request_id] = delivery
+        checksum = 0
+        try:
+            await loop.sock_sendall(self._sock, header.pack())
+            for piece in payload.pieces():
+                checksum = zlib.crc32(piece, checksum)
+                await loop.sock_sendall(self._sock, piece)
+            await loop.sock_sendall(self._sock, CRC.pack(checksum))
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(str(error)) from None
+        except asyncio.CancelledError:
+            # Half a frame is on the wire: nothing else can ever follow it on this connection.
+            self.close()
+            raise
+        return delivery
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._reading.cancel()
+            self._sock.close()
+            self._fail(ConnectionLost("connection closed"))
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        reader = FrameReader(lambda view: loop.sock_recv_into(self._sock, view), MAX_ANSWER_BYTES)
+        try:
+            while True:
+                header = await reader.header()
+                self._settle(header, await reader.small_body(header))
+        except (OSError, Disconnected, FrameError):
+            self.close()
+
+    def _settle(self, header: Header, body: bytes) -> None:
+        delivery = self._deliveries.get(header.request_id)
+        if header.kind is Kind.REFUSAL:
+            refused = Refused(body.decode("ascii", "replace"))
+            if delivery is None:
+                self._fail(refused)  # the worker couldn't even read whose request it was
+            else:
+                self._fail(refused, header.request_id)
+        elif delivery is not None:
+            future = delivery.receipt if header.kind is Kind.RECEIPT else delivery.answer
+            if not future.done():
+                future.set_result(CloudStages.unpack(body))
+            if header.kind is Kind.ANSWER:
+                del self._deliveries[header.request_id]
+
+    def _fail(self, error: Exception, request_id: int | None = None) -> None:
+        ids = list(self._deliveries) if request_id is None else [request_id]
+        for each in ids:
+            delivery = self._deliveries.pop(each)
+            for future in (delivery.receipt, delivery.answer):
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # seen: a request that has given up doesn't await it any more

@@ -1,0 +1,31 @@
+"""The allocator as a Ray actor."""
+
+from collections.abc import Awaitable, Callable
+
+import ray
+
+from allocator.problem import Request
+from allocator.service import Allocator, Decision
+
+
+@ray.remote
+class AllocatorActor:
+    """Serves one `Allocator`; `start` builds it inside the actor's own process, where its link connection lives."""
+
+    def __init__(self, make: Callable[[], Awaitable[Allocator]]) -> None:
+        self._make = make
+
+    async def start(self) -> None:
+        self._allocator = await self._make()
+
+    async def report(self, past_mbps: float, now_mbps: float) -> None:
+        await self._allocator.report(past_mbps, now_mbps)
+
+    async def assign(self, request: Request) -> Decision:
+        return await self._allocator.assign(request)
+
+    async def finish(self, request_id: int) -> None:
+        self._allocator.finish(request_id)
+
+    async def solve_times_ms(self) -> list[float]:
+        return self._allocator.solve_times_ms()

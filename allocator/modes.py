@@ -1,0 +1,22 @@
+"""The adaptive mode choice of the Scout paper: given a share of the uplink, which mode?"""
+
+from collections.abc import Sequence
+
+from allocator.problem import ModeOption
+
+
+def adaptive_mode(options: Sequence[ModeOption], mbps: float, time_left_ms: float) -> ModeOption:
+    """The best mode that meets the deadline on a share of `mbps`.
+
+    Modes are tried by descending quality, and the first whose predicted latency fits is taken. If none fits, the one
+    that sends least, as published: the request will be late, and should hurt others least.
+
+    Raises:
+        ValueError: no options.
+    """
+    if not options:
+        raise ValueError("a request needs at least one mode")
+    for option in sorted(options, key=lambda o: (-o.quality, o.wire_bytes)):
+        if option.latency_ms(mbps) <= time_left_ms:
+            return option
+    return min((o for o in options if o.wire_bytes), key=lambda o: o.wire_bytes, default=options[0])

@@ -1,0 +1,42 @@
+"""What a policy is, and the base of those that fix shares first and choose modes on top."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from allocator.modes import adaptive_mode
+from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution
+
+
+class Policy(Protocol):
+    """Decides mode and grant for every request of a problem. Pure: what it knows is in the problem."""
+
+    name: str
+
+    def solve(self, problem: Problem) -> Solution:
+        """An assignment for every request in `problem.requests`; grants add up to at most `uplink_mbps`."""
+        ...
+
+
+class SharePolicy:
+    """Standing shares of the uplink for all agents, busy or not (as published), and a mode for each on its share."""
+
+    name: str
+
+    def shares(self, agents: Sequence[AgentInfo]) -> Mapping[int, float]:
+        """Each agent's fraction of the uplink by agent id; fractions add up to 1."""
+        raise NotImplementedError
+
+    def choose(self, request: Request, mbps: float) -> ModeOption:
+        """The mode of a request on its agent's share."""
+        return adaptive_mode(request.options, mbps, request.time_left_ms)
+
+    def solve(self, problem: Problem) -> Solution:
+        grants = {agent: share * problem.uplink_mbps for agent, share in self.shares(problem.agents).items()}
+        assignments = {}
+        for request in problem.requests:
+            mbps = grants[request.agent_id]
+            option = self.choose(request, mbps)
+            assignments[request.request_id] = Assignment(
+                request.request_id, option.mode, mbps, option.latency_ms(mbps)
+            )
+        return Solution(assignments, grants)

@@ -1,0 +1,25 @@
+"""A cloud worker as a Ray actor."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+import ray
+
+from cloud.worker import Worker
+
+
+@ray.remote
+class WorkerActor:
+    """Serves one `Worker` on a socket that `listen` opens inside the actor's own process."""
+
+    def __init__(self, worker: Callable[[], Worker], listen: Callable[[], Awaitable[socket.socket]]) -> None:
+        self._make_worker = worker
+        self._listen = listen
+
+    async def start(self) -> None:
+        self._worker = self._make_worker()
+        self._serving = asyncio.create_task(self._worker.run(await self._listen()))
+
+    async def counts(self) -> dict[str, int]:
+        return dict(self._worker.counts)

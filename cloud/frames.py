@@ -1,0 +1,196 @@
+"""The frame format between edge agents and cloud workers: bounded, checksummed, nothing in it is ever evaluated.
+
+A frame is a 36-byte little-endian header, a body, and the CRC-32 of the body:
+
+    offset size field
+         0    4 magic "SCUT"
+         4    1 version (1)
+         5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal
+         6    1 mode: index into the run's list of modes of that model (requests), 0 otherwise
+         7    1 reserved, 0
+         8    2 model: index into the run's list of models (requests), 0 otherwise
+        10    2 reserved, 0
+        12    4 agent id
+        16    8 request id
+        24    8 body length in bytes
+        32    4 CRC-32 of the 32 bytes before
+
+A receiver checks the header before it reads, or allocates for, any of the body.
+"""
+
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
+
+MAGIC = b"SCUT"
+VERSION = 1
+HEADER = struct.Struct("<4sBBBBHHIQQ")
+CRC = struct.Struct("<I")
+HEADER_BYTES = HEADER.size + CRC.size
+OVERHEAD_BYTES = HEADER_BYTES + CRC.size
+CHUNK_BYTES = 256 * 1024
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    REQUEST = 1
+    RECEIPT = 2
+    ANSWER = 3
+    REFUSAL = 4
+
+
+class FrameError(Exception):
+    """What arrived is not a frame that may be accepted. `reason` is one word, for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Disconnected(Exception):
+    """The peer closed the connection between two frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fixed part of a frame; field meanings are in the module's table."""
+
+    kind: Kind
+    request_id: int
+    body_bytes: int
+    agent_id: int = 0
+    model: int = 0
+    mode: int = 0
+
+    def pack(self) -> bytes:
+        """36 bytes."""
+        fields = HEADER.pack(
+            MAGIC, VERSION, self.kind, self.mode, 0, self.model, 0, self.agent_id, self.request_id, self.body_bytes
+        )
+        return fields + CRC.pack(zlib.crc32(fields))
+
+    @classmethod
+    def unpack(cls, raw: bytes, max_body_bytes: int) -> Self:
+        """The header in 36 bytes.
+
+        Raises:
+            FrameError: magic, version, checksum, kind or length is not acceptable.
+        """
+        fields, (checksum,) = raw[: HEADER.size], CRC.unpack(raw[HEADER.size : HEADER_BYTES])
+        magic, version, kind, mode, flags, model, reserved, agent_id, request_id, body_bytes = HEADER.unpack(fields)
+        if magic != MAGIC:
+            raise FrameError("magic", f"not a Scout frame: it begins with {magic!r}")
+        if version != VERSION:
+            raise FrameError("version", f"frame version {version}; this side speaks {VERSION}")
+        if zlib.crc32(fields) != checksum:
+            raise FrameError("header_checksum", "header checksum differs")
+        if kind not in Kind or flags or reserved:
+            raise FrameError("header", f"kind {kind} with reserved fields {flags}, {reserved} is not allowed")
+        if body_bytes > max_body_bytes:
+            raise FrameError("oversized", f"body of {body_bytes} bytes; at most {max_body_bytes} are accepted")
+        return cls(Kind(kind), request_id, body_bytes, agent_id, model, mode)
+
+
+Receive = Callable[[memoryview], Awaitable[int]]
+"""Fills (a part of) the view with bytes from the peer and returns how many; 0 at its end of stream."""
+
+Sink = Callable[[memoryview], None]
+"""Takes the body of a frame piece by piece, in order; the view is only valid during the call."""
+
+
+class FrameReader:
+    """Reads frames from one peer through a fixed buffer, whatever lengths the peer claims."""
+
+    def __init__(self, receive: Receive, max_body_bytes: int) -> None:
+        self._receive = receive
+        self._max_body_bytes = max_body_bytes
+        self._buffer = memoryview(bytearray(CHUNK_BYTES))
+
+    async def header(self) -> Header:
+        """The next frame's header; its body must be read next.
+
+        Raises:
+            Disconnected: the peer closed before a first byte.
+            FrameError: not an acceptable header, or cut off.
+        """
+        return Header.unpack(bytes(await self._exactly(HEADER_BYTES, between_frames=True)), self._max_body_bytes)
+
+    async def body(self, header: Header, sink: Sink = lambda view: None) -> None:
+        """Pass the body to `sink` and check it.
+
+        Raises:
+            FrameError: cut off, or the checksum differs.
+        """
+        checksum, left = 0, header.body_bytes
+        while left:
+            received = await self._receive(self._buffer[: min(left, CHUNK_BYTES)])
+            if received == 0:
+                raise FrameError("truncated", f"connection closed {left} bytes before the end of a body")
+            piece = self._buffer[:received]
+            checksum = zlib.crc32(piece, checksum)
+            sink(piece)
+            left -= received
+        if CRC.unpack(await self._exactly(CRC.size))[0] != checksum:
+            raise FrameError("body_checksum", "body checksum differs")
+
+    async def small_body(self, header: Header) -> bytes:
+        """The whole body, for kinds whose bodies are small (the reader's limit bounds it)."""
+        pieces = bytearray()
+        await self.body(header, pieces.extend)
+        return bytes(pieces)
+
+    async def _exactly(self, size: int, between_frames: bool = False) -> memoryview:
+        got = 0
+        while got < size:
+            received = await self._receive(self._buffer[got:size])
+            if received == 0:
+                if between_frames and got == 0:
+                    raise Disconnected
+                raise FrameError("truncated", f"connection closed {size - got} bytes before the end of a header")
+            got += received
+        return self._buffer[:size]
+
+
+def small_frame(header: Header, body: bytes = b"") -> bytes:
+    """A whole frame with a small body."""
+    assert header.body_bytes == len(body)
+    return header.pack() + body + CRC.pack(zlib.crc32(body))
+
+
+STAGES = struct.Struct("<dddd")
+
+
+@dataclass(frozen=True, slots=True)
+class CloudStages:
+    """What a worker reports of a request: when it had it whole, and where its time went.
+
+    Attributes:
+        received_s: when the last byte was there, in seconds of the event loop's clock (live: CLOCK_MONOTONIC, which is
+            one for all processes of a machine).
+        queue_ms, prefill_ms, decode_ms: waiting for the worker, and its work.
+    """
+
+    received_s: float
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    def pack(self) -> bytes:
+        """32 bytes."""
+        return STAGES.pack(self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises FrameError if the body has another length."""
+        if len(body) != STAGES.size:
+            raise FrameError("body", f"a body of {len(body)} bytes instead of {STAGES.size}")
+        return cls(*STAGES.unpack(body))
+
+
+def frame_bytes(body_bytes: int) -> int:
+    """Size of a frame on the connection, below TCP."""
+    return OVERHEAD_BYTES + body_bytes

@@ -1,0 +1,197 @@
+"""The scenario: everything an experiment is, as one validated document."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from agents.arrivals import AnyArrivals, Arrival, ArrivalTraceError
+from agents.estimators import AnyEstimator, Ewma
+from agents.offer import Context, mode_options, payload_bytes
+from allocator.policies import make_policy
+from allocator.policies.static import Static
+from cluster.documents import Document, DocumentError
+from models.profiles import ModelProfile, ProfileError, load_profile
+from netem.channels import AnyChannel
+
+
+def _ray_fraction(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} can't be had from Ray: a fraction is at most 1, more must be whole")
+    return value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1024), AfterValidator(_ray_fraction)]
+
+
+class Settings(BaseModel):
+    """Base of all parts of a scenario: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UplinkSettings(Settings):
+    """The shared link: its true rate, what is believed of it, how it is built."""
+
+    channel: AnyChannel
+    estimator: AnyEstimator = Field(default_factory=Ewma)
+    link: Literal["auto", "kernel", "paced"] = "auto"
+    privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
+
+
+class AgentGroup(Settings):
+    """`count` equal edge agents."""
+
+    profile: str
+    count: int = Field(default=1, ge=1, le=1024)
+
+
+class AgentsSettings(Settings):
+    """The edge side. Resources are per actor; `num_gpus` holds where the cluster has GPUs, `num_cpus` always."""
+
+    groups: list[AgentGroup] = Field(min_length=1)
+    per_actor: int | None = Field(default=None, ge=1, description="default: 1 up to 8 agents, then 4 actors in all")
+    num_cpus: Fraction = 0.1
+    num_gpus: Fraction = 0.0
+    backlog_limit: int = Field(default=16, ge=1, description="requests waiting at one agent; more are rejected")
+
+
+class CloudSettings(Settings):
+    """The cloud pool. Resources are per worker."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests waiting at one worker")
+    num_cpus: Fraction = 0.1
+    num_gpus: Fraction = 0.0
+
+
+class Scenario(Settings):
+    """One experiment. `deadline_ms` counts from a request's intended start."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    description: str = ""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    deadline_ms: float = Field(gt=0, le=3_600_000)
+    timeout_ms: float | None = Field(default=None, gt=0, description="then a request has failed; default 4 deadlines")
+    lateness_limit_ms: float = Field(default=50.0, gt=0, description="p99 above which a live run marks itself invalid")
+    context: Context = "resident"
+    modes: list[str] | None = Field(default=None, min_length=1, description="allowed modes; default: all of a profile")
+    allocators: list[str] = Field(default=["equal", "model_aware"], min_length=1)
+    uplink: UplinkSettings
+    arrivals: AnyArrivals
+    agents: AgentsSettings
+    cloud: CloudSettings = CloudSettings()
+    base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start; set by `load`")
+
+    @field_validator("base_dir", mode="after")
+    @classmethod
+    def _from_context(cls, value: Path, info: ValidationInfo) -> Path:
+        return Path((info.context or {}).get("base_dir", value))
+
+    @classmethod
+    def load(cls, path: Path, allocators: list[str] | None = None) -> Self:
+        """Read and check a scenario file.
+
+        Args:
+            allocators: instead of the scenario's own.
+
+        Raises:
+            DocumentError: in one or two lines: file, line, key, what is wrong and what is allowed.
+        """
+        document = Document.read(path)
+        data = document.data | ({"allocators": allocators} if allocators else {})
+        base_dir = path.resolve().parent
+        try:
+            scenario = cls.model_validate(data | {"base_dir": base_dir}, context={"base_dir": base_dir})
+        except ValidationError as error:
+            raise document.explain(error, cls) from None
+        for where, problem in scenario._problems():
+            raise document.error(where, problem)
+        return scenario
+
+    @cached_property
+    def agent_profiles(self) -> list[ModelProfile]:
+        """The profile of every agent, by agent id."""
+        return [load_profile(g.profile, self.base_dir) for g in self.agents.groups for _ in range(g.count)]
+
+    @cached_property
+    def models(self) -> list[ModelProfile]:
+        """The distinct profiles; a frame's `model` is an index into this list."""
+        return list({profile.name: profile for profile in self.agent_profiles}.values())
+
+    def modes_of(self, profile: ModelProfile) -> list[str]:
+        """Allowed modes of a profile, in its own order."""
+        return [mode for mode in profile.modes if self.modes is None or mode in self.modes]
+
+    @property
+    def request_timeout_ms(self) -> float:
+        """When a request without an answer has failed."""
+        return 4 * self.deadline_ms if self.timeout_ms is None else self.timeout_ms
+
+    @property
+    def agents_per_actor(self) -> int:
+        """How many agents share a process: one each up to a handful, since each process costs 0.3 s of CPU to start."""
+        agents = len(self.agent_profiles)
+        return self.agents.per_actor or (1 if agents <= 8 else -(-agents // 4))
+
+    def schedule(self) -> list[Arrival]:
+        """All arrivals; the same for every allocator and engine."""
+        return self.arrivals.schedule(len(self.agent_profiles), np.random.default_rng([self.seed, 1]))
+
+    def resolved(self) -> dict[str, Any]:
+        """The scenario with every default written out."""
+        return self.model_dump(mode="json")
+
+    def _problems(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What single fields can't show: (where, what is wrong and what is allowed)."""
+        for i, group in enumerate(self.agents.groups):
+            where = ("agents", "groups", i, "profile")
+            try:
+                profile = load_profile(group.profile, self.base_dir)
+                for mode in self.modes or ():
+                    if mode in profile.modes:
+                        payload_bytes(profile, mode, self.context)
+            except (ProfileError, ValueError) as error:
+                yield where, str(error)
+                return
+            modes = self.modes_of(profile)
+            if not modes:
+                yield where, f"{profile.name} has none of the allowed modes, only {', '.join(profile.modes)}"
+                return
+            compute_ms, fastest = min((profile.compute_ms(mode), mode) for mode in modes)
+            if compute_ms > self.deadline_ms:
+                yield (
+                    ("deadline_ms",),
+                    f"{self.deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
+                    f"its fastest allowed mode, {fastest}, takes {compute_ms:g} ms before any transfer",
+                )
+        known = {mode for profile in self.models for mode in profile.modes}
+        for i, mode in enumerate(self.modes or ()):
+            if mode not in known:
+                yield ("modes", i), f"no agent's profile has mode {mode!r}; there are {', '.join(sorted(known))}"
+        if self.request_timeout_ms < self.deadline_ms:
+            yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {self.deadline_ms:g} ms"
+        for i, name in enumerate(self.allocators):
+            try:
+                policy = make_policy(name)
+                if self.allocators.index(name) != i:
+                    raise ValueError(f"allocator {name!r} is named twice")
+                if isinstance(policy, Static):
+                    for profile in self.models:
+                        options = mode_options(profile, self.modes_of(profile), self.context)
+                        if policy.mode not in [option.mode for option in options]:
+                            offered = ", ".join(option.mode for option in options)
+                            raise ValueError(f"{name}: {profile.name} may not use {policy.mode!r}, only {offered}")
+            except ValueError as error:
+                yield ("allocators", i), str(error)
+        try:
+            if not self.schedule():
+                yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
+        except ArrivalTraceError as error:
+            yield ("arrivals", "path"), str(error)
+
+
+__all__ = ["DocumentError", "Scenario"]
