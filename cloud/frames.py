@@ -43,6 +43,9 @@ class Kind(IntEnum):
     REFUSAL = 4
 
 
+KINDS = frozenset(map(int, Kind))
+
+
 class FrameError(Exception):
     """What arrived is not a frame that may be accepted. `reason` is one word, for counters."""
 
@@ -88,7 +91,7 @@ class Header:
             raise FrameError("version", f"frame version {version}; this side speaks {VERSION}")
         if zlib.crc32(fields) != checksum:
             raise FrameError("header_checksum", "header checksum differs")
-        if kind not in Kind or flags or reserved:
+        if kind not in KINDS or flags or reserved:
             raise FrameError("header", f"kind {kind} with reserved fields {flags}, {reserved} is not allowed")
         if body_bytes > max_body_bytes:
             raise FrameError("oversized", f"body of {body_bytes} bytes; at most {max_body_bytes} are accepted")

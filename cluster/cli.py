@@ -1,0 +1,96 @@
+"""The command line. Every mistake of a user's ends in one or two lines on standard error and exit code 2."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+EXIT_FAILED = 1  # a run that ended, but is partial through no wish of the user's, or invalid
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="scout",
+    help="Emulates edge-cloud LLM inference: agents and cloud on Ray, real bytes over shaped links, allocators compared.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measure the emulator itself.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+console = Console()
+messages = Console(stderr=True)
+
+ScenarioPath = Annotated[Path, typer.Argument(help="A scenario file, such as configs/congestion.yaml.")]
+Allocators = Annotated[str | None, typer.Option("--allocator", help="One or several, by comma; default: the scenario's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
+
+
+@app.command()
+def run(
+    scenario: ScenarioPath,
+    allocator: Allocators = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<time>-<scenario>.")] = None,
+    as_json: Json = False,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, or `auto`; default: RAY_ADDRESS, else our own.")] = None,
+) -> None:
+    """Run a scenario live: Ray actors, real bytes, one turn for each allocator with the same arrivals and channel."""
+    from cluster import runfolder
+    from cluster.placement import PlacementError
+    from cluster.raysession import RayUnavailable
+    from cluster.run import INTERRUPTED, run_live
+    from cluster.scenario import DocumentError, Scenario
+    from netem.session import LinkUnavailable
+    from reports.table import print_summary
+
+    result = _ResultStream(as_json)
+    names = [name.strip() for name in allocator.split(",")] if allocator is not None else None
+    try:
+        loaded = Scenario.load(scenario, names)
+        run_dir = runfolder.create(out, loaded)
+        summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False))
+    except (DocumentError, PlacementError, RayUnavailable, LinkUnavailable, runfolder.RunFolderError) as error:
+        fail(error)
+    result.write(summary, lambda: print_summary(console, summary))
+    messages.print(f"run folder: {summary['run_dir']}", highlight=False, soft_wrap=True)
+    if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if summary["partial"] or not summary["valid"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+class _ResultStream:
+    """Keeps standard output clean for the JSON document, whatever libraries and child processes print there."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._file = None
+        if as_json:
+            sys.stdout.flush()
+            self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
+            os.dup2(2, 1)
+
+    def write(self, document: Any, show: Any) -> None:
+        if self._file is None:
+            show()
+        else:
+            self._file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            self._file.close()
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """One message for the user's mistake, and exit code 2."""
+    messages.print(f"[bold red]scout:[/bold red] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
+    raise typer.Exit(EXIT_WRONG_INPUT)
+
+
+def main() -> None:
+    """The `scout` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The live engine: a scenario as Ray actors on real links, one turn per allocator, all with the same arrivals."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from agents.actor import HostActor
+from agents.arrivals import Arrival
+from agents.host import AgentHost
+from agents.uplink import SocketUplink
+from allocator.actor import AllocatorActor
+from allocator.service import Allocator
+from cloud.actor import WorkerActor
+from cluster.ledger import journal_folder
+from cluster.placement import ALLOCATOR_CPUS, Placement
+from cluster.raysession import RaySession
+from cluster.scenario import Scenario
+from cluster.wiring import make_allocator, make_host, make_worker
+from netem.channels import RateChange
+from netem.client import LinkClient, LinkLost
+from netem.session import LinkSession
+
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 3.0
+START_DELAY_S = 0.5
+WATCH_PERIOD_S = 0.2
+LISTEN_BACKLOG_S = 30.0
+
+Report = Callable[[str], None]
+
+
+class RunAborted(RuntimeError):
+    """The run can't go on; what was recorded so far stands."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one allocator's turn left behind, beside the journals."""
+
+    allocator: str
+    ended_s: float = 0.0
+    channel: list[tuple[float, float, float]] = field(default_factory=list)
+    solve_ms: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LiveResult:
+    """What a live run left behind, beside the journals. `problems` is empty after an undisturbed run."""
+
+    turns: list[Turn] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    ready_s: float = 0.0
+    workers: list[dict[str, int]] = field(default_factory=list)
+    link: dict[str, Any] = field(default_factory=dict)
+
+
+class LiveEngine:
+    """Runs one scenario on an open Ray session and an open link."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        run_dir: Path,
+        ray_session: RaySession,
+        placement: Placement,
+        link: LinkSession,
+        report: Report,
+    ) -> None:
+        self._scenario = scenario
+        self._run_dir = run_dir
+        self._ray = ray_session
+        self._placement = placement
+        self._link = link
+        self._report = report
+        self._stop = asyncio.Event()
+        self._hosts: list[ActorHandle] = []
+        self._workers: list[ActorHandle] = []
+        self.result = LiveResult()
+
+    def stop(self, reason: str) -> None:
+        """End the run soon, keeping what was recorded."""
+        if not self._stop.is_set():
+            self.result.problems.append(reason)
+            self._stop.set()
+
+    async def run(self) -> LiveResult:
+        """All turns, or as many as could be had; the journals hold the records."""
+        watch = asyncio.create_task(self._watch_link())
+        try:
+            client = await LinkClient.open(self._link.socket_path)
+            await self._start_actors()
+            for name in self._scenario.allocators:
+                if self._stop.is_set():
+                    break
+                await self._take_turn(name, client)
+            if not self._stop.is_set():
+                self.result.workers = await asyncio.gather(*[worker.counts.remote() for worker in self._workers])
+                self.result.link = (await client.counters()).as_dict()
+        except (LinkLost, ray.exceptions.RayError, RunAborted) as error:
+            self.stop(_in_words(error))
+        finally:
+            watch.cancel()
+        return self.result
+
+    async def _start_actors(self) -> None:
+        """Create all actors, then wait once: they come up side by side."""
+        began = time.monotonic()
+        s, place, here = self._scenario, self._placement, self._ray
+        for number in range(s.cloud.workers):
+            options = here.options(place.worker_cpus, place.worker_gpus)
+            listen = partial(_listen, self._link.socket_path, number)
+            self._workers.append(WorkerActor.options(**options).remote(partial(make_worker, s), listen))
+        agent_ids = range(len(s.agent_profiles))
+        for first in range(0, len(agent_ids), s.agents_per_actor):
+            options = here.options(place.agent_cpus, place.agent_gpus)
+            make = partial(_open_host, s, agent_ids[first : first + s.agents_per_actor], self._link.socket_path)
+            self._hosts.append(HostActor.options(**options).remote(make))
+        # Workers listen first; agents then connect.
+        for actors in (self._workers, self._hosts):
+            await self._unless_stopped(asyncio.gather(*[actor.start.remote() for actor in actors]), READY_TIMEOUT_S)
+        self.result.ready_s = time.monotonic() - began
+        self._report(
+            f"{len(agent_ids)} agents in {len(self._hosts)} actors and {len(self._workers)} cloud workers ready after "
+            f"{self.result.ready_s:.1f} s on a {self._link.kind} link"
+        )
+
+    async def _take_turn(self, name: str, client: LinkClient) -> None:
+        """One allocator's turn, from the first arrival to the last record."""
+        s = self._scenario
+        turn = Turn(name)
+        self.result.turns.append(turn)
+        folder = journal_folder(self._run_dir, name)
+        folder.mkdir(parents=True)
+        allocator = AllocatorActor.options(**self._ray.options(ALLOCATOR_CPUS)).remote(
+            partial(_open_allocator, s, name, self._link.socket_path)
+        )
+        try:
+            await self._unless_stopped(allocator.start.remote(), READY_TIMEOUT_S)
+            first = next(iter(s.uplink.channel.play(s.seed)))
+            await client.set_channel(first.mbps)
+            # The channel has held its first rate before the run begins, and the base station has seen it.
+            await allocator.report.remote(first.mbps, first.mbps)
+            self._report(f"allocator {name}: {len(s.schedule())} requests")
+            epoch_s = time.monotonic() + START_DELAY_S
+            player = asyncio.create_task(self._play(turn, client, allocator, epoch_s))
+            try:
+                await self._release(turn, allocator, folder, epoch_s)
+            finally:
+                player.cancel()
+                turn.ended_s = time.monotonic() - epoch_s
+            if not self._stop.is_set():
+                turn.solve_ms = await allocator.solve_times_ms.remote()
+        finally:
+            ray.kill(allocator)
+
+    async def _release(self, turn: Turn, allocator: ActorHandle, folder: Path, epoch_s: float) -> None:
+        """Let every host play its agents' arrivals, until all are done or the run is stopped."""
+        per_actor = self._scenario.agents_per_actor
+        arrivals: list[list[Arrival]] = [[] for _ in self._hosts]
+        for arrival in self._scenario.schedule():
+            arrivals[arrival.agent_id // per_actor].append(arrival)
+        runs = [
+            asyncio.ensure_future(host.run.remote(part, allocator, folder / f"host-{number}.jsonl", epoch_s))
+            for number, (host, part) in enumerate(zip(self._hosts, arrivals, strict=True))
+        ]
+        stopped = asyncio.create_task(self._stop.wait())
+        pending: set[asyncio.Future] = {*runs, stopped}
+        while pending - {stopped} and not stopped.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for run in done - {stopped}:
+                if error := run.exception():
+                    self.stop(_in_words(error))
+        stopped.cancel()
+        if self._stop.is_set():
+            for host in self._hosts:
+                host.stop.remote()
+            await asyncio.wait(runs, timeout=STOP_TIMEOUT_S)
+
+    async def _play(self, turn: Turn, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
+        """Set the channel's true rate as time goes by; the allocator hears of each interval when it has ended."""
+        past_mbps: float | None = None
+        for at_s, mbps in self._changes():
+            await asyncio.sleep(max(0.0, epoch_s + at_s - time.monotonic()))
+            try:
+                if past_mbps is not None:
+                    await client.set_channel(mbps)
+                    allocator.report.remote(past_mbps, mbps)
+            except LinkLost as error:
+                self.stop(_in_words(error))
+                return
+            turn.channel.append((at_s, time.monotonic() - epoch_s, mbps))
+            past_mbps = mbps
+
+    def _changes(self) -> Sequence[RateChange] | Any:
+        return self._scenario.uplink.channel.play(self._scenario.seed)
+
+    async def _watch_link(self) -> None:
+        """The link's helper may be killed: then the run is over, and its sockets must not keep namespaces alive."""
+        while self._link.alive():
+            await asyncio.sleep(WATCH_PERIOD_S)
+        self.stop("the link's helper process died")
+
+    async def _unless_stopped(self, work: Any, timeout_s: float) -> None:
+        """Await `work`; raise RunAborted if the run is stopped or the time is over first."""
+        stopped = asyncio.create_task(self._stop.wait())
+        task = asyncio.ensure_future(work)
+        done, _ = await asyncio.wait({task, stopped}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if task not in done:
+            task.cancel()
+            raise RunAborted("stopped while starting" if done else f"actors were not ready within {timeout_s:g} s")
+        await task
+
+
+async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: Path) -> AgentHost:
+    client = await LinkClient.open(link_path)
+    uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id)) for agent_id in agent_ids}
+    for uplink in uplinks.values():
+        await uplink.open(scenario.cloud.workers)
+    return make_host(scenario, agent_ids, uplinks.__getitem__)
+
+
+async def _listen(link_path: Path, worker: int) -> socket.socket:
+    client = await LinkClient.open(link_path)
+    try:
+        return await client.listen(worker)
+    finally:
+        client.close()
+
+
+async def _open_allocator(scenario: Scenario, name: str, link_path: Path) -> Allocator:
+    return make_allocator(scenario, name, await LinkClient.open(link_path))
+
+
+def _in_words(error: BaseException) -> str:
+    """What happened, without the traceback that Ray's messages carry."""
+    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
+        return "a Ray actor died"
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"

@@ -1,0 +1,68 @@
+"""Progress while a run is on: a status line on a terminal, a line every few seconds elsewhere. On standard error."""
+
+import json
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+
+from cluster.ledger import journal_folder
+from cluster.scenario import Scenario
+
+TERMINAL_PERIOD_S = 0.5
+LOG_PERIOD_S = 10.0
+
+
+class Progress:
+    """Reads the journals as they grow; knows nothing of actors and can't disturb them."""
+
+    def __init__(self, scenario: Scenario, run_dir: Path) -> None:
+        self._planned = len(scenario.schedule())
+        self._allocators = scenario.allocators
+        self._run_dir = run_dir
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocators}
+        self._read_until: dict[Path, int] = {}
+        self._done = threading.Event()
+        self._console = Console(stderr=True)
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self._console.is_terminal:
+            with self._console.status("starting") as status:
+                while not self._done.wait(TERMINAL_PERIOD_S):
+                    if line := self._line():
+                        status.update(line)
+            return
+        shown, due_s = "", time.monotonic() + LOG_PERIOD_S
+        while not self._done.wait(TERMINAL_PERIOD_S):
+            if time.monotonic() >= due_s and (line := self._line()) != shown:
+                self._console.print(line, highlight=False)
+                shown, due_s = line, time.monotonic() + LOG_PERIOD_S
+
+    def _line(self) -> str:
+        parts = []
+        for name in self._allocators:
+            counts = self._counts[name]
+            for path in journal_folder(self._run_dir, name).glob("*.jsonl"):
+                with path.open(encoding="utf-8") as journal:
+                    journal.seek(self._read_until.get(path, 0))
+                    lines = journal.read().rpartition("\n")[0].splitlines()  # a line half written comes next time
+                self._read_until[path] = self._read_until.get(path, 0) + sum(len(line.encode()) + 1 for line in lines)
+                counts.update(json.loads(line)["status"] for line in lines)
+            if counts:
+                statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+                parts.append(f"{name}: {counts.total()} of {self._planned} ended ({statuses})")
+        return " | ".join(parts)

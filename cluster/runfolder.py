@@ -1,0 +1,64 @@
+"""The run folder: what a run was, so that it can be told apart and run again."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.scenario import Scenario
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+SCENARIO_FILE = "scenario.yaml"
+CHANNEL_FILE = "channel.csv"
+PACKAGES = ("scout-emulator", "ray", "pyroute2", "numpy", "pandas", "pyarrow", "pydantic")
+
+
+class RunFolderError(ValueError):
+    """The run folder can't be used; the message says why."""
+
+
+def create(out: Path | None, scenario: Scenario) -> Path:
+    """A new run folder: `out`, or `runs/<UTC time>-<scenario>` below the working directory.
+
+    Raises:
+        RunFolderError: it exists and isn't empty, or can't be made.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    folder = (out or Path("runs") / f"{stamp}-{scenario.name}").resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunFolderError(f"{folder} is not empty; a run needs a folder of its own")
+    except OSError as error:
+        raise RunFolderError(f"{folder}: {error.strerror}") from None
+    (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware and versions, as far as they matter to a result."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write in one step: a reader sees the old file or the new one."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,65 @@
+"""From a scenario to the plain objects of a run. Engines differ only in the link and the clock that they put in."""
+
+from collections.abc import Callable, Sequence
+
+from agents.agent import AgentSettings
+from agents.edge import ProfileEdge, common_prefill_ms
+from agents.host import AgentHost, Seat
+from agents.offer import mode_options, payload_bytes
+from agents.uplink import Uplink
+from allocator.policies import make_policy
+from allocator.problem import AgentInfo
+from allocator.service import Allocator, Link
+from cloud.dispatch import LeastLoaded
+from cloud.runtime import ProfileCloud
+from cloud.worker import Worker
+from cluster.scenario import Scenario
+
+
+def make_host(scenario: Scenario, agent_ids: Sequence[int], uplink_of: Callable[[int], Uplink]) -> AgentHost:
+    """The host of some of the scenario's agents; `uplink_of` gives each agent id its uplink."""
+    return AgentHost([_make_seat(scenario, agent_id, uplink_of(agent_id)) for agent_id in agent_ids])
+
+
+def make_allocator(scenario: Scenario, name: str, link: Link) -> Allocator:
+    """The allocator with the policy `name`, which has seen nothing yet."""
+    return Allocator(
+        [AgentInfo(agent_id, profile.kv_bytes) for agent_id, profile in enumerate(scenario.agent_profiles)],
+        make_policy(name),
+        scenario.uplink.estimator.model_copy(deep=True),
+        LeastLoaded(scenario.cloud.workers),
+        link,
+    )
+
+
+def make_worker(scenario: Scenario) -> Worker:
+    """A cloud worker that takes this scenario's requests and nothing larger."""
+    largest = max(
+        payload_bytes(profile, mode, scenario.context)
+        for profile in scenario.models
+        for mode in scenario.modes_of(profile)
+    )
+    return Worker(
+        ProfileCloud(scenario.models),
+        scenario.cloud.queue_limit,
+        max_body_bytes=largest,
+        # Each agent keeps one connection; while it replaces a broken one, the old one may linger.
+        max_connections=2 * len(scenario.agent_profiles) + 16,
+    )
+
+
+def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink) -> Seat:
+    profile = scenario.agent_profiles[agent_id]
+    modes = scenario.modes_of(profile)
+    settings = AgentSettings(
+        agent_id=agent_id,
+        profile=profile.name,
+        model=scenario.models.index(profile),
+        mode_codes={mode: code for code, mode in enumerate(profile.modes)},
+        options=mode_options(profile, modes, scenario.context),
+        deadline_ms=scenario.deadline_ms,
+        timeout_ms=scenario.request_timeout_ms,
+        backlog_limit=scenario.agents.backlog_limit,
+    )
+    sizes = {mode: payload_bytes(profile, mode, scenario.context) for mode in modes}
+    return Seat(settings, ProfileEdge(common_prefill_ms(profile, modes), sizes), uplink)

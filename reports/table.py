@@ -1,0 +1,45 @@
+"""The final table of a run, for a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Print the table of a `summary.json` and, below it, whatever a reader must know before believing it."""
+    table = Table(title=summary["title"], title_justify="left", header_style="bold")
+    table.add_column("allocator")
+    for name in (
+        "met",
+        "rounds\nall met",
+        "credited\nquality",
+        "delivered\nquality",
+        "p50\nms",
+        "p95\nms",
+        "p99\nms",
+        "sent\nMB",
+        "late/rej/fail",
+        "emulator late\np99 ms",
+    ):
+        table.add_column(name, justify="right")
+    for allocator, s in summary["allocators"].items():
+        table.add_row(
+            allocator,
+            f"{s['compliance']:.1%}",
+            "–" if s["rounds_all_met"] is None else f"{s['rounds_all_met']:.0%} of {s['rounds']}",
+            f"{s['credited_quality']:.1f}",
+            f"{s['delivered_quality']:.1f}",
+            *(_shown(s["latency_ms"][p]) for p in ("p50", "p95", "p99")),
+            f"{s['wire_bytes'] / 1e6:.1f}",
+            f"{s['late']}/{s['rejected']}/{s['failed']}",
+            _shown(s["lateness_ms"]["p99"], 1),
+        )
+    console.print(table)
+    console.print(f"[dim]{summary['footnote']}[/dim]", highlight=False)
+    for warning in summary["warnings"]:
+        console.print(f"[bold red]{warning}[/bold red]", highlight=False)
+
+
+def _shown(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,191 @@
+"""The life of a request, over real sockets to a real worker, with the real allocator; only Ray and shaping are absent."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+
+from agents.agent import AgentSettings
+from agents.arrivals import Arrival
+from agents.edge import ProfileEdge
+from agents.estimators import Fixed
+from agents.host import AgentHost, Seat
+from agents.offer import mode_options
+from agents.record import Record, Status
+from agents.uplink import SocketUplink
+from allocator.policies import make_policy
+from allocator.problem import AgentInfo
+from allocator.service import Allocator
+from cloud.dispatch import LeastLoaded
+from cloud.runtime import ProfileCloud
+from cloud.worker import Worker
+from models.profiles import ModelProfile
+
+PROFILE = ModelProfile.model_validate(
+    {
+        "name": "test/fast",
+        "kv_bytes": 200_000,
+        "edge_prefill_ms": 10,
+        "quality_basis": "none",
+        "modes": {
+            "full": {"payload_bytes": 200_000, "decode_ms": 50, "quality": 100},
+            "local": {"payload_bytes": 0, "decode_ms": 20, "quality": 70},
+        },
+    }
+)
+
+
+class FreeLink:
+    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
+        pass
+
+
+class Rig:
+    """One agent and one worker."""
+
+    def __init__(self, policy: str, deadline_ms: float, timeout_ms: float, backlog_limit: int, queue_limit: int) -> None:
+        self.worker = Worker(ProfileCloud([PROFILE]), queue_limit, 200_000, 16)
+        self.connections = 0
+        self.records: list[Record] = []
+        settings = AgentSettings(
+            agent_id=0,
+            profile=PROFILE.name,
+            model=0,
+            mode_codes={"full": 0, "local": 1},
+            options=mode_options(PROFILE, ["full", "local"], "resident"),
+            deadline_ms=deadline_ms,
+            timeout_ms=timeout_ms,
+            backlog_limit=backlog_limit,
+        )
+        self.uplink = SocketUplink(self.connect)
+        self.host = AgentHost([Seat(settings, ProfileEdge(10, {"full": 200_000, "local": 0}), self.uplink)])
+        self.allocator = Allocator(
+            [AgentInfo(0, 1)], make_policy(policy), Fixed(mbps=1000), LeastLoaded(1), FreeLink()
+        )
+
+    async def connect(self, worker: int) -> socket.socket:
+        self.connections += 1
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, self.address)
+        return sock
+
+    async def play(self, times_s: list[float]) -> list[Record]:
+        """Run these arrivals; the records in order of request id."""
+        arrivals = [Arrival(number, 0, at_s, -1) for number, at_s in enumerate(times_s)]
+        epoch_s = asyncio.get_running_loop().time() + 0.01
+        await self.host.run(arrivals, self.allocator, self.records.append, epoch_s)
+        assert len(self.records) == len(arrivals), "one record for each request, always"
+        return sorted(self.records, key=lambda record: record.request_id)
+
+
+@asynccontextmanager
+async def rig(
+    policy: str = "static_full",
+    deadline_ms: float = 1000,
+    timeout_ms: float = 3000,
+    backlog_limit: int = 8,
+    queue_limit: int = 8,
+) -> AsyncIterator[Rig]:
+    made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    made.address = listener.getsockname()
+    task = asyncio.create_task(made.worker.run(listener))
+    try:
+        await made.uplink.open(1)
+        yield made
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        made.uplink.close()
+        listener.close()
+
+
+async def test_a_request_in_time() -> None:
+    async with rig() as r:
+        (record,) = await r.play([0.05])
+    assert (record.status, record.mode, record.worker) == (Status.MET, "full", 0)
+    assert record.quality_credited == record.quality_delivered == 100
+    assert record.payload_bytes == 200_000 and record.wire_bytes > 200_040
+    assert 10 <= record.prefill_ms < 40 and 50 <= record.decode_ms < 80
+    stages = ("queue", "prefill", "uplink_wait", "allocate", "encode", "transfer", "cloud_queue", "cloud_prefill")
+    total = sum(getattr(record, f"{stage}_ms") for stage in (*stages, "decode", "answer")) + record.lateness_ms
+    assert total == pytest.approx(record.latency_ms, abs=10), "the stages add up to the latency"
+    assert 0 <= record.lateness_ms < 20
+
+
+async def test_a_late_answer_is_credited_but_delivers_nothing() -> None:
+    async with rig(deadline_ms=30) as r:
+        (record,) = await r.play([0])
+    assert record.status is Status.LATE and record.latency_ms > 60
+    assert (record.quality_credited, record.quality_delivered) == (100, 0)
+
+
+async def test_local_stays_local() -> None:
+    async with rig("static_local") as r:
+        (record,) = await r.play([0])
+    assert (record.status, record.mode, record.worker, record.wire_bytes) == (Status.MET, "local", -1, 0)
+    assert 30 <= record.latency_ms < 80 and record.quality_delivered == 70
+    assert not r.worker.counts
+
+
+async def test_an_agent_s_backlog_is_bounded() -> None:
+    async with rig(backlog_limit=2) as r:
+        records = await r.play([0, 0, 0, 0])
+    assert [record.status for record in records] == [Status.MET] * 2 + [Status.REJECTED] * 2
+    assert {record.reason for record in records[2:]} == {"backlog"}
+
+
+async def test_a_full_cloud_queue_rejects() -> None:
+    async with rig(queue_limit=1) as r:
+        records = await r.play([0.0, 0.02, 0.04, 0.06])
+    assert records[-1].status is Status.REJECTED and records[-1].reason == "cloud: queue_full"
+    assert records[-1].quality_credited == 0
+
+
+async def test_a_timeout_fails_and_its_broken_connection_is_replaced() -> None:
+    async with rig(timeout_ms=40) as r:
+        r.uplink._connections[0]._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        reading = r.worker.submit
+        r.worker.submit = lambda job: False if job.header.request_id == 0 else reading(job)  # type: ignore[method-assign]
+        (record,) = await r.play([0])
+        assert record.status is Status.REJECTED
+    async with rig(timeout_ms=30) as r:
+        (record,) = await r.play([0])
+        assert record.status is Status.FAILED and record.reason == "no answer within 30 ms"
+
+
+async def test_a_lost_connection_fails_the_request_and_the_next_one_reconnects() -> None:
+    async with rig() as r:
+
+        async def cut() -> None:
+            await asyncio.sleep(0.05)
+            r.uplink._connections[0].close()
+
+        cutting = asyncio.create_task(cut())
+        records = await r.play([0, 0.2])
+        await cutting
+    assert records[0].status is Status.FAILED and "connection lost" in records[0].reason
+    assert records[1].status is Status.MET and r.connections == 2
+
+
+async def test_stopping_fails_what_is_in_flight_and_releases_nothing_more() -> None:
+    async with rig() as r:
+        arrivals = [Arrival(0, 0, 0.0, -1), Arrival(1, 0, 0.0, -1), Arrival(2, 0, 60.0, -1)]
+        epoch_s = asyncio.get_running_loop().time()
+        run = asyncio.create_task(r.host.run(arrivals, r.allocator, r.records.append, epoch_s))
+        await asyncio.sleep(0.04)
+        r.host.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+    assert [(record.status, record.reason) for record in r.records] == [(Status.FAILED, "interrupted")] * 2
+
+
+async def test_requests_of_one_agent_go_through_compute_and_uplink_in_order() -> None:
+    async with rig() as r:
+        records = await r.play([0, 0, 0])
+    assert [round(record.queue_ms / 10) for record in records] == [0, 1, 2]
+    assert sorted(record.latency_ms for record in records) == [record.latency_ms for record in records]

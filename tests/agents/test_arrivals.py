@@ -1,0 +1,69 @@
+"""Arrival processes keep their contract: reproducible, in order, every agent's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from agents.arrivals import ARRIVALS, AnyArrivals, ArrivalProcess, ArrivalTraceError
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, dict]:
+    (tmp_path / "a.csv").write_text("t_s,agent\n0.5,2\n0.1,0\n0.5,1\n")
+    return {
+        "synchronized": {"rounds": 3, "period_s": 2},
+        "poisson": {"rate_per_s": 5, "duration_s": 20},
+        "trace": {"path": str(tmp_path / "a.csv")},
+    }
+
+
+def make(data: dict) -> ArrivalProcess:
+    return TypeAdapter(AnyArrivals).validate_python(data)
+
+
+@pytest.mark.parametrize("kind", ARRIVALS)
+def test_contract(kind: str, settings: dict[str, dict]) -> None:
+    process = make({"kind": kind, **settings[kind]})
+    schedule = process.schedule(3, np.random.default_rng(1))
+    assert schedule == process.schedule(3, np.random.default_rng(1))
+    assert [arrival.request_id for arrival in schedule] == list(range(len(schedule)))
+    assert all(a.intended_s <= b.intended_s for a, b in zip(schedule, schedule[1:], strict=False))
+    assert {arrival.agent_id for arrival in schedule} == {0, 1, 2}
+
+
+def test_rounds_are_counted(settings: dict[str, dict]) -> None:
+    schedule = make({"kind": "synchronized", "rounds": 3, "period_s": 2}).schedule(2, np.random.default_rng(1))
+    assert [(a.intended_s, a.round) for a in schedule] == [(0, 0), (0, 0), (2, 1), (2, 1), (4, 2), (4, 2)]
+
+
+def test_poisson_has_its_rate_and_its_variance() -> None:
+    process = make({"kind": "poisson", "rate_per_s": 2, "duration_s": 1000})
+    times = [a.intended_s for a in process.schedule(4, np.random.default_rng(3))]
+    assert len(times) == pytest.approx(8000, abs=4 * 8000**0.5)
+    gaps = np.diff(times)
+    assert np.std(gaps) == pytest.approx(np.mean(gaps), rel=0.05), "exponential gaps"
+    assert max(times) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("t,a\n", "a.csv:1: the first line must be 't_s,agent'"),
+        ("t_s,agent\n0,0\nsoon,1\n", "a.csv:3: 'soon,1' is not"),
+        ("t_s,agent\n0,-1\n", "a.csv:2"),
+        ("t_s,agent\n0,1,2\n", "a.csv:2"),
+        ("t_s,agent\n", "no arrivals"),
+    ],
+)
+def test_trace_errors_name_the_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValidationError) as error:
+        make({"kind": "trace", "path": str(tmp_path / "a.csv")})
+    assert message in str(error.value)
+
+
+def test_trace_with_an_agent_too_many(settings: dict[str, dict]) -> None:
+    with pytest.raises(ArrivalTraceError, match="agent 2, but the scenario has agents 0 to 1"):
+        make({"kind": "trace", **settings["trace"]}).schedule(2, np.random.default_rng(1))
