@@ -160,9 +160,7 @@ class Agent:
         record.encode_ms = lap_ms()
         record.payload_bytes, record.wire_bytes = payload.size, option.wire_bytes
         s = self.settings
-        header = Header(
-            Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode]
-        )
+        header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode])
         sent_s = now_s()
         delivery = await self._uplink.send(record.worker, header, payload)
         received = await delivery.receipt

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from agents.edge import Payload
 from cloud.frames import CRC, CloudStages, Disconnected, FrameError, FrameReader, Header, Kind
+from cloud.sockets import close_socket
 
 MAX_ANSWER_BYTES = 64 * 1024
 
@@ -101,7 +102,7 @@ class _Connection:
         if not self.closed:
             self.closed = True
             self._reading.cancel()
-            self._sock.close()
+            close_socket(self._sock)
             self._fail(ConnectionLost("connection closed"))
 
     async def _read(self) -> None:

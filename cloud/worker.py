@@ -16,6 +16,10 @@ from cloud.frames import (
     small_frame,
 )
 from cloud.runtime import CloudRuntime, UnknownModel
+from cloud.sockets import close_socket
+
+# Replies are a few dozen bytes: a peer that doesn't take them for so long would hold up everybody in the queue.
+REPLY_TIMEOUT_S = 2.0
 
 Reply = Callable[[bytes], Awaitable[None]]
 
@@ -36,9 +40,7 @@ class Worker:
     `refused_connections`, and `unanswered` for answers whose agent was gone.
     """
 
-    def __init__(
-        self, runtime: CloudRuntime, queue_limit: int, max_body_bytes: int, max_connections: int
-    ) -> None:
+    def __init__(self, runtime: CloudRuntime, queue_limit: int, max_body_bytes: int, max_connections: int) -> None:
         self._runtime = runtime
         self._queue: asyncio.Queue[Job] = asyncio.Queue(queue_limit)
         self._max_body_bytes = max_body_bytes
@@ -106,8 +108,12 @@ class Worker:
         writing = asyncio.Lock()
 
         async def reply(frame: bytes) -> None:
-            async with writing:
-                await loop.sock_sendall(sock, frame)
+            try:
+                async with writing, asyncio.timeout(REPLY_TIMEOUT_S):
+                    await loop.sock_sendall(sock, frame)
+            except TimeoutError:
+                sock.shutdown(socket.SHUT_RDWR)  # half a frame is out: the reading side will see the end and close
+                raise
 
         reader = FrameReader(lambda view: loop.sock_recv_into(sock, view), self._max_body_bytes)
         header: Header | None = None
@@ -137,7 +143,7 @@ class Worker:
         except OSError:
             self.counts["refused_truncated"] += header is not None
         finally:
-            sock.close()
+            close_socket(sock)
 
 
 def _frame(kind: Kind, request: Header, body: bytes) -> bytes:

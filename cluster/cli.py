@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 EXIT_FAILED = 1  # a run that ended, but is partial through no wish of the user's, or invalid
 EXIT_WRONG_INPUT = 2
@@ -15,7 +16,7 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="scout",
-    help="Emulates edge-cloud LLM inference: agents and cloud on Ray, real bytes over shaped links, allocators compared.",
+    help="Emulates edge-cloud LLM inference: agents and cloud on Ray, real bytes over shaped links.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,17 +27,23 @@ console = Console()
 messages = Console(stderr=True)
 
 ScenarioPath = Annotated[Path, typer.Argument(help="A scenario file, such as configs/congestion.yaml.")]
-Allocators = Annotated[str | None, typer.Option("--allocator", help="One or several, by comma; default: the scenario's.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
+Allocators = Annotated[
+    str | None, typer.Option("--allocator", help="One or several, by comma; default: the scenario's.")
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder; default: runs/<time>-<scenario>.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster, or `auto`; default: RAY_ADDRESS, else one of our own.")
+]
 
 
 @app.command()
 def run(
     scenario: ScenarioPath,
     allocator: Allocators = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<time>-<scenario>.")] = None,
+    out: Out = None,
     as_json: Json = False,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, or `auto`; default: RAY_ADDRESS, else our own.")] = None,
+    address: Address = None,
 ) -> None:
     """Run a scenario live: Ray actors, real bytes, one turn for each allocator with the same arrivals and channel."""
     from cluster import runfolder
@@ -83,7 +90,7 @@ class _ResultStream:
 
 def fail(error: Exception | str) -> NoReturn:
     """One message for the user's mistake, and exit code 2."""
-    messages.print(f"[bold red]scout:[/bold red] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
+    messages.print(f"[bold red]scout:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_WRONG_INPUT)
 
 

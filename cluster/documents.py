@@ -52,8 +52,9 @@ class Document:
         return DocumentError(f"{place}: {dotted(where)}: {message}")
 
     def explain(self, error: ValidationError, model: type[BaseModel]) -> DocumentError:
-        """The first thing that pydantic found wrong."""
-        first = error.errors(include_url=False)[0]
+        """The first thing that pydantic found wrong; a misspelt key before the one that is missing for it."""
+        found = error.errors(include_url=False)
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         where = self._without_tags(first["loc"])
         kind, message = first["type"], first["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
@@ -65,8 +66,8 @@ class Document:
             tags = ", ".join(_tags_at(model, where))
             return self.error((*where, "kind"), f"is missing; one of {tags}")
         if kind == "union_tag_invalid":
-            found, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
-            return self.error((*where, "kind"), f"{found!r} is not one of {tags}")
+            tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            return self.error((*where, "kind"), f"{tag!r} is not one of {tags}")
         if kind == "value_error":
             return self.error(where, message)
         return self.error(where, f"{_shown(first['input'])}: {message[0].lower()}{message[1:]}")
@@ -86,10 +87,10 @@ class Document:
 
     def _without_tags(self, loc: Iterable[str | int]) -> Where:
         """Pydantic's location without the names of union members, which the document doesn't have."""
-        parts, where = list(loc), []
+        where: list[str | int] = []
         at: Any = self.data
-        for i, part in enumerate(parts):
-            if isinstance(at, dict) and part not in at and at.get("kind") == part and i < len(parts) - 1:
+        for part in loc:
+            if isinstance(at, dict) and part not in at and at.get("kind") == part:
                 continue
             where.append(part)
             try:

@@ -90,4 +90,3 @@ def _lost_row(allocator: str, scenario: Scenario, arrival: Arrival, reason: str)
         reason=reason,
     )
     return {"allocator": allocator, **{field.name: getattr(record, field.name) for field in fields(record)}}
-

@@ -55,7 +55,7 @@ def place(scenario: Scenario, cpus: float, gpus: float) -> Placement:
 
 
 def fits_on_gpus(asked: list[float], gpus: int) -> bool:
-    """Whether the requests fit: a fraction stays on one GPU, whole numbers take whole ones (first fit, largest first)."""
+    """Whether they fit: a fraction stays on one GPU, whole numbers take whole ones (first fit, largest first)."""
     free = [1.0] * gpus
     for amount in sorted(asked, reverse=True):
         if amount >= 1:

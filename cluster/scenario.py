@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from agents.arrivals import AnyArrivals, Arrival, ArrivalTraceError
 from agents.estimators import AnyEstimator, Ewma
@@ -84,12 +84,7 @@ class Scenario(Settings):
     arrivals: AnyArrivals
     agents: AgentsSettings
     cloud: CloudSettings = CloudSettings()
-    base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start; set by `load`")
-
-    @field_validator("base_dir", mode="after")
-    @classmethod
-    def _from_context(cls, value: Path, info: ValidationInfo) -> Path:
-        return Path((info.context or {}).get("base_dir", value))
+    base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
 
     @classmethod
     def load(cls, path: Path, allocators: list[str] | None = None) -> Self:
@@ -101,11 +96,15 @@ class Scenario(Settings):
         Raises:
             DocumentError: in one or two lines: file, line, key, what is wrong and what is allowed.
         """
-        document = Document.read(path)
-        data = document.data | ({"allocators": allocators} if allocators else {})
-        base_dir = path.resolve().parent
+        return cls.from_document(Document.read(path), allocators)
+
+    @classmethod
+    def from_document(cls, document: Document, allocators: list[str] | None = None) -> Self:
+        """Check a document; relative paths in it start where its file is. Raises as `load` does."""
+        base_dir = document.path.resolve().parent
+        data = document.data | {"base_dir": base_dir} | ({"allocators": allocators} if allocators else {})
         try:
-            scenario = cls.model_validate(data | {"base_dir": base_dir}, context={"base_dir": base_dir})
+            scenario = cls.model_validate(data, context={"base_dir": base_dir})
         except ValidationError as error:
             raise document.explain(error, cls) from None
         for where, problem in scenario._problems():

@@ -36,7 +36,5 @@ class SharePolicy:
         for request in problem.requests:
             mbps = grants[request.agent_id]
             option = self.choose(request, mbps)
-            assignments[request.request_id] = Assignment(
-                request.request_id, option.mode, mbps, option.latency_ms(mbps)
-            )
+            assignments[request.request_id] = Assignment(request.request_id, option.mode, mbps, option.latency_ms(mbps))
         return Solution(assignments, grants)

@@ -1,5 +1,6 @@
 """Arrival processes keep their contract: reproducible, in order, every agent's."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_contract(kind: str, settings: dict[str, dict]) -> None:
     schedule = process.schedule(3, np.random.default_rng(1))
     assert schedule == process.schedule(3, np.random.default_rng(1))
     assert [arrival.request_id for arrival in schedule] == list(range(len(schedule)))
-    assert all(a.intended_s <= b.intended_s for a, b in zip(schedule, schedule[1:], strict=False))
+    assert all(a.intended_s <= b.intended_s for a, b in pairwise(schedule))
     assert {arrival.agent_id for arrival in schedule} == {0, 1, 2}
 
 

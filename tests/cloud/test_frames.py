@@ -5,6 +5,7 @@ import dataclasses
 import struct
 import zlib
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -39,7 +40,7 @@ headers = st.builds(
 def reader_of(data: bytes, cuts: Iterable[int] = ()) -> FrameReader:
     """A reader whose peer sends `data` in pieces cut at `cuts`, then closes."""
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [data[a:b] for a, b in pairwise(edges)]
 
     async def receive(view: memoryview) -> int:
         if not pieces:
@@ -62,9 +63,7 @@ async def read_all(reader: FrameReader) -> list[tuple[Header, bytes]]:
         frames.append((header, await reader.small_body(header)))
 
 
-@given(
-    st.lists(st.tuples(headers, st.binary(max_size=300)), max_size=4), st.lists(st.integers(0, 10_000), max_size=12)
-)
+@given(st.lists(st.tuples(headers, st.binary(max_size=300)), max_size=4), st.lists(st.integers(0, 10_000), max_size=12))
 def test_round_trip_under_any_chunking(frames: list[tuple[Header, bytes]], cuts: list[int]) -> None:
     frames = [(dataclasses.replace(header, body_bytes=len(body)), body) for header, body in frames]
     data = b"".join(small_frame(header, body) for header, body in frames)
