@@ -83,7 +83,7 @@ class Netlink:
         self._socket.close()
 
     def request(self, messages: Sequence[Message]) -> None:
-        """Apply `messages` in order. Raises NetlinkError for the first one refused; later ones of its batch still ran."""
+        """Apply `messages` in order. Raises NetlinkError for the first one refused; the rest of its batch still ran."""
         for start in range(0, len(messages), BATCH_MESSAGES):
             batch = messages[start : start + BATCH_MESSAGES]
             self._send(batch, NLM_F_ACK)

@@ -1,0 +1,193 @@
+"""What the bench measures, in which order, and what it leaves out for want of time."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from netem.bench.rig import Reception, Rig
+from netem.fairness import jain_index
+from netem.session import LinkKind, LinkSession, Privilege
+from netem.wire import FRAME_BYTES, SEGMENT_PAYLOAD_BYTES, ideal_transfer_s
+
+Row = dict[str, Any]
+
+SIZES_BYTES = (336, 64 * 1024, 256 * 1024, 5_000_000)
+RATES_MBPS = (5.0, 50.0, 200.0)
+AGENTS = (1, 4, 16, 64)
+
+LONGEST_TRANSFER_S = 60.0
+REPEATS_BUDGET_S = 5.0
+PAUSE_S = 0.03
+WARM_UP_BYTES = 200_000
+
+CHANGES_MBPS = ((20.0, 100.0), (100.0, 20.0))
+CHANGE_AFTER_S = 0.3
+BIN_S = 0.005
+BIN_TOLERANCE = 0.2  # a frame is 12 % of a bin at 20 Mbit/s
+
+OVERCOMMITMENT = 4
+SETTLE_S = 0.3
+
+
+def bench_links(
+    kind: LinkKind = "auto",
+    *,
+    privilege: Privilege = "auto",
+    sizes_bytes: Sequence[int] = SIZES_BYTES,
+    rates_mbps: Sequence[float] = RATES_MBPS,
+    agents: Sequence[int] = AGENTS,
+    repeats: int = 5,
+    quick: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a link of this kind; the result goes into JSON as it is.
+
+    `rows` holds one dict for each combination, of three sorts (`measure`): `transfer` (n agents at once, each granted
+    rate/n of a channel of `rate`), `reaction` (until a changed grant or channel acts) and `overcommitted` (grants that
+    add up to four times the channel). Errors are relative to `wire.ideal_transfer_s` and pool agents and repeats. A row
+    with `skipped` says why it wasn't measured. Times are taken where the bytes arrive. The default takes some four
+    minutes, `quick` (smaller loads, fewer repeats, its own sizes and numbers of agents) half of one. Raises
+    LinkUnavailable.
+    """
+    overcommitted_s, longest_s, budget_s = 4.0, LONGEST_TRANSFER_S, REPEATS_BUDGET_S
+    if quick:
+        sizes_bytes = [size for size in sizes_bytes if size <= 1 << 20]
+        agents = [count for count in agents if count <= 16]
+        repeats, overcommitted_s, longest_s, budget_s = min(repeats, 3), 1.5, 3.0, 1.0
+    rows: list[Row] = []
+    result: dict[str, Any] = {"kernel": platform.release(), "machine": platform.machine(), "rows": rows}
+    started_s = time.monotonic()
+    for count in agents:
+        with (
+            LinkSession.start(
+                kind, agents=count, workers=1, channel_mbps=1000, grant_mbps=1000, privilege=privilege
+            ) as session,
+            Rig(session, count) as rig,
+        ):
+            result |= {
+                "link": session.kind,
+                "privilege": session.privilege,
+                "fallback_reason": session.fallback_reason,
+            }
+            rig.transfer(WARM_UP_BYTES)
+            for rate_mbps in rates_mbps:
+                for size in sizes_bytes:
+                    progress(f"{count} agents, {rate_mbps:g} Mbit/s, {size} bytes")
+                    rows.append(_transfer_row(rig, size, rate_mbps, repeats, longest_s, budget_s))
+            if count == 1:
+                progress("reaction times")
+                rows.extend(_reaction_rows(rig, repeats))
+            else:
+                for rate_mbps in rates_mbps:
+                    progress(f"{count} agents, overcommitted {rate_mbps:g} Mbit/s")
+                    rows.append(_overcommitted_row(rig, rate_mbps, overcommitted_s))
+    result["took_s"] = round(time.monotonic() - started_s, 1)
+    return result
+
+
+def _transfer_row(
+    rig: Rig, payload_bytes: int, rate_mbps: float, repeats: int, longest_s: float, budget_s: float
+) -> Row:
+    ideal_s = ideal_transfer_s(payload_bytes, rate_mbps / rig.agents)
+    row: Row = {
+        "measure": "transfer",
+        "payload_bytes": payload_bytes,
+        "rate_mbps": rate_mbps,
+        "agents": rig.agents,
+        "ideal_ms": ideal_s * 1e3,
+    }
+    if ideal_s > longest_s:
+        return row | {"skipped": f"would take {ideal_s:.0f} s, more than {longest_s:.0f} s"}
+    rig.set_rates(rate_mbps, rate_mbps / rig.agents)
+    repeats = max(1, min(repeats, int(budget_s / ideal_s)))
+    times_s, fairness = [], []
+    for _ in range(repeats):
+        time.sleep(PAUSE_S)
+        durations_s = rig.transfer(payload_bytes).durations_s()
+        times_s += durations_s
+        fairness.append(jain_index([payload_bytes / duration for duration in durations_s]))
+    return row | {
+        "repeats": repeats,
+        "median_ms": statistics.median(times_s) * 1e3,
+        "min_ms": min(times_s) * 1e3,
+        "max_ms": max(times_s) * 1e3,
+        "median_error": statistics.median(times_s) / ideal_s - 1,
+        "min_error": min(times_s) / ideal_s - 1,
+        "max_error": max(times_s) / ideal_s - 1,
+        "jain": min(fairness),
+    }
+
+
+def _reaction_rows(rig: Rig, repeats: int) -> list[Row]:
+    rows = []
+    for what in ("grant", "channel"):
+        for before_mbps, after_mbps in CHANGES_MBPS:
+            times_ms = [_reaction_ms(rig, what, before_mbps, after_mbps) for _ in range(repeats)]
+            rows.append(
+                {
+                    "measure": "reaction",
+                    "what": what,
+                    "before_mbps": before_mbps,
+                    "after_mbps": after_mbps,
+                    "repeats": repeats,
+                    "median_ms": statistics.median(times_ms),
+                    "max_ms": max(times_ms),
+                }
+            )
+    return rows
+
+
+def _reaction_ms(rig: Rig, what: str, before_mbps: float, after_mbps: float) -> float:
+    """From the call that changes the rate to the end of the first bin at the new rate, the next one being so too."""
+    free_mbps = 2 * max(before_mbps, after_mbps)
+
+    def set_rate(mbps: float) -> None:
+        rig.set_rates(*((free_mbps, mbps) if what == "grant" else (mbps, free_mbps)))
+
+    called_s = 0.0
+
+    def change() -> None:
+        nonlocal called_s
+        called_s = time.monotonic()
+        set_rate(after_mbps)
+
+    set_rate(before_mbps)
+    time.sleep(PAUSE_S)
+    payload_bytes = round((before_mbps + after_mbps) * CHANGE_AFTER_S * 1e6 / 8)
+    reception = rig.transfer(payload_bytes, after=(CHANGE_AFTER_S, change))
+    wanted_bytes = BIN_S / ideal_transfer_s(1, after_mbps)
+    bins = int((reception.ends_s[0] - called_s) / BIN_S)
+    at_level = [
+        abs(reception.received_bytes(called_s + index * BIN_S, called_s + (index + 1) * BIN_S)[0] / wanted_bytes - 1)
+        < BIN_TOLERANCE
+        for index in range(bins)
+    ]
+    for index in range(bins - 1):
+        if at_level[index] and at_level[index + 1]:
+            return (index + 1) * BIN_S * 1e3
+    return float(bins * BIN_S * 1e3)
+
+
+def _overcommitted_row(rig: Rig, rate_mbps: float, duration_s: float) -> Row:
+    rig.set_rates(rate_mbps, OVERCOMMITMENT * rate_mbps / rig.agents)
+    time.sleep(PAUSE_S)
+    reception = rig.transfer(max(SEGMENT_PAYLOAD_BYTES, round(rate_mbps * 1e6 / 8 * duration_s / rig.agents)))
+    from_s, until_s = _all_busy(reception)
+    received = reception.received_bytes(from_s, until_s)
+    wire_mbps = sum(received) * 8 / 1e6 / (until_s - from_s) * FRAME_BYTES / SEGMENT_PAYLOAD_BYTES
+    return {
+        "measure": "overcommitted",
+        "agents": rig.agents,
+        "channel_mbps": rate_mbps,
+        "grants_sum_mbps": OVERCOMMITMENT * rate_mbps,
+        "achieved_mbps": wire_mbps,
+        "error": wire_mbps / rate_mbps - 1,
+        "jain": jain_index(received),
+    }
+
+
+def _all_busy(reception: Reception) -> tuple[float, float]:
+    """The stretch in which every agent was sending, without the first moments."""
+    return max(reception.starts_s) + SETTLE_S, min(reception.ends_s)

@@ -1,0 +1,53 @@
+"""The sending side of the bench, a process of its own so that it takes no time from the receiving one.
+
+Connects agents 0..N-1 to worker 0 and prints `ready`. Then, for each line on standard input holding a payload size in
+bytes, sends that much from every agent at once and prints a JSON list: for each agent the time (monotonic clock, s) just
+before its first send. Ends with its input.
+"""
+
+import asyncio
+import json
+import selectors
+import socket
+import sys
+import time
+
+from netem.client import LinkClient
+
+
+async def _connect(socket_path: str, agents: int) -> list[socket.socket]:
+    async with await LinkClient.open(socket_path) as client:
+        return [await client.connect(agent, 0) for agent in range(agents)]
+
+
+def _send(connections: list[socket.socket], payload_bytes: int) -> list[float]:
+    payload = memoryview(bytes(payload_bytes))
+    starts_s = []
+    with selectors.DefaultSelector() as selector:
+        for connection in connections:
+            starts_s.append(time.monotonic())
+            sent = connection.send(payload)
+            if sent < payload_bytes:
+                selector.register(connection, selectors.EVENT_WRITE, payload[sent:])
+        while selector.get_map():
+            for key, _ in selector.select():
+                connection, rest = key.fileobj, key.data
+                assert isinstance(connection, socket.socket)
+                rest = rest[connection.send(rest) :]
+                if rest:
+                    selector.modify(connection, selectors.EVENT_WRITE, rest)
+                else:
+                    selector.unregister(connection)
+    return starts_s
+
+
+def main() -> None:
+    """Arguments: the helper's socket path, the number of agents."""
+    connections = asyncio.run(_connect(sys.argv[1], int(sys.argv[2])))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_send(connections, int(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

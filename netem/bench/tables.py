@@ -1,0 +1,53 @@
+"""The bench's results as tables for a terminal."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def bench_tables(result: dict[str, Any]) -> list[Table]:
+    """Tables of what `bench_links` returned; print them with rich."""
+    rows = result["rows"]
+    title = f"{result['link']} link by {result['privilege']}, Linux {result['kernel']}"
+    return [
+        _transfers(f"Transfer times: {title}", [row for row in rows if row["measure"] == "transfer"]),
+        _reactions([row for row in rows if row["measure"] == "reaction"]),
+        _overcommitted([row for row in rows if row["measure"] == "overcommitted"]),
+    ]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _transfers(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = _table(
+        title, "bytes", "Mbit/s", "agents", "ideal ms", "median ms", "median", "least", "most", "Jain", "repeats"
+    )
+    for row in rows:
+        head = [f"{row['payload_bytes']}", f"{row['rate_mbps']:g}", f"{row['agents']}", f"{row['ideal_ms']:.2f}"]
+        if "skipped" in row:
+            table.add_row(*head, "skipped", row["skipped"])
+            continue
+        errors = [f"{row[key]:+.2%}" for key in ("median_error", "min_error", "max_error")]
+        table.add_row(*head, f"{row['median_ms']:.2f}", *errors, f"{row['jain']:.5f}", f"{row['repeats']}")
+    return table
+
+
+def _reactions(rows: list[dict[str, Any]]) -> Table:
+    table = _table("Until a change acts", "changed", "from Mbit/s", "to Mbit/s", "median ms", "most ms")
+    for row in rows:
+        rates = f"{row['before_mbps']:g}", f"{row['after_mbps']:g}"
+        table.add_row(row["what"], *rates, f"{row['median_ms']:.0f}", f"{row['max_ms']:.0f}")
+    return table
+
+
+def _overcommitted(rows: list[dict[str, Any]]) -> Table:
+    table = _table("Grants add up to four times the channel", "agents", "channel Mbit/s", "achieved", "error", "Jain")
+    for row in rows:
+        achieved = f"{row['achieved_mbps']:.2f}", f"{row['error']:+.2%}", f"{row['jain']:.5f}"
+        table.add_row(f"{row['agents']}", f"{row['channel_mbps']:g}", *achieved)
+    return table
