@@ -1,6 +1,7 @@
 """Edge agents as a Ray actor."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -34,8 +35,10 @@ class HostActor:
     def __init__(self, make: Callable[[], Awaitable[AgentHost]]) -> None:
         self._make = make
 
-    async def start(self) -> None:
+    async def start(self) -> int:
+        """Ready to serve; returns the process id."""
         self._host = await self._make()
+        return os.getpid()
 
     async def run(self, arrivals: Sequence[Arrival], allocator: ActorHandle, journal: Path, epoch_s: float) -> None:
         file = Journal(journal)

@@ -12,6 +12,7 @@ from agents.uplink import ConnectionLost, Delivery, Refused, Uplink
 from allocator.problem import ModeOption, Request
 from allocator.service import Decision
 from cloud.frames import Header, Kind
+from models.clock import now_s
 
 
 class AllocatorClient(Protocol):
@@ -170,11 +171,6 @@ class Agent:
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""
         return (now_s() - self._epoch_s - at_s) * 1e3
-
-
-def now_s() -> float:
-    """The running event loop's clock."""
-    return asyncio.get_running_loop().time()
 
 
 def stopwatch() -> Callable[[], float]:

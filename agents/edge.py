@@ -1,10 +1,10 @@
 """What an edge agent computes with: here, published or measured times and synthetic bytes instead of a model."""
 
-import asyncio
 import random
 from collections.abc import Iterator
 from typing import Protocol
 
+from models.clock import sleep_ms
 from models.profiles import ModelProfile
 
 BLOCK_BYTES = 64 * 1024
@@ -63,14 +63,14 @@ class ProfileEdge:
         self._payload_bytes = payload_bytes
 
     async def prefill(self) -> None:
-        await asyncio.sleep(self._prefill_ms / 1e3)
+        await sleep_ms(self._prefill_ms)
 
     async def encode(self, mode: str, edge_ms: float) -> SyntheticPayload:
-        await asyncio.sleep(edge_ms / 1e3)
+        await sleep_ms(edge_ms)
         return SyntheticPayload(self._payload_bytes[mode])
 
     async def decode(self, edge_ms: float) -> None:
-        await asyncio.sleep(edge_ms / 1e3)
+        await sleep_ms(edge_ms)
 
 
 def common_prefill_ms(profile: ModelProfile, modes: list[str]) -> float:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agents.agent import Agent, AgentSettings, AllocatorClient, now_s
+from agents.agent import Agent, AgentSettings, AllocatorClient
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
 from agents.record import Record
 from agents.uplink import Uplink
+from models.clock import sleep_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,7 @@ class AgentHost:
         try:
             async with asyncio.TaskGroup() as requests:
                 for arrival in arrivals:
-                    # Not to sleep at all when late keeps a burst together, as it was intended.
-                    if (wait_s := epoch_s + arrival.intended_s - now_s()) > 0:
-                        await asyncio.sleep(wait_s)
+                    await sleep_until(epoch_s + arrival.intended_s)
                     requests.create_task(agents[arrival.agent_id].serve(arrival))
         finally:
             self._running = None

@@ -1,6 +1,7 @@
 """A cloud worker as a Ray actor."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -17,9 +18,11 @@ class WorkerActor:
         self._make_worker = worker
         self._listen = listen
 
-    async def start(self) -> None:
+    async def start(self) -> int:
+        """Ready to serve; returns the process id."""
         self._worker = self._make_worker()
         self._serving = asyncio.create_task(self._worker.run(await self._listen()))
+        return os.getpid()
 
     async def counts(self) -> dict[str, int]:
         return dict(self._worker.counts)

@@ -1,10 +1,10 @@
 """What a cloud worker computes with: here, published or measured times instead of a model."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
 from cloud.frames import Header
+from models.clock import sleep_ms
 from models.profiles import ModelProfile
 
 
@@ -39,7 +39,7 @@ class ProfileCloud:
             raise UnknownModel(f"model {header.model}, mode {header.mode}")
 
     async def prefill(self, header: Header) -> None:
-        await asyncio.sleep(self._modes[header.model][header.mode].cloud_prefill_ms / 1e3)
+        await sleep_ms(self._modes[header.model][header.mode].cloud_prefill_ms)
 
     async def decode(self, header: Header) -> None:
-        await asyncio.sleep(self._modes[header.model][header.mode].decode_ms / 1e3)
+        await sleep_ms(self._modes[header.model][header.mode].decode_ms)

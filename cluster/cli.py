@@ -23,7 +23,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure the emulator itself.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-console = Console()
+# Files and pipes have no width of their own; the table needs 110.
+console = Console(width=None if sys.stdout.isatty() else 110)
 messages = Console(stderr=True)
 
 ScenarioPath = Annotated[Path, typer.Argument(help="A scenario file, such as configs/congestion.yaml.")]

@@ -1,10 +1,11 @@
 """The live engine: a scenario as Ray actors on real links, one turn per allocator, all with the same arrivals."""
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,15 @@ from cluster.ledger import journal_folder
 from cluster.placement import ALLOCATOR_CPUS, Placement
 from cluster.raysession import RaySession
 from cluster.scenario import Scenario
+from cluster.watch import children, ended, parent
 from cluster.wiring import make_allocator, make_host, make_worker
-from netem.channels import RateChange
-from netem.client import LinkClient, LinkLost
+from models.clock import sleep_until
+from netem.client import LinkClient, LinkLost, LinkRefused
 from netem.session import LinkSession
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 3.0
 START_DELAY_S = 0.5
-WATCH_PERIOD_S = 0.2
-LISTEN_BACKLOG_S = 30.0
 
 Report = Callable[[str], None]
 
@@ -83,6 +83,7 @@ class LiveEngine:
         self._stop = asyncio.Event()
         self._hosts: list[ActorHandle] = []
         self._workers: list[ActorHandle] = []
+        self._watches: list[asyncio.Task[None]] = []
         self.result = LiveResult()
 
     def stop(self, reason: str) -> None:
@@ -93,7 +94,9 @@ class LiveEngine:
 
     async def run(self) -> LiveResult:
         """All turns, or as many as could be had; the journals hold the records."""
-        watch = asyncio.create_task(self._watch_link())
+        self._watch(self._link.pid, "the link's helper process died")
+        for pid in children(os.getpid(), "gcs_server"):
+            self._watch(pid, "Ray's GCS died")
         try:
             client = await LinkClient.open(self._link.socket_path)
             await self._start_actors()
@@ -103,11 +106,12 @@ class LiveEngine:
                 await self._take_turn(name, client)
             if not self._stop.is_set():
                 self.result.workers = await asyncio.gather(*[worker.counts.remote() for worker in self._workers])
-                self.result.link = (await client.counters()).as_dict()
-        except (LinkLost, ray.exceptions.RayError, RunAborted) as error:
+                self.result.link = asdict(await client.counters())
+        except (LinkLost, LinkRefused, ray.exceptions.RayError, RunAborted) as error:
             self.stop(_in_words(error))
         finally:
-            watch.cancel()
+            for watch in self._watches:
+                watch.cancel()
         return self.result
 
     async def _start_actors(self) -> None:
@@ -115,17 +119,18 @@ class LiveEngine:
         began = time.monotonic()
         s, place, here = self._scenario, self._placement, self._ray
         for number in range(s.cloud.workers):
-            options = here.options(place.worker_cpus, place.worker_gpus)
             listen = partial(_listen, self._link.socket_path, number)
-            self._workers.append(WorkerActor.options(**options).remote(partial(make_worker, s), listen))
+            worker = here.start(WorkerActor, place.worker_cpus, place.worker_gpus, partial(make_worker, s), listen)
+            self._workers.append(worker)
         agent_ids = range(len(s.agent_profiles))
         for first in range(0, len(agent_ids), s.agents_per_actor):
-            options = here.options(place.agent_cpus, place.agent_gpus)
             make = partial(_open_host, s, agent_ids[first : first + s.agents_per_actor], self._link.socket_path)
-            self._hosts.append(HostActor.options(**options).remote(make))
+            self._hosts.append(here.start(HostActor, place.agent_cpus, place.agent_gpus, make))
         # Workers listen first; agents then connect.
         for actors in (self._workers, self._hosts):
-            await self._unless_stopped(asyncio.gather(*[actor.start.remote() for actor in actors]), READY_TIMEOUT_S)
+            ready: asyncio.Future[list[int]] = asyncio.gather(*[actor.start.remote() for actor in actors])
+            pids = await self._unless_stopped(ready, READY_TIMEOUT_S)
+        self._watch(parent(pids[0]), "Ray's raylet died")
         self.result.ready_s = time.monotonic() - began
         self._report(
             f"{len(agent_ids)} agents in {len(self._hosts)} actors and {len(self._workers)} cloud workers ready after "
@@ -139,9 +144,8 @@ class LiveEngine:
         self.result.turns.append(turn)
         folder = journal_folder(self._run_dir, name)
         folder.mkdir(parents=True)
-        allocator = AllocatorActor.options(**self._ray.options(ALLOCATOR_CPUS)).remote(
-            partial(_open_allocator, s, name, self._link.socket_path)
-        )
+        make = partial(_open_allocator, s, name, self._link.socket_path)
+        allocator = self._ray.start(AllocatorActor, ALLOCATOR_CPUS, 0.0, make)
         try:
             await self._unless_stopped(allocator.start.remote(), READY_TIMEOUT_S)
             first = next(iter(s.uplink.channel.play(s.seed)))
@@ -183,12 +187,14 @@ class LiveEngine:
             for host in self._hosts:
                 host.stop.remote()
             await asyncio.wait(runs, timeout=STOP_TIMEOUT_S)
+            for run in runs:
+                run.cancelled() or (run.done() and run.exception())  # seen: what happened is in `problems`
 
     async def _play(self, turn: Turn, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
         """Set the channel's true rate as time goes by; the allocator hears of each interval when it has ended."""
         past_mbps: float | None = None
-        for at_s, mbps in self._changes():
-            await asyncio.sleep(max(0.0, epoch_s + at_s - time.monotonic()))
+        for at_s, mbps in self._scenario.uplink.channel.play(self._scenario.seed):
+            await sleep_until(epoch_s + at_s)
             try:
                 if past_mbps is not None:
                     await client.set_channel(mbps)
@@ -199,17 +205,17 @@ class LiveEngine:
             turn.channel.append((at_s, time.monotonic() - epoch_s, mbps))
             past_mbps = mbps
 
-    def _changes(self) -> Sequence[RateChange] | Any:
-        return self._scenario.uplink.channel.play(self._scenario.seed)
+    def _watch(self, pid: int, message: str) -> None:
+        """End the run when a process that it can't do without has died; Ray itself takes 15 s and more to say so."""
 
-    async def _watch_link(self) -> None:
-        """The link's helper may be killed: then the run is over, and its sockets must not keep namespaces alive."""
-        while self._link.alive():
-            await asyncio.sleep(WATCH_PERIOD_S)
-        self.stop("the link's helper process died")
+        async def wait() -> None:
+            await ended(pid)
+            self.stop(message)
 
-    async def _unless_stopped(self, work: Any, timeout_s: float) -> None:
-        """Await `work`; raise RunAborted if the run is stopped or the time is over first."""
+        self._watches.append(asyncio.create_task(wait()))
+
+    async def _unless_stopped(self, work: Any, timeout_s: float) -> Any:
+        """The result of `work`; raise RunAborted if the run is stopped or the time is over first."""
         stopped = asyncio.create_task(self._stop.wait())
         task = asyncio.ensure_future(work)
         done, _ = await asyncio.wait({task, stopped}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -217,10 +223,10 @@ class LiveEngine:
         if task not in done:
             task.cancel()
             raise RunAborted("stopped while starting" if done else f"actors were not ready within {timeout_s:g} s")
-        await task
+        return await task
 
 
-async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: Path) -> AgentHost:
+async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: str) -> AgentHost:
     client = await LinkClient.open(link_path)
     uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id)) for agent_id in agent_ids}
     for uplink in uplinks.values():
@@ -228,7 +234,7 @@ async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: Pa
     return make_host(scenario, agent_ids, uplinks.__getitem__)
 
 
-async def _listen(link_path: Path, worker: int) -> socket.socket:
+async def _listen(link_path: str, worker: int) -> socket.socket:
     client = await LinkClient.open(link_path)
     try:
         return await client.listen(worker)
@@ -236,7 +242,7 @@ async def _listen(link_path: Path, worker: int) -> socket.socket:
         client.close()
 
 
-async def _open_allocator(scenario: Scenario, name: str, link_path: Path) -> Allocator:
+async def _open_allocator(scenario: Scenario, name: str, link_path: str) -> Allocator:
     return make_allocator(scenario, name, await LinkClient.open(link_path))
 
 

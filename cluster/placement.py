@@ -66,8 +66,8 @@ def fits_on_gpus(asked: list[float], gpus: int) -> bool:
                 free[i] = 0.0
         elif amount > 0:
             # 1e-6: Ray counts fractions in units of 1/10000, so ten times 0.1 is exactly one GPU.
-            i = next((i for i, left in enumerate(free) if left >= amount - 1e-6), None)
-            if i is None:
+            fitting = [i for i, left in enumerate(free) if left >= amount - 1e-6]
+            if not fitting:
                 return False
-            free[i] -= amount
+            free[fitting[0]] -= amount
     return True

@@ -2,14 +2,23 @@
 
 import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.reaper import Reaper
 
 # Actors exchange small messages only; payloads go over the link. Ray would reserve 30 % of the machine.
 OBJECT_STORE_BYTES = 128 * 2**20
+
+
+SHUTDOWN_S = 3.0
 
 
 class RayUnavailable(RuntimeError):
@@ -24,14 +33,16 @@ class RaySession:
     cpus: float
     gpus: float
 
-    def options(self, num_cpus: float, num_gpus: float = 0.0) -> dict[str, Any]:
-        """Actor options: on this node, because sockets are handed over inside one machine only."""
+    def start(self, actor_class: Any, num_cpus: float, num_gpus: float, *args: Any) -> ActorHandle:
+        """Start an actor on this node, because sockets are handed over inside one machine only."""
         here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        return {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": here}
+        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": here}
+        return actor_class.options(**options).remote(*args)
 
 
-def connect(address: str | None) -> RaySession:
-    """Connect to Ray.
+@contextmanager
+def ray_session(address: str | None) -> Iterator[RaySession]:
+    """A connection to Ray; a cluster of our own ends with it, to its last process, however this process ends.
 
     Args:
         address: of a running cluster, or `auto`; None for RAY_ADDRESS if that is set (as it is inside a Ray job), else
@@ -41,14 +52,27 @@ def connect(address: str | None) -> RaySession:
         RayUnavailable: with what to do about it.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    with nullcontext() if address else Reaper():
+        try:
+            yield _connect(address)
+        finally:
+            # With its GCS dead, Ray's own shutdown takes 10 s; the reaper ends what it then still waits for.
+            shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+            shutdown.start()
+            shutdown.join(SHUTDOWN_S)
+
+
+def _connect(address: str | None) -> RaySession:
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Warns on every start that a future Ray won't hide GPUs from actors without any; ours ask for what they use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         if address:
             ray.init(address=address, **common)
         else:
-            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+            # By default Ray runs its workers at the lowest priority, which makes agents late when the machine is busy.
+            own: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+            ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **own, **common)
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = ""

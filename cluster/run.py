@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import ray
 
 from cluster import ledger, runfolder
 from cluster.live import LiveEngine, LiveResult, Report
 from cluster.placement import place
 from cluster.progress import Progress
-from cluster.raysession import connect
+from cluster.raysession import ray_session
 from cluster.scenario import Scenario
 from netem.session import LinkSession
 from reports.summary import summarize
@@ -28,8 +27,7 @@ def run_live(scenario: Scenario, run_dir: Path, address: str | None, report: Rep
     """
     facts = runfolder.describe_machine() | {"engine": "live", "base_dir": str(scenario.base_dir)}
     runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
-    session = connect(address)
-    try:
+    with ray_session(address) as session:
         placement = place(scenario, session.cpus, session.gpus)
         if placement.notice:
             report(placement.notice)
@@ -49,8 +47,6 @@ def run_live(scenario: Scenario, run_dir: Path, address: str | None, report: Rep
             runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
             engine = LiveEngine(scenario, run_dir, session, placement, link, report)
             result = asyncio.run(_until_done_or_stopped(engine, scenario, run_dir))
-    finally:
-        ray.shutdown()
     return finish(scenario, run_dir, facts, result)
 
 

@@ -2,27 +2,28 @@
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the table of a `summary.json` and, below it, whatever a reader must know before believing it."""
-    table = Table(title=summary["title"], title_justify="left", header_style="bold")
-    table.add_column("allocator")
+    table = Table(title=summary["title"], title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("allocator", no_wrap=True)
     for name in (
         "met",
         "rounds\nall met",
-        "credited\nquality",
-        "delivered\nquality",
-        "p50\nms",
-        "p95\nms",
-        "p99\nms",
+        "quality\ncredited",
+        "quality\ndelivered",
+        "latency\np50 ms",
+        "\np95",
+        "\np99",
         "sent\nMB",
-        "late/rej/fail",
+        "late/rej./\nfailed",
         "emulator late\np99 ms",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for allocator, s in summary["allocators"].items():
         table.add_row(
             allocator,
