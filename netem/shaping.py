@@ -34,7 +34,7 @@ IPV4_SOURCE_OFFSET = 12
 _TC_BYTES = 20  # struct tcmsg
 _IPV4_PROTOCOL = int.from_bytes(b"\x08\x00", sys.byteorder)  # EtherType, in network byte order
 
-BURST_S = 250e-6
+BURST_S = 50e-6
 MIN_BURST_BYTES = 200
 
 

@@ -1,8 +1,8 @@
 """The sending side of the bench, a process of its own so that it takes no time from the receiving one.
 
 Connects agents 0..N-1 to worker 0 and prints `ready`. Then, for each line on standard input holding a payload size in
-bytes, sends that much from every agent at once and prints a JSON list: for each agent the time (monotonic clock, s) just
-before its first send. Ends with its input.
+bytes, sends that much from every agent at once and prints a JSON list: for each agent the time (monotonic clock, s)
+just before its first send. Ends with its input.
 """
 
 import asyncio
@@ -28,16 +28,15 @@ def _send(connections: list[socket.socket], payload_bytes: int) -> list[float]:
             starts_s.append(time.monotonic())
             sent = connection.send(payload)
             if sent < payload_bytes:
-                selector.register(connection, selectors.EVENT_WRITE, payload[sent:])
+                selector.register(connection, selectors.EVENT_WRITE, (connection, payload[sent:]))
         while selector.get_map():
             for key, _ in selector.select():
-                connection, rest = key.fileobj, key.data
-                assert isinstance(connection, socket.socket)
-                rest = rest[connection.send(rest) :]
+                waiting, rest = key.data
+                rest = rest[waiting.send(rest) :]
                 if rest:
-                    selector.modify(connection, selectors.EVENT_WRITE, rest)
+                    selector.modify(waiting, selectors.EVENT_WRITE, (waiting, rest))
                 else:
-                    selector.unregister(connection)
+                    selector.unregister(waiting)
     return starts_s
 
 

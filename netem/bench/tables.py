@@ -4,6 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
+from netem.wire import SEGMENT_PAYLOAD_BYTES
+
 
 def bench_tables(result: dict[str, Any]) -> list[Table]:
     """Tables of what `bench_links` returned; print them with rich."""
@@ -32,7 +34,11 @@ def _transfers(title: str, rows: list[dict[str, Any]]) -> Table:
         if "skipped" in row:
             table.add_row(*head, "skipped", row["skipped"])
             continue
-        errors = [f"{row[key]:+.2%}" for key in ("median_error", "min_error", "max_error")]
+        # A message of one frame arrives when the link lets it go, early or late by a frame: milliseconds say more.
+        if row["payload_bytes"] <= SEGMENT_PAYLOAD_BYTES:
+            errors = [f"{row[key] - row['ideal_ms']:+.2f} ms" for key in ("median_ms", "min_ms", "max_ms")]
+        else:
+            errors = [f"{row[key]:+.2%}" for key in ("median_error", "min_error", "max_error")]
         table.add_row(*head, f"{row['median_ms']:.2f}", *errors, f"{row['jain']:.5f}", f"{row['repeats']}")
     return table
 
