@@ -31,7 +31,7 @@ from netem.client import LinkClient, LinkLost, LinkRefused
 from netem.session import LinkSession
 
 READY_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 3.0
+STOP_TIMEOUT_S = 2.0
 START_DELAY_S = 0.5
 
 Report = Callable[[str], None]

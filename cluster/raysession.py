@@ -18,7 +18,7 @@ from cluster.reaper import Reaper
 OBJECT_STORE_BYTES = 128 * 2**20
 
 
-SHUTDOWN_S = 3.0
+SHUTDOWN_S = 1.5
 
 
 class RayUnavailable(RuntimeError):
@@ -52,9 +52,9 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
         RayUnavailable: with what to do about it.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else Reaper():
+    with nullcontext() if address else Reaper() as reaper:
         try:
-            yield _connect(address)
+            yield _connect(address, reaper.folder if reaper else None)
         finally:
             # With its GCS dead, Ray's own shutdown takes 10 s; the reaper ends what it then still waits for.
             shutdown = threading.Thread(target=ray.shutdown, daemon=True)
@@ -62,7 +62,8 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
             shutdown.join(SHUTDOWN_S)
 
 
-def _connect(address: str | None) -> RaySession:
+def _connect(address: str | None, folder: str | None) -> RaySession:
+    """Join the cluster at `address`, or start one whose files are all in `folder`."""
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Warns on every start that a future Ray won't hide GPUs from actors without any; ours ask for what they use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -71,7 +72,8 @@ def _connect(address: str | None) -> RaySession:
             ray.init(address=address, **common)
         else:
             # By default Ray runs its workers at the lowest priority, which makes agents late when the machine is busy.
-            own: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+            own: dict[str, Any] = {"include_dashboard": False, "_temp_dir": folder}
+            own["_system_config"] = {"worker_niceness": 0}
             ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **own, **common)
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
