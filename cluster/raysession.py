@@ -1,5 +1,6 @@
 """Ray, as a run uses it: a cluster of its own or one that is there, actors on this node, errors in words."""
 
+import atexit
 import logging
 import os
 import threading
@@ -60,6 +61,8 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
             shutdown = threading.Thread(target=ray.shutdown, daemon=True)
             shutdown.start()
             shutdown.join(SHUTDOWN_S)
+            if shutdown.is_alive():
+                atexit.unregister(ray.shutdown)  # it would wait for the first one
 
 
 def _connect(address: str | None, folder: str | None) -> RaySession:

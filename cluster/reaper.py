@@ -68,6 +68,7 @@ class Reaper:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)  # what this process wrote there meanwhile
 
     def __enter__(self) -> "Reaper":
         return self
