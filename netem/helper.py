@@ -45,7 +45,7 @@ def main() -> int:
     except OSError as error:
         print(json.dumps({"ready": False, "error": explain(error)}), flush=True)
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if arguments.parent:  # only now: entering a user namespace would have undone it
         namespaces.die_with_parent(arguments.parent)
     ready = {"ready": True, "link": arguments.link, "privilege": arguments.privilege, "pid": os.getpid()}

@@ -31,8 +31,8 @@ def unshare(flags: int) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; exit now if that has happened already."""
-    _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """Have the kernel end this process (SIGTERM) with the thread that started it; exit now if that one is gone."""
+    _call("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0)
     if os.getppid() != parent_pid:  # the parent died before prctl took effect
         os._exit(1)
 

@@ -190,7 +190,8 @@ class PacedLink:
 
     def _wake(self, flow: _Flow) -> None:
         """Something arrived: from now on every tick moves the flow, so that one that is busy costs no polling."""
-        if flow not in self._busy:
+        # Both ends may report at once, and the first report may have ended the flow already.
+        if flow in self._flows and flow not in self._busy:
             if not self._busy:
                 self._last_s = time.monotonic()
             for end in (flow.near, flow.far):

@@ -47,14 +47,11 @@ class LinkSession:
         self.socket_path = str(self._folder / "helper.sock")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the helper runs)
         self._stopped = False
-        self._process = subprocess.Popen(
-            self._command(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            cwd=Path(__file__).parents[1],  # where `-m netem.helper` is found, however the project is installed
-            start_new_session=True,  # Ctrl-C in the terminal is for the driver only
-        )
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            self._clean_up()
+            raise LinkUnavailable(f"the helper can't be started: {error}") from error
         try:
             self.pid = self._wait_until_ready()
             self._build(build)
@@ -112,8 +109,7 @@ class LinkSession:
         complaint = self._complaint()
         if complaint:
             logging.getLogger(__name__).warning("the link's helper said: %s", complaint)
-        self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._clean_up()
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +118,20 @@ class LinkSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _clean_up(self) -> None:
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=Path(__file__).parents[1],  # where `-m netem.helper` is found, however the project is installed
+            start_new_session=True,  # Ctrl-C in the terminal is for the driver only
+        )
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "netem.helper", "--socket", self.socket_path, "--uid", str(os.geteuid())]
