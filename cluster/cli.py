@@ -37,6 +37,11 @@ Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, or `auto`; default: RAY_ADDRESS, else one of our own.")
 ]
 
+DashboardAddress = Annotated[
+    str | None,
+    typer.Option("--address", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265."),
+]
+
 
 @app.command()
 def run(
@@ -56,9 +61,8 @@ def run(
     from reports.table import print_summary
 
     result = _ResultStream(as_json)
-    names = [name.strip() for name in allocator.split(",")] if allocator is not None else None
     try:
-        loaded = Scenario.load(scenario, names)
+        loaded = Scenario.load(scenario, _names(allocator))
         run_dir = runfolder.create(out, loaded)
         summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False))
     except (DocumentError, PlacementError, RayUnavailable, LinkUnavailable, runfolder.RunFolderError) as error:
@@ -69,6 +73,30 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED)
     if summary["partial"] or not summary["valid"]:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def submit(
+    scenario: ScenarioPath, allocator: Allocators = None, out: Out = None, address: DashboardAddress = None
+) -> None:
+    """Run a scenario as a job on a running Ray cluster (`ray start --head`) and follow its log."""
+    from cluster import runfolder
+    from cluster.raysession import RayUnavailable
+    from cluster.scenario import DocumentError, Scenario
+    from cluster.submit import SubmitError
+    from cluster.submit import submit as submit_job
+
+    try:
+        loaded = Scenario.load(scenario, _names(allocator))
+        succeeded = submit_job(scenario, allocator, out or runfolder.default_folder(loaded), address)
+    except (DocumentError, SubmitError, RayUnavailable) as error:
+        fail(error)
+    if not succeeded:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _names(allocators: str | None) -> list[str] | None:
+    return None if allocators is None else [name.strip() for name in allocators.split(",")]
 
 
 class _ResultStream:

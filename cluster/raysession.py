@@ -41,6 +41,15 @@ class RaySession:
         return actor_class.options(**options).remote(*args)
 
 
+def in_words(error: Exception, hint: str) -> str:
+    """The first line of what Ray says, and what to do about it."""
+    text = str(error).strip()
+    first_line = (text.splitlines() or [type(error).__name__])[0].rstrip(".")
+    if "token" in text.lower() or "auth" in text.lower():
+        hint = "the cluster wants a token: set RAY_AUTH_MODE=token here as where `ray start` ran"
+    return f"Ray: {first_line}; {hint}" if hint else f"Ray: {first_line}"
+
+
 @contextmanager
 def ray_session(address: str | None) -> Iterator[RaySession]:
     """A connection to Ray; a cluster of our own ends with it, to its last process, however this process ends.
@@ -79,13 +88,8 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
             own["_system_config"] = {"worker_niceness": 0}
             ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **own, **common)
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = ""
-        if "token" in str(error).lower() or "auth" in str(error).lower():
-            hint = "; the cluster wants a token: set RAY_AUTH_MODE=token here as where `ray start` ran"
-        elif address:
-            hint = "; is `ray start --head` running? Without --address and RAY_ADDRESS, scout starts its own Ray"
-        raise RayUnavailable(f"Ray: {first_line}{hint}") from None
+        hint = "is `ray start --head` running? Without --address and RAY_ADDRESS, scout starts its own Ray"
+        raise RayUnavailable(in_words(error, hint if address else "")) from None
     node_id = ray.get_runtime_context().get_node_id()
     node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
     free = ray.available_resources()  # of the whole cluster: what others use on this node can't be told apart

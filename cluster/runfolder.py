@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,12 @@ class RunFolderError(ValueError):
 
 
 def create(out: Path | None, scenario: Scenario) -> Path:
-    """A new run folder: `out`, or `runs/<UTC time>-<scenario>` below the working directory.
+    """A new run folder: `out`, or the default one.
 
     Raises:
         RunFolderError: it exists and isn't empty, or can't be made.
     """
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    folder = (out or Path("runs") / f"{stamp}-{scenario.name}").resolve()
+    folder = (out or default_folder(scenario)).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -41,6 +40,11 @@ def create(out: Path | None, scenario: Scenario) -> Path:
         raise RunFolderError(f"{folder}: {error.strerror}") from None
     (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
     return folder
+
+
+def default_folder(scenario: Scenario) -> Path:
+    """`runs/<UTC time>-<scenario>` below the working directory."""
+    return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{scenario.name}"
 
 
 def describe_machine() -> dict[str, Any]:
@@ -53,8 +57,15 @@ def describe_machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: _version(package) for package in PACKAGES},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # as in a job, which may run from its working directory alone
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
