@@ -43,7 +43,7 @@ class HostActor:
     async def run(self, arrivals: Sequence[Arrival], allocator: ActorHandle, journal: Path, epoch_s: float) -> None:
         file = Journal(journal)
         try:
-            await self._host.run(arrivals, RayAllocator(allocator), file.write, epoch_s)
+            await self._host.run(arrivals, RayAllocator(allocator), file, epoch_s)
         except asyncio.CancelledError:
             pass  # stopped: every request in flight has its row
         finally:

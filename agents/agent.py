@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
-from agents.record import Record, Status
+from agents.record import Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Refused, Uplink
 from allocator.problem import ModeOption, Request
 from allocator.service import Decision
@@ -60,14 +60,14 @@ class Agent:
         edge: EdgeRuntime,
         uplink: Uplink,
         allocator: AllocatorClient,
-        write: Callable[[Record], None],
+        ledger: Ledger,
         epoch_s: float,
     ) -> None:
         self.settings = settings
         self._edge = edge
         self._uplink = uplink
         self._allocator = allocator
-        self._write = write
+        self._ledger = ledger
         self._epoch_s = epoch_s
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
@@ -75,6 +75,7 @@ class Agent:
 
     async def serve(self, arrival: Arrival) -> None:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
+        self._ledger.issue(arrival)
         s = self.settings
         record = Record(arrival.request_id, s.agent_id, s.profile, arrival.round, arrival.intended_s, s.deadline_ms)
         record.lateness_ms = self._since_ms(arrival.intended_s)
@@ -104,7 +105,7 @@ class Agent:
             # Whatever broke, the row must be written: a ledger that doesn't balance hides the very runs that matter.
             record.reason = f"{type(error).__name__}: {error}"
         finally:
-            self._write(record)
+            self._ledger.write(record)
             if record.worker >= 0:
                 self._allocator.finish(record.request_id)
 

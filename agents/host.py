@@ -1,13 +1,13 @@
 """Several edge agents in one process: releases their requests at their intended times."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agents.agent import Agent, AgentSettings, AllocatorClient
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
-from agents.record import Record
+from agents.record import Ledger
 from agents.uplink import Uplink
 from models.clock import sleep_until
 
@@ -32,12 +32,12 @@ class AgentHost:
         self,
         arrivals: Sequence[Arrival],
         allocator: AllocatorClient,
-        write: Callable[[Record], None],
+        ledger: Ledger,
         epoch_s: float,
     ) -> None:
         """Release `arrivals` (in order of time) at `epoch_s` plus their intended time; returns when all have ended."""
         agents = {
-            seat.settings.agent_id: Agent(seat.settings, seat.edge, seat.uplink, allocator, write, epoch_s)
+            seat.settings.agent_id: Agent(seat.settings, seat.edge, seat.uplink, allocator, ledger, epoch_s)
             for seat in self._seats
         }
         self._running = asyncio.current_task()

@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Protocol
+
+from agents.arrivals import Arrival
 
 
 class Status(StrEnum):
@@ -64,16 +67,33 @@ class Record:
     quality_delivered: float = 0.0
 
 
+class Ledger(Protocol):
+    """Where an agent's requests are accounted for: each is issued once, and ends with one record."""
+
+    def issue(self, arrival: Arrival) -> None:
+        """The request was released."""
+        ...
+
+    def write(self, record: Record) -> None:
+        """The request has ended."""
+        ...
+
+
 class Journal:
-    """Appends records to a file as they end, a JSON line each: what is written survives any process of ours."""
+    """A ledger in a file, a JSON line for each entry: what is written survives any process of ours."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
+    def issue(self, arrival: Arrival) -> None:
+        self._append({"issued": arrival.request_id})
+
     def write(self, record: Record) -> None:
-        """Append and flush to the kernel."""
-        self._file.write(json.dumps(asdict(record)) + "\n")
-        self._file.flush()
+        self._append(asdict(record))
 
     def close(self) -> None:
         self._file.close()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -93,6 +94,52 @@ def submit(
         fail(error)
     if not succeeded:
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def recover(
+    run_dir: Annotated[Path, typer.Argument(help="The run folder that a killed run left.")], as_json: Json = False
+) -> None:
+    """Complete the ledger and the summary of a run whose driver was killed, marked as partial."""
+    from cluster.run import recover as recover_run
+    from cluster.runfolder import RunFolderError
+    from reports.table import print_summary
+
+    result = _ResultStream(as_json)
+    try:
+        summary = recover_run(run_dir)
+    except RunFolderError as error:
+        fail(error)
+    result.write(summary, lambda: print_summary(console, summary))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, and what to do about each thing that it can't."""
+    from cluster.doctor import examine, show
+
+    result = _ResultStream(as_json)
+    findings = examine()
+    result.write([asdict(finding) for finding in findings], lambda: show(console, findings))
+
+
+@bench.command("links")
+def bench_links(
+    link: Annotated[Literal["auto", "kernel", "paced"], typer.Option(help="Which link to measure.")] = "auto",
+    quick: Annotated[bool, typer.Option(help="Half a minute: fewer repeats, no long transfers.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the links: transfer times against ideal, fairness, how soon changed grants act, the shared hop's cap."""
+    from netem.bench import bench_links as measure
+    from netem.bench import bench_tables
+    from netem.session import LinkUnavailable
+
+    result = _ResultStream(as_json)
+    try:
+        found = measure(link, quick=quick, progress=lambda line: messages.print(line, highlight=False))
+    except LinkUnavailable as error:
+        fail(error)
+    result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
 
 
 def _names(allocators: str | None) -> list[str] | None:

@@ -24,40 +24,51 @@ def journal_folder(run_dir: Path, allocator: str) -> Path:
     return run_dir / JOURNAL_FOLDER / allocator
 
 
-def read_journals(run_dir: Path, allocator: str) -> list[dict]:
-    """All whole records of one allocator's turn; a last line cut off by a kill is left out."""
+def journalled_allocators(run_dir: Path, allocators: list[str]) -> list[str]:
+    """Those of `allocators` whose turn has left journals."""
+    return [name for name in allocators if any(journal_folder(run_dir, name).glob("*.jsonl"))]
+
+
+def read_journals(run_dir: Path, allocator: str) -> tuple[set[int], list[dict]]:
+    """Ids of the requests issued in one allocator's turn, and the records of those that ended.
+
+    A last line that a kill cut off is left out.
+    """
+    issued: set[int] = set()
     records = []
     for path in sorted(journal_folder(run_dir, allocator).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                records.append({"allocator": allocator, **json.loads(line)})
+                entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-    return records
+            if "issued" in entry:
+                issued.add(entry["issued"])
+            else:
+                records.append({"allocator": allocator, **entry})
+    return issued, records
 
 
-def assemble(run_dir: Path, scenario: Scenario, ended_s: dict[str, float], lost_reason: str) -> pd.DataFrame:
-    """The ledger from the journals, balanced.
+def assemble(run_dir: Path, scenario: Scenario, allocators: list[str], lost_reason: str) -> pd.DataFrame:
+    """The ledger from the journals of these allocators' turns, balanced.
 
     Args:
-        ended_s: for each allocator that had its turn, when it ended, in seconds since its start. Every request
-            intended before that was issued.
         lost_reason: why a request that was issued left no record; it is `failed`.
 
     Raises:
         Unbalanced: a request has two records, or one that nobody issued.
     """
-    schedule = scenario.schedule()
+    arrivals = {arrival.request_id: arrival for arrival in scenario.schedule()}
     rows: list[dict] = []
-    for allocator, end_s in ended_s.items():
-        found = read_journals(run_dir, allocator)
-        recorded = {row["request_id"] for row in found}
-        if len(recorded) != len(found) or not recorded <= {arrival.request_id for arrival in schedule}:
-            raise Unbalanced(f"{allocator}: {len(found)} records of {len(recorded)} requests, {len(schedule)} planned")
-        lost = [a for a in schedule if a.intended_s < end_s and a.request_id not in recorded]
-        rows += found + [_lost_row(allocator, scenario, arrival, lost_reason) for arrival in lost]
+    issued_in_all = 0
+    for allocator in allocators:
+        issued, records = read_journals(run_dir, allocator)
+        lost = issued - {record["request_id"] for record in records}
+        rows += records
+        rows += [_lost_row(allocator, scenario, arrivals[request_id], lost_reason) for request_id in lost]
+        issued_in_all += len(issued)
     ledger = pd.DataFrame(rows, columns=COLUMNS)
-    check_balance(ledger, sum(arrival.intended_s < end_s for end_s in ended_s.values() for arrival in schedule))
+    check_balance(ledger, issued_in_all)
     return ledger.sort_values(["allocator", "request_id"], kind="stable", ignore_index=True)
 
 
@@ -73,6 +84,9 @@ def write(run_dir: Path, ledger: pd.DataFrame) -> None:
 
 def check_balance(ledger: pd.DataFrame, issued: int) -> None:
     """Raises Unbalanced unless issued = met + late + rejected + failed."""
+    twice = ledger.duplicated(["allocator", "request_id"])
+    if twice.any():
+        raise Unbalanced(f"request {ledger[twice].request_id.iloc[0]} has two records")
     counted = {status: int((ledger.status == status).sum()) for status in Status}
     if sum(counted.values()) != issued or len(ledger) != issued:
         shown = " + ".join(f"{number} {status}" for status, number in counted.items())

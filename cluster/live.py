@@ -46,7 +46,6 @@ class Turn:
     """What one allocator's turn left behind, beside the journals."""
 
     allocator: str
-    ended_s: float = 0.0
     channel: list[tuple[float, float, float]] = field(default_factory=list)
     solve_ms: list[float] = field(default_factory=list)
 
@@ -159,7 +158,6 @@ class LiveEngine:
                 await self._release(turn, allocator, folder, epoch_s)
             finally:
                 player.cancel()
-                turn.ended_s = time.monotonic() - epoch_s
             if not self._stop.is_set():
                 turn.solve_ms = await allocator.solve_times_ms.remote()
         finally:

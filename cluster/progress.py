@@ -61,7 +61,7 @@ class Progress:
                     journal.seek(self._read_until.get(path, 0))
                     lines = journal.read().rpartition("\n")[0].splitlines()  # a line half written comes next time
                 self._read_until[path] = self._read_until.get(path, 0) + sum(len(line.encode()) + 1 for line in lines)
-                counts.update(json.loads(line)["status"] for line in lines)
+                counts.update(entry["status"] for entry in map(json.loads, lines) if "status" in entry)
             if counts:
                 statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
                 parts.append(f"{name}: {counts.total()} of {self._planned} ended ({statuses})")

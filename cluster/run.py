@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cluster import ledger, runfolder
-from cluster.live import LiveEngine, LiveResult, Report
+from cluster.live import LiveEngine, LiveResult, Report, Turn
 from cluster.placement import place
 from cluster.progress import Progress
 from cluster.raysession import ray_session
@@ -17,6 +17,7 @@ from netem.session import LinkSession
 from reports.summary import summarize
 
 INTERRUPTED = "interrupted"
+KILLED = "the driver was killed; recovered from journals"
 
 
 def run_live(scenario: Scenario, run_dir: Path, address: str | None, report: Report) -> dict[str, Any]:
@@ -58,10 +59,25 @@ async def _until_done_or_stopped(engine: LiveEngine, scenario: Scenario, run_dir
         return await engine.run()
 
 
+def recover(run_dir: Path) -> dict[str, Any]:
+    """Ledger and summary of a run whose driver was killed, from the journals it left.
+
+    Raises:
+        RunFolderError: no such run, or nothing to recover in it.
+    """
+    facts, scenario = runfolder.read(run_dir)
+    names = ledger.journalled_allocators(run_dir, scenario.allocators)
+    if not names:
+        raise runfolder.RunFolderError(f"{run_dir}: no journals, so nothing to recover")
+    return finish(scenario, run_dir, facts, LiveResult([Turn(name) for name in names], [KILLED]))
+
+
 def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: LiveResult) -> dict[str, Any]:
     """Ledger and summary of a run that has ended, however."""
     lost_reason = "; ".join(result.problems) or "its record was lost"
-    rows = ledger.assemble(run_dir, scenario, {turn.allocator: turn.ended_s for turn in result.turns}, lost_reason)
+    rows = ledger.assemble(run_dir, scenario, [turn.allocator for turn in result.turns], lost_reason)
+    if not result.problems:
+        ledger.check_balance(rows, len(scenario.schedule()) * len(result.turns))
     channel = [(turn.allocator, *change) for turn in result.turns for change in turn.channel]
     pd.DataFrame(channel, columns=["allocator", "at_s", "applied_s", "mbps"]).to_csv(
         run_dir / runfolder.CHANNEL_FILE, index=False

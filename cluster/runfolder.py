@@ -42,6 +42,21 @@ def create(out: Path | None, scenario: Scenario) -> Path:
     return folder
 
 
+def read(folder: Path) -> tuple[dict[str, Any], Scenario]:
+    """What `run.json` says, and the scenario as it was resolved.
+
+    Raises:
+        RunFolderError: they can't be read.
+    """
+    try:
+        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        data = yaml.safe_load((folder / SCENARIO_FILE).read_text(encoding="utf-8"))
+        base_dir = facts["base_dir"]
+        return facts, Scenario.model_validate(data | {"base_dir": base_dir}, context={"base_dir": base_dir})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{folder} is not a run folder: {' '.join(str(error).split())}") from None
+
+
 def default_folder(scenario: Scenario) -> Path:
     """`runs/<UTC time>-<scenario>` below the working directory."""
     return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{scenario.name}"

@@ -57,7 +57,9 @@ class Rig:
         self.listener.listen()
         self.listener.setblocking(False)
         self.serving: asyncio.Task[None]
+        self.issued: list[Arrival] = []
         self.records: list[Record] = []
+        self.issue, self.write = self.issued.append, self.records.append
         settings = AgentSettings(
             agent_id=0,
             profile=PROFILE.name,
@@ -84,7 +86,8 @@ class Rig:
         """Run these arrivals; the records in order of request id."""
         arrivals = [Arrival(number, 0, at_s, -1) for number, at_s in enumerate(times_s)]
         epoch_s = asyncio.get_running_loop().time() + 0.01
-        await self.host.run(arrivals, self.allocator, self.records.append, epoch_s)
+        await self.host.run(arrivals, self.allocator, self, epoch_s)
+        assert self.issued == arrivals
         assert len(self.records) == len(arrivals), "one record for each request, always"
         return sorted(self.records, key=lambda record: record.request_id)
 
@@ -163,6 +166,7 @@ async def test_a_timeout_in_mid_transfer_fails_and_the_connection_is_replaced() 
         assert (record.status, record.reason) == (Status.FAILED, "no answer within 200 ms")
         assert math.isnan(record.latency_ms) and record.quality_credited == 0
         r.records.clear()
+        r.issued.clear()
         r.serving = asyncio.create_task(r.worker.run(r.listener))
         (record,) = await r.play([0])
         assert record.status is Status.MET
@@ -187,12 +191,13 @@ async def test_stopping_fails_what_is_in_flight_and_releases_nothing_more() -> N
     async with rig() as r:
         arrivals = [Arrival(0, 0, 0.0, -1), Arrival(1, 0, 0.0, -1), Arrival(2, 0, 60.0, -1)]
         epoch_s = asyncio.get_running_loop().time()
-        run = asyncio.create_task(r.host.run(arrivals, r.allocator, r.records.append, epoch_s))
+        run = asyncio.create_task(r.host.run(arrivals, r.allocator, r, epoch_s))
         await asyncio.sleep(0.04)
         r.host.stop()
         with pytest.raises(asyncio.CancelledError):
             await run
     assert [(record.status, record.reason) for record in r.records] == [(Status.FAILED, "interrupted")] * 2
+    assert r.issued == arrivals[:2]
 
 
 async def test_requests_of_one_agent_go_through_compute_and_uplink_in_order() -> None:
