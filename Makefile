@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv; nothing else on the machine is touched (except Debian's python3-venv, by apt,
+# where it is missing and you are root).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types bench setup clean
+
+demo: setup  ## The papers' headline over a real, shaped link: equal shares miss every round, model-aware ones meet all.
+	$(BIN)/scout run configs/congestion.yaml
+
+test: setup lint types  ## Lint, types, and every test that this machine can run.
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup  ## How exact the links are on this machine; some four minutes.
+	$(BIN)/scout bench links
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -q && apt-get install -qy python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,102 @@
+"""Running the command line as its users do, on one Ray cluster for all tests that don't kill theirs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+DATA = Path(__file__).parent / "data"
+REPOSITORY = Path(__file__).parents[2]
+# Ray compares tokens on every call if both sides run so; a run must work with that on.
+ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "token", "COLUMNS": "200"}
+
+
+@dataclass
+class Finished:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    run_dir: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.run_dir / "summary.json").read_text())
+
+    @property
+    def ledger(self) -> pd.DataFrame:
+        return pd.read_parquet(self.run_dir / "ledger.parquet")
+
+
+def scout(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cluster", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=ENVIRONMENT,
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[str]:
+    """The address of a running cluster with 4 (nominal) CPUs and one (nominal) GPU, as `ray start --head` makes it."""
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--num-cpus=4", "--num-gpus=1", "--port=0"]
+    started = subprocess.run(
+        [*command, "--disable-usage-stats", "--object-store-memory=134217728"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    try:
+        address = next(part for part in started.stdout.split("'") if part.rpartition(":")[2].isdecimal())
+        yield address
+    finally:
+        subprocess.run([command[0], "stop"], capture_output=True, env=ENVIRONMENT, check=False)
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny scenario, with top-level keys replaced, beside its profiles."""
+
+    def write(**changes: Any) -> Path:
+        shutil.copy(DATA / "tiny-profiles.yaml", tmp_path)
+        data = yaml.safe_load((DATA / "tiny.yaml").read_text()) | changes
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def live_run(ray_head: str, tmp_path: Path) -> Callable[..., Finished]:
+    """Runs a scenario live on the session's cluster."""
+
+    def run(path: Path, *arguments: str) -> Finished:
+        run_dir = tmp_path / "run"
+        done = scout("run", str(path), "--out", str(run_dir), "--address", ray_head, *arguments)
+        return Finished(done.returncode, done.stdout, done.stderr, run_dir)
+
+    return run
+
+
+def interrupt(process: subprocess.Popen[str], signum: int = signal.SIGINT) -> None:
+    """End a command by its id."""
+    os.kill(process.pid, signum)
