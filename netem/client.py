@@ -92,6 +92,17 @@ class LinkClient:
         found["agents"] = [AgentCounters(*numbers) for numbers in found["agents"]]
         return LinkCounters(**found)
 
+    async def until_lost(self) -> None:
+        """Return when the helper has ended. Keeps the client busy meanwhile: give this a client of its own.
+
+        Connections through a lost link aren't reset, for nobody is left to do so: they fall silent. Whoever waits on
+        one without a time limit should wait for this as well.
+        """
+        async with self._lock:
+            with contextlib.suppress(OSError):  # LinkLost is one
+                while True:
+                    await self._receive()
+
     def close(self) -> None:
         """Drop the connection; sockets obtained through it live on."""
         self._connection.close()

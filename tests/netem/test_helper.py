@@ -1,6 +1,7 @@
 """The helper's door and its life: who may ask what, and that nothing is left behind however it ends."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -41,24 +42,29 @@ def alive(pid: int) -> bool:
         return False
 
 
-def network_namespaces() -> set[str]:
-    """Every network namespace that a process is in or holds open."""
+def held_namespaces(process: Path) -> set[str]:
+    """The network namespaces that a process (by its folder in /proc) is in or holds open."""
     found = set()
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            links = [process / "ns/net", *(process / "fd").iterdir()]
-        except OSError:
-            continue
-        for link in links:
-            try:
+    try:
+        for link in [process / "ns/net", *(process / "fd").iterdir()]:
+            with contextlib.suppress(FileNotFoundError):
                 target = os.readlink(link)
-            except OSError:
-                continue
-            if target.startswith("net:"):
-                found.add(target)
+                if target.startswith("net:"):
+                    found.add(target)
+    except OSError:  # ended meanwhile, or not ours to look into
+        pass
     return found
+
+
+def namespaces_of(pid: int) -> set[str]:
+    """The network namespaces that only this process has."""
+    return held_namespaces(Path(f"/proc/{pid}")) - held_namespaces(Path("/proc/self"))
+
+
+def gone(namespaces: set[str]) -> bool:
+    """Whether no process has any of these network namespaces any more."""
+    processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return not any(namespaces & held_namespaces(process) for process in processes)
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
@@ -173,28 +179,33 @@ def test_door_is_closed_to_other_users(session: LinkSession) -> None:
 
 
 def test_stop_is_idempotent_and_leaves_nothing(make_session: Callable[..., LinkSession]) -> None:
-    before = network_namespaces()
     session = make_session()
+    namespaces = namespaces_of(session.pid)
     session.stop()
     session.stop()
     assert not alive(session.pid)
     assert not Path(session.socket_path).parent.exists()
-    assert network_namespaces() <= before
+    assert gone(namespaces)
 
 
 async def test_killed_helper_leaves_nothing(make_session: Callable[..., LinkSession]) -> None:
-    before = network_namespaces()
     session = make_session()
-    client = await LinkClient.open(session.socket_path)
+    namespaces = namespaces_of(session.pid)
+    client, watcher = await LinkClient.open(session.socket_path), await LinkClient.open(session.socket_path)
+    watching = asyncio.create_task(watcher.until_lost())
+    await asyncio.sleep(0.05)
+    assert not watching.done()
     if session.kind == "kernel":
-        assert len(network_namespaces() - before) >= 6  # four agents, base station, cloud
+        assert len(namespaces) >= 6  # four agents, base station, cloud
     os.kill(session.pid, signal.SIGKILL)
     with pytest.raises(LinkLost):
         await client.counters()
+    await asyncio.wait_for(watching, 5)
     client.close()
+    watcher.close()
     session.stop()
     assert not alive(session.pid)
-    assert network_namespaces() <= before
+    assert gone(namespaces)
     with pytest.raises(LinkLost):
         await LinkClient.open(session.socket_path)
 
@@ -204,7 +215,6 @@ def test_helper_ends_with_its_killed_launcher(
     make_session: Callable[..., LinkSession], any_link: tuple[str, str], in_thread: bool
 ) -> None:
     make_session().stop()  # skips here if the machine can't
-    before = network_namespaces()
     script = (
         "import sys, threading, time\n"
         "from netem.session import LinkSession\n"
@@ -224,9 +234,10 @@ def test_helper_ends_with_its_killed_launcher(
         assert launcher.stdout
         pid, path = launcher.stdout.readline().split()
         assert alive(int(pid)), "the helper must outlast the thread that started it"
+        namespaces = namespaces_of(int(pid))
         launcher.kill()
     assert wait_until(lambda: not alive(int(pid)))
-    assert wait_until(lambda: network_namespaces() <= before)
+    assert wait_until(lambda: gone(namespaces))
     assert not Path(path).parent.exists()
 
 
