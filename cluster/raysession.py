@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 SHUTDOWN_S = 1.5
+KNOCK_S = 3.0
+NO_CLUSTER = "is `ray start --head` running? Without --address and RAY_ADDRESS, scout starts its own Ray"
 
 
 class RayUnavailable(RuntimeError):
@@ -39,6 +42,17 @@ class RaySession:
         here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": here}
         return actor_class.options(**options).remote(*args)
+
+
+def _knock(address: str) -> None:
+    """Ray tries an address where nobody answers for minutes; so ask first. Raises RayUnavailable."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        raise RayUnavailable(f"Ray: {address!r} is not `auto` or host:port, as `ray start --head` prints it")
+    try:
+        socket.create_connection((host, int(port)), KNOCK_S).close()
+    except (OSError, OverflowError):
+        raise RayUnavailable(f"Ray: nobody answers at {address}; {NO_CLUSTER}") from None
 
 
 def in_words(error: Exception, hint: str) -> str:
@@ -76,6 +90,8 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
 
 def _connect(address: str | None, folder: str | None) -> RaySession:
     """Join the cluster at `address`, or start one whose files are all in `folder`."""
+    if address and address != "auto":
+        _knock(address)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Warns on every start that a future Ray won't hide GPUs from actors without any; ours ask for what they use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -88,8 +104,7 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
             own["_system_config"] = {"worker_niceness": 0}
             ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **own, **common)
     except Exception as error:
-        hint = "is `ray start --head` running? Without --address and RAY_ADDRESS, scout starts its own Ray"
-        raise RayUnavailable(in_words(error, hint if address else "")) from None
+        raise RayUnavailable(in_words(error, NO_CLUSTER if address else "")) from None
     node_id = ray.get_runtime_context().get_node_id()
     node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
     free = ray.available_resources()  # of the whole cluster: what others use on this node can't be told apart

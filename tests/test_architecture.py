@@ -1,0 +1,43 @@
+"""The house keeps its order: arrows go downward, and Ray stays in `cluster` and the actor files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Each package may import itself and those after it; the last four import none of the others.
+ORDER = ["cluster", "reports", "agents", "cloud", "models", "allocator", "kvcache", "netem", "configs"]
+ALONE = {"allocator", "kvcache", "netem"}
+FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downward(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    allowed = {package} if package in ALONE else set(ORDER[ORDER.index(package) :])
+    assert imported(path) & set(ORDER) <= allowed
+    if package != "cluster" and path.name != "actor.py":
+        assert "ray" not in imported(path)
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    for path in FILES:
+        assert not imported(path) & {"pickle", "cloudpickle", "marshal", "shelve"}, path
+        calls = [
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
+        assert not {"eval", "exec"} & set(calls), path
