@@ -11,7 +11,8 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_GSO
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET_CONF, IPV4_DEVCONF_FORWARDING = 1, 1
 IFA_LOCAL = 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS, RTAX_INITCWND = 1, 4, 5, 8, 11
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS = 1, 4, 5, 8
+RTAX_INITCWND, RTAX_RTO_MIN = 11, 13
 RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 4, 1, 4
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
@@ -75,13 +76,17 @@ def host_route(index: int, ip: bytes) -> Message:
     return Message(RTM_NEWROUTE, CREATE, body + attribute(RTA_DST, ip) + u32(RTA_OIF, index))
 
 
-def default_route(index: int, gateway: bytes, initial_window_segments: int) -> Message:
-    """Reach everything through `gateway` on a link; TCP starts, and starts again after a pause, with that window."""
+def default_route(index: int, gateway: bytes, initial_window_segments: int, least_timeout_ms: int) -> Message:
+    """Reach everything through `gateway` on a link.
+
+    TCP starts, and starts again after a pause, with that window, and waits at least so long before it sends again.
+    """
     body = struct.pack(
         "=BBBBBBBBI", socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK
     )
-    metrics = attribute(RTA_METRICS, u32(RTAX_INITCWND, initial_window_segments))
-    return Message(RTM_NEWROUTE, CREATE, body + attribute(RTA_GATEWAY, gateway) + u32(RTA_OIF, index) + metrics)
+    metrics = u32(RTAX_INITCWND, initial_window_segments) + u32(RTAX_RTO_MIN, least_timeout_ms)
+    body += attribute(RTA_GATEWAY, gateway) + u32(RTA_OIF, index) + attribute(RTA_METRICS, metrics)
+    return Message(RTM_NEWROUTE, CREATE, body)
 
 
 def neighbour(index: int, ip: bytes, mac: bytes) -> Message:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from netem.client import LinkClient
 from netem.session import LinkSession
 
 RECEIVE_BYTES = 1 << 18
-STALLED_S = 120.0
+STALLED_S = 30.0
 
 
 @dataclass
@@ -94,8 +94,8 @@ class Rig:
     def transfer(self, payload_bytes: int, after: tuple[float, Callable[[], None]] | None = None) -> Reception:
         """Send `payload_bytes` from every agent at once and receive it all.
 
-        `after` = (seconds, call): `call` is made once that long after the send command. Raises RuntimeError if nothing
-        arrives for two minutes.
+        `after` = (seconds, call): `call` is made once that long after the send command. If nothing arrives for half a
+        minute, raises LinkLost if the helper has ended, RuntimeError if not.
         """
         assert self._sender.stdin and self._sender.stdout
         reception = Reception(ends_s=[0.0] * self.agents)
@@ -111,7 +111,7 @@ class Rig:
                 wait_s = STALLED_S if due_s is None else max(0.0, due_s - time.monotonic())
                 ready = selector.select(wait_s)
                 if not ready and due_s is None:
-                    raise RuntimeError(f"nothing arrived for {STALLED_S:.0f} s; {sum(left)} bytes are missing")
+                    self._complain(sum(left))
                 for key, _ in ready:
                     agent = key.data
                     count = self._connections[agent].recv_into(self._buffer)
@@ -128,6 +128,13 @@ class Rig:
                     after[1]()
         reception.starts_s = json.loads(self._sender.stdout.readline())
         return reception
+
+    def _complain(self, missing_bytes: int) -> NoReturn:
+        counters = self._runner.run(self._client.counters())
+        queued = sum(agent.hop2_backlog_bytes for agent in counters.agents)
+        raise RuntimeError(
+            f"nothing arrived for {STALLED_S:.0f} s; {missing_bytes} bytes are missing, {queued} wait for the channel"
+        )
 
     def _accept(self, listener: socket.socket) -> None:
         """Accept every agent's connection; the sender makes them one after another, in the agents' order."""
