@@ -36,6 +36,9 @@ class LinkSession:
     `kind` is `kernel` or `paced`; `privilege` what the helper runs by (`root`, `userns`, `sudo`; `none` if paced);
     `fallback_reason` why the link is paced although nobody asked for that, else None; `socket_path` where a
     `client.LinkClient` connects; `pid` the helper's process.
+
+    When the helper ends, TCP connections through the kernel link aren't reset but fall silent, for the namespaces
+    between their ends are gone; `LinkClient.until_lost` tells.
     """
 
     def __init__(self, kind: str, privilege: str, build: protocol.Build, fallback_reason: str | None = None) -> None:

@@ -37,9 +37,11 @@ def _transfers(title: str, rows: list[dict[str, Any]]) -> Table:
         # A message of one frame arrives when the link lets it go, early or late by a frame: milliseconds say more.
         if row["payload_bytes"] <= SEGMENT_PAYLOAD_BYTES:
             errors = [f"{row[key] - row['ideal_ms']:+.2f} ms" for key in ("median_ms", "min_ms", "max_ms")]
+            jain = ""
         else:
             errors = [f"{row[key]:+.2%}" for key in ("median_error", "min_error", "max_error")]
-        table.add_row(*head, f"{row['median_ms']:.2f}", *errors, f"{row['jain']:.5f}", f"{row['repeats']}")
+            jain = f"{row['jain']:.5f}"
+        table.add_row(*head, f"{row['median_ms']:.2f}", *errors, jain, f"{row['repeats']}")
     return table
 
 
