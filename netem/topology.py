@@ -19,18 +19,20 @@ kernel removes it all with its last descriptor.
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
 
-from netem import rtnl, shaping
+from pyroute2 import IPRoute
+
+from netem import shaping
 from netem.link import SEND_BUFFER_BYTES, AgentCounters, LinkError
 from netem.namespaces import NetworkNamespace
-from netem.netlink import Message, Netlink
 from netem.wire import MAX_RATE_MBPS
 
-STATION_MAC, FAR_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
-STATION_IP = socket.inet_aton("10.63.0.1")  # every far end's gateway; only its neighbour entry exists
-CLOUD_IP = socket.inet_aton("10.63.0.2")
-FIRST_AGENT_IP = int.from_bytes(socket.inet_aton("10.64.0.1"), "big")
+STATION_MAC, FAR_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+STATION_IP = "10.63.0.1"  # every far end's gateway; only its neighbour entry exists
+CLOUD_IP = "10.63.0.2"
+FIRST_AGENT_IP = IPv4Address("10.64.0.1")
 FIRST_WORKER_PORT = 7000
 
 # Link numbers. Above those of the tunnel devices that some kernels put into every new namespace.
@@ -42,102 +44,114 @@ FIRST_AGENT_LINK = 100
 # one leaf for each agent.
 TOTAL, STRAYS, FIRST_AGENT_CLASS = 1, 2, 0x10
 ASSURED_MBPS = 0.0001
-QUEUE_PACKETS = 1000
 # Far more than a link's bandwidth-delay product: the window never limits, the send buffer and the shaping do.
 INITIAL_WINDOW_SEGMENTS = 1000
-# The path loses nothing, so a retransmission timeout is a false alarm: 64 agents on 5 Mbit/s wait 155 ms for a frame,
-# and the usual least timeout of 200 ms would fill 4 % of the channel with what is only late.
+# The path loses nothing, so a retransmission timeout is a false alarm: each of 64 agents on 5 Mbit/s waits 155 ms for
+# a frame, and with the usual least timeout of 200 ms they filled 4 % of the channel with what was only late.
 LEAST_TIMEOUT_MS = 2000
 
+# Where /proc/sys is read-only these stay as they are, and slow links see some frames sent twice (see below).
 SYSCTLS = {
     "ipv6/conf/default/disable_ipv6": "1",
     "ipv4/tcp_no_metrics_save": "1",
     "ipv4/tcp_slow_start_after_idle": "0",
+    # Without this a sender that was fast a moment ago fills its queue with all that the send buffer holds.
+    "ipv4/tcp_limit_output_bytes": "16384",
+    # No tail loss probes: on a path without loss they only shorten the timeout.
+    "ipv4/tcp_early_retrans": "0",
 }
+LOOPBACK = 1
 
 
-def agent_ip(agent: int) -> bytes:
-    """The agent's address, 4 bytes."""
-    return (FIRST_AGENT_IP + agent).to_bytes(4, "big")
+def agent_ip(agent: int) -> str:
+    """The agent's address."""
+    return str(FIRST_AGENT_IP + agent)
 
 
 class _Place:
-    """A namespace and the netlink socket that speaks for it."""
+    """A namespace with one shaped link, and what changes that link's rate."""
 
-    def __init__(self) -> None:
-        self.namespace = NetworkNamespace(SYSCTLS)
+    def __init__(self, shaped_link: int, sysctls: Mapping[str, str]) -> None:
+        self.namespace = NetworkNamespace(sysctls)
+        self._shaped_link = shaped_link
         with self.namespace.entered():
-            self.netlink = Netlink()
+            self.rate = shaping.RateChanger(shaped_link, TOTAL)
+
+    @contextlib.contextmanager
+    def kernel(self) -> Iterator[IPRoute]:
+        """Speak with the kernel about this namespace, from anywhere."""
+        with self.namespace.entered():
+            ip = IPRoute()
+        with ip:
+            yield ip
+
+    def read(self) -> tuple[dict[int, shaping.ClassCounters], int]:
+        """The counters of the shaped link's classes, and the packets that got past them."""
+        with self.kernel() as ip:
+            return (
+                shaping.read_classes(ip, self._shaped_link),
+                shaping.read_direct_packets(ip, self._shaped_link),
+            )
 
     def close(self) -> None:
-        self.netlink.close()
+        self.rate.close()
         self.namespace.close()
 
 
 class KernelLink:
-    """Builds everything at once. Raises OSError (NetlinkError included) if this machine can't."""
+    """Builds everything at once. Raises OSError or NetlinkError if this machine can't."""
 
     def __init__(self, agents: int, workers: int, channel_mbps: float, grant_mbps: float) -> None:
         self._workers = workers
         self._grants_mbps = [grant_mbps] * agents
         self._channel_mbps = channel_mbps
         with contextlib.ExitStack() as undo:
-            self._station = _Place()
+            self._station = _Place(CLOUD_LINK, SYSCTLS | {"ipv4/ip_forward": "1"})
             undo.callback(self._station.close)
-            self._cloud = self._make_cloud()
-            undo.callback(self._cloud.close)
-            self._agents: list[_Place] = []
-            for agent in range(agents):
-                self._agents.append(self._make_agent(agent))
-                undo.callback(self._agents[-1].close)
+            with self._station.kernel() as station:
+                self._cloud = NetworkNamespace(SYSCTLS)
+                undo.callback(self._cloud.close)
+                self._build_cloud(station)
+                self._agents: list[_Place] = []
+                for agent in range(agents):
+                    place = _Place(UPLINK, SYSCTLS)
+                    undo.callback(place.close)
+                    self._agents.append(place)
+                    self._build_agent(station, agent, place)
             undo.pop_all()
 
-    def _make_cloud(self) -> _Place:
-        cloud = _Place()
-        channel = shaping.htb_class(CLOUD_LINK, TOTAL, self._channel_mbps, self._channel_mbps, new=True)
-        self._station.netlink.request(
-            [
-                rtnl.veth_pair(CLOUD_LINK, "cloud", STATION_MAC, UPLINK, "uplink", FAR_MAC, cloud.namespace.fd),
-                shaping.htb(CLOUD_LINK, default_minor=STRAYS),
-                channel,
-                *_hop2_leaf(STRAYS),
-                *shaping.source_table(CLOUD_LINK),
-                *_station_side(CLOUD_LINK, CLOUD_IP),
-            ]
-        )
-        cloud.netlink.request(_far_side(CLOUD_IP))
-        return cloud
+    def _build_cloud(self, station: IPRoute) -> None:
+        _join(station, CLOUD_LINK, "cloud", self._cloud.fd)
+        shaping.add_htb(station, CLOUD_LINK, default_minor=STRAYS)
+        shaping.add_class(station, CLOUD_LINK, TOTAL, self._channel_mbps, self._channel_mbps)
+        _add_hop2_leaf(station, STRAYS)
+        _bring_up_station_side(station, CLOUD_LINK, CLOUD_IP)
+        with self._cloud.entered():
+            cloud = IPRoute()
+        with cloud:
+            _bring_up_far_side(cloud, CLOUD_IP)
 
-    def _make_agent(self, agent: int) -> _Place:
-        place = _Place()
+    def _build_agent(self, station: IPRoute, agent: int, place: _Place) -> None:
         ip, link, minor = agent_ip(agent), FIRST_AGENT_LINK + agent, FIRST_AGENT_CLASS + agent
-        self._station.netlink.request(
-            [
-                rtnl.veth_pair(link, f"agent{agent}", STATION_MAC, UPLINK, "uplink", FAR_MAC, place.namespace.fd),
-                *_station_side(link, ip),
-                *_hop2_leaf(minor),
-                shaping.source_filter(CLOUD_LINK, ip, minor),
-            ]
-        )
+        _join(station, link, f"agent{agent}", place.namespace.fd)
+        _bring_up_station_side(station, link, ip)
+        _add_hop2_leaf(station, minor)
+        shaping.add_source_filter(station, CLOUD_LINK, ip, minor)
         grant_mbps = self._grants_mbps[agent]
-        place.netlink.request(
-            [
-                shaping.htb(UPLINK, default_minor=TOTAL),
-                shaping.htb_class(UPLINK, TOTAL, grant_mbps, grant_mbps, new=True),
-                shaping.pfifo(UPLINK, shaping.HANDLE | TOTAL, QUEUE_PACKETS),
-                *_far_side(ip),
-            ]
-        )
-        return place
+        with place.kernel() as kernel:
+            shaping.add_htb(kernel, UPLINK, default_minor=TOTAL)
+            shaping.add_class(kernel, UPLINK, TOTAL, grant_mbps, grant_mbps)
+            shaping.add_queue(kernel, UPLINK, TOTAL)
+            _bring_up_far_side(kernel, ip)
 
     def listen(self, worker: int) -> socket.socket:
         """See `link.Link`."""
         self._check_worker(worker)
-        with self._cloud.namespace.entered():
+        with self._cloud.entered():
             listener = _tcp_socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((socket.inet_ntoa(CLOUD_IP), FIRST_WORKER_PORT + worker))
+            listener.bind((CLOUD_IP, FIRST_WORKER_PORT + worker))
             listener.listen(socket.SOMAXCONN)
         except OSError as error:
             listener.close()
@@ -153,7 +167,7 @@ class KernelLink:
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
-            sender.connect((socket.inet_ntoa(CLOUD_IP), FIRST_WORKER_PORT + worker))
+            sender.connect((CLOUD_IP, FIRST_WORKER_PORT + worker))
         except BlockingIOError:
             pass
         except OSError as error:
@@ -167,22 +181,23 @@ class KernelLink:
             self._check_agent(agent)
         for agent, mbps in grants_mbps.items():
             if mbps != self._grants_mbps[agent]:
-                self._agents[agent].netlink.request([shaping.htb_class(UPLINK, TOTAL, mbps, mbps)])
+                self._agents[agent].rate.set_rate(mbps)
                 self._grants_mbps[agent] = mbps
 
     def set_channel(self, mbps: float) -> None:
         """See `link.Link`."""
         if mbps != self._channel_mbps:
-            self._station.netlink.request([shaping.htb_class(CLOUD_LINK, TOTAL, mbps, mbps)])
+            self._station.rate.set_rate(mbps)
             self._channel_mbps = mbps
 
     def counters(self) -> tuple[list[AgentCounters], int]:
         """See `link.Link`."""
-        hop2 = dict(map(shaping.parse_class, self._station.netlink.dump(shaping.read_classes(CLOUD_LINK))))
-        direct = shaping.parse_direct_packets(self._station.netlink.get(shaping.read_qdisc(CLOUD_LINK)))
+        hop2, direct = self._station.read()
         agents = []
         for agent, place in enumerate(self._agents):
-            own = dict(map(shaping.parse_class, place.netlink.dump(shaping.read_classes(UPLINK))))[TOTAL]
+            hop1, past_hop1 = place.read()
+            direct += past_hop1
+            own = hop1[TOTAL]
             shared = hop2[FIRST_AGENT_CLASS + agent]
             agents.append(
                 AgentCounters(
@@ -194,7 +209,6 @@ class KernelLink:
                     hop2_backlog_bytes=shared.backlog_bytes,
                 )
             )
-            direct += shaping.parse_direct_packets(place.netlink.get(shaping.read_qdisc(UPLINK)))
         return agents, direct
 
     def tick(self) -> None:
@@ -202,8 +216,8 @@ class KernelLink:
 
     def close(self) -> None:
         """Give the namespaces up; they vanish unless sockets handed out still hold them."""
-        for place in [*self._agents, self._cloud, self._station]:
-            place.close()
+        for held in [*self._agents, self._cloud, self._station]:
+            held.close()
 
     def _check_agent(self, agent: int) -> None:
         if not 0 <= agent < len(self._agents):
@@ -214,30 +228,45 @@ class KernelLink:
             raise LinkError(f"no worker {worker}: there are {self._workers}")
 
 
-def _station_side(link: int, far_ip: bytes) -> list[Message]:
-    return [
-        rtnl.forwarding_link_up(link),
-        rtnl.neighbour(link, far_ip, FAR_MAC),
-        rtnl.host_route(link, far_ip),
-    ]
+def _join(station: IPRoute, link: int, name: str, far_namespace: int) -> None:
+    """A veth from the base station's `link` to UPLINK of the namespace behind a descriptor; both ends down.
+
+    TCP is told to build no segment larger than a frame on either end: with segmentation offload a token bucket passes
+    up to 64 KB at once, which distorts payloads of that size by tens of percent.
+    """
+    far = {
+        "index": UPLINK,
+        "ifname": "uplink",
+        "address": FAR_MAC,
+        "gso_max_segs": 1,
+        "net_ns_fd": far_namespace,
+    }
+    station.link("add", index=link, ifname=name, kind="veth", address=STATION_MAC, gso_max_segs=1, peer=far)
 
 
-def _far_side(ip: bytes) -> list[Message]:
-    return [
-        rtnl.link_up(rtnl.LOOPBACK_INDEX),
-        rtnl.link_up(UPLINK),
-        rtnl.address(UPLINK, ip),
-        rtnl.neighbour(UPLINK, STATION_IP, STATION_MAC),
-        rtnl.default_route(UPLINK, STATION_IP, INITIAL_WINDOW_SEGMENTS, LEAST_TIMEOUT_MS),
-    ]
+def _bring_up_station_side(station: IPRoute, link: int, far_ip: str) -> None:
+    station.link("set", index=link, state="up")
+    _fix_neighbour(station, link, far_ip, FAR_MAC)
+    station.route("add", dst=f"{far_ip}/32", oif=link, scope="link")
 
 
-def _hop2_leaf(minor: int) -> list[Message]:
-    parent = shaping.HANDLE | TOTAL
-    return [
-        shaping.htb_class(CLOUD_LINK, minor, ASSURED_MBPS, MAX_RATE_MBPS, parent, new=True),
-        shaping.pfifo(CLOUD_LINK, shaping.HANDLE | minor, QUEUE_PACKETS),
-    ]
+def _bring_up_far_side(kernel: IPRoute, ip: str) -> None:
+    kernel.link("set", index=LOOPBACK, state="up")
+    kernel.link("set", index=UPLINK, state="up")
+    kernel.addr("add", index=UPLINK, address=ip, prefixlen=32)
+    _fix_neighbour(kernel, UPLINK, STATION_IP, STATION_MAC)
+    metrics = {"initcwnd": INITIAL_WINDOW_SEGMENTS, "rto_min": LEAST_TIMEOUT_MS}
+    kernel.route("add", dst="default", gateway=STATION_IP, oif=UPLINK, flags=["onlink"], metrics=metrics)
+
+
+def _fix_neighbour(kernel: IPRoute, link: int, ip: str, mac: str) -> None:
+    """Say who has `ip` on a link, so that no transfer waits for ARP."""
+    kernel.neigh("add", dst=ip, lladdr=mac, ifindex=link, state="permanent")
+
+
+def _add_hop2_leaf(station: IPRoute, minor: int) -> None:
+    shaping.add_class(station, CLOUD_LINK, minor, ASSURED_MBPS, MAX_RATE_MBPS, shaping.HANDLE | TOTAL)
+    shaping.add_queue(station, CLOUD_LINK, minor)
 
 
 def _tcp_socket() -> socket.socket:
