@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from netem.wire import MAX_RATE_MBPS
+
 Safety = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -78,7 +80,7 @@ class Fixed(EstimatorSettings):
     """A number written in the scenario, whatever happens."""
 
     kind: Literal["fixed"] = "fixed"
-    mbps: float = Field(gt=0, le=100_000)
+    mbps: float = Field(gt=0, le=MAX_RATE_MBPS)
 
     def estimate(self) -> float:
         return self.mbps

@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 CLONE_NEWUSER = 0x10000000
@@ -54,7 +54,7 @@ def enter_user_namespace() -> None:
 class NetworkNamespace:
     """An anonymous network namespace, held by the descriptor `fd`."""
 
-    def __init__(self, sysctls: dict[str, str] | None = None) -> None:
+    def __init__(self, sysctls: Mapping[str, str] | None = None) -> None:
         """Make the namespace and write `sysctls` (paths below /proc/sys/net) in it.
 
         A sysctl that this machine lacks, or that a container holds read-only, keeps its value: callers may rely on

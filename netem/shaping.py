@@ -1,39 +1,25 @@
-"""Token-bucket shaping with the kernel's HTB: requests that make and change it, and its counters.
+"""Token-bucket shaping with the kernel's HTB, through pyroute2: making classes, changing their rates, counting.
 
 An HTB class sends while its tokens are not negative and may then owe up to one frame; a class with tokens for `burst`
 bytes makes up for a timer that came late by burst/rate, and passes that much at once after a pause. So the burst is
 chosen as a time: long enough for the kernel timer's lateness, short enough not to distort a 64 KB payload.
 """
 
+import os
 import socket
 import struct
-import sys
 from dataclasses import dataclass
 
-from netem.netlink import CREATE, Message, attribute, attributes, text, u32
+from pyroute2 import IPRoute
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
+from pyroute2.netlink.rtnl import RTM_NEWTCLASS
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
 from netem.wire import FRAME_BYTES
 
-RTM_NEWQDISC, RTM_GETQDISC = 36, 38
-RTM_NEWTCLASS, RTM_GETTCLASS = 40, 42
-RTM_NEWTFILTER = 44
-TC_H_ROOT = 0xFFFFFFFF
-TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
-TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
-TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_RATE64, TCA_HTB_CEIL64 = 1, 2, 6, 7
-TCA_U32_CLASSID, TCA_U32_HASH, TCA_U32_LINK, TCA_U32_DIVISOR, TCA_U32_SEL = 1, 2, 3, 4, 5
-TC_U32_TERMINAL = 1
-LINKLAYER_ETHERNET = 1
-HTB_VERSION = 3
-TICK_NS = 64  # the kernel's unit of time in scheduler parameters
-
 HANDLE = 0x10000  # the root qdisc 1: of every shaped link
-MAX_U32 = 0xFFFFFFFF
-U32_BUCKETS = 0x00100000  # hash table 1 of the u32 classifier, one bucket for each last octet
-IPV4_SOURCE_OFFSET = 12
-
-_TC_BYTES = 20  # struct tcmsg
-_IPV4_PROTOCOL = int.from_bytes(b"\x08\x00", sys.byteorder)  # EtherType, in network byte order
-
+QUEUE_PACKETS = 1000
+ETH_P_IP = 0x0800
 BURST_S = 50e-6
 MIN_BURST_BYTES = 200
 
@@ -48,25 +34,9 @@ class ClassCounters:
     dropped_packets: int
 
 
-def _tc(index: int, handle: int, parent: int, info: int = 0) -> bytes:
-    return struct.pack("=BxHiIII", socket.AF_UNSPEC, 0, index, handle, parent, info)
-
-
-def qdisc(index: int, kind: str, options: bytes, handle: int = HANDLE, parent: int = TC_H_ROOT) -> Message:
-    """Attach a qdisc. Quick at the root of a link that is still down; on one that is up the kernel waits some 20 ms."""
-    body = _tc(index, handle, parent) + text(TCA_KIND, kind) + attribute(TCA_OPTIONS, options)
-    return Message(RTM_NEWQDISC, CREATE, body)
-
-
-def htb(index: int, default_minor: int) -> Message:
-    """An HTB root; what no filter claims goes to class 1:`default_minor`, never past the shaping."""
-    options = attribute(TCA_HTB_INIT, struct.pack("=IIIII", HTB_VERSION, 10, default_minor, 0, 0))
-    return qdisc(index, "htb", options)
-
-
-def pfifo(index: int, parent: int, limit_packets: int) -> Message:
-    """A first-in-first-out queue as the leaf of class `parent`."""
-    return qdisc(index, "pfifo", struct.pack("=I", limit_packets), handle=0, parent=parent)
+def bytes_per_s(rate_mbps: float) -> int:
+    """The kernel's unit of rates."""
+    return max(1, round(rate_mbps * 1e6 / 8))
 
 
 def burst_bytes(rate_mbps: float) -> int:
@@ -74,73 +44,110 @@ def burst_bytes(rate_mbps: float) -> int:
     return max(MIN_BURST_BYTES, round(rate_mbps * 1e6 / 8 * BURST_S))
 
 
-def htb_class(
-    index: int, minor: int, rate_mbps: float, ceil_mbps: float, parent: int = HANDLE, new: bool = False
-) -> Message:
-    """Make (`new`) or change class 1:`minor`. A change replaces every parameter, hence one function for both."""
-    words = b""
-    ticks = []
-    rates64 = []
-    for mbps in (rate_mbps, ceil_mbps):
-        bytes_per_s = max(1, round(mbps * 1e6 / 8))
-        words += struct.pack("=BBHhHI", 0, LINKLAYER_ETHERNET, 0, 0, 0, min(bytes_per_s, MAX_U32))
-        ticks.append(min(MAX_U32, round(burst_bytes(mbps) / bytes_per_s * 1e9 / TICK_NS)))
-        rates64.append(struct.pack("=Q", bytes_per_s))
-    words += struct.pack("=IIIII", *ticks, FRAME_BYTES, 0, 0)  # burst, ceil burst, quantum, level (unused), priority
-    options = attribute(TCA_HTB_PARMS, words)
-    options += attribute(TCA_HTB_RATE64, rates64[0]) + attribute(TCA_HTB_CEIL64, rates64[1])
-    body = _tc(index, HANDLE | minor, parent) + text(TCA_KIND, "htb") + attribute(TCA_OPTIONS, options)
-    return Message(RTM_NEWTCLASS, CREATE if new else 0, body)
+def add_htb(ip: IPRoute, index: int, default_minor: int) -> None:
+    """An HTB root; what no filter claims goes to class 1:`default_minor`, never past the shaping.
+
+    Quick on a link that is still down; on one that is up the kernel waits some 20 ms.
+    """
+    ip.tc("add", "htb", index=index, handle=HANDLE, default=default_minor)
 
 
-def _u32(index: int, handle: int, options: bytes) -> Message:
-    info = 1 << 16 | _IPV4_PROTOCOL  # priority 1
-    body = _tc(index, handle, HANDLE, info) + text(TCA_KIND, "u32") + attribute(TCA_OPTIONS, options)
-    return Message(RTM_NEWTFILTER, CREATE, body)
+def add_class(ip: IPRoute, index: int, minor: int, rate_mbps: float, ceil_mbps: float, parent: int = HANDLE) -> None:
+    """Class 1:`minor`, assured `rate_mbps`, at most `ceil_mbps`."""
+    ip.tc(
+        "add-class",
+        "htb",
+        index=index,
+        handle=HANDLE | minor,
+        parent=parent,
+        rate=bytes_per_s(rate_mbps),
+        ceil=bytes_per_s(ceil_mbps),
+        burst=burst_bytes(rate_mbps),
+        cburst=burst_bytes(ceil_mbps),
+        quantum=FRAME_BYTES,
+    )
 
 
-def _selector(flags: int, mask: int, value: int, hash_mask: int = 0) -> bytes:
-    """Compare the source address, under `mask`, with `value`; hash it under `hash_mask`."""
-    head = struct.pack("=BBBxHHhh", flags, 0, 1, 0, 0, 0, IPV4_SOURCE_OFFSET) + struct.pack("!I", hash_mask)
-    key = struct.pack("!II", mask, value) + struct.pack("=ii", IPV4_SOURCE_OFFSET, 0)
-    return attribute(TCA_U32_SEL, head + key)
+def add_queue(ip: IPRoute, index: int, minor: int) -> None:
+    """A first-in-first-out queue as the leaf of class 1:`minor`."""
+    ip.tc("add", "pfifo", index=index, handle=(minor + 1) << 16, parent=HANDLE | minor, limit=QUEUE_PACKETS)
 
 
-def source_table(index: int) -> list[Message]:
-    """A hash table over the source address's last octet, so that the cost of a look-up doesn't grow with the agents."""
-    return [
-        _u32(index, U32_BUCKETS, u32(TCA_U32_DIVISOR, 256)),
-        _u32(index, 0, u32(TCA_U32_LINK, U32_BUCKETS) + _selector(0, 0, 0, hash_mask=0xFF)),
-    ]
+def add_source_filter(ip: IPRoute, index: int, source: str, minor: int) -> None:
+    """Send what comes from the address `source` to class 1:`minor`."""
+    (number,) = struct.unpack("!I", socket.inet_aton(source))
+    keys = [f"{number:#010x}/0xffffffff+12"]  # 12: where an IPv4 header has its source
+    ip.tc(
+        "add-filter",
+        "u32",
+        index=index,
+        parent=HANDLE,
+        prio=1,
+        protocol=ETH_P_IP,
+        target=HANDLE | minor,
+        keys=keys,
+    )
 
 
-def source_filter(index: int, ip: bytes, minor: int) -> Message:
-    """Send what comes from `ip` (4 bytes) to class 1:`minor`."""
-    bucket = U32_BUCKETS | ip[3] << 12
-    match = _selector(TC_U32_TERMINAL, 0xFFFFFFFF, int.from_bytes(ip, "big"))
-    return _u32(index, 0, u32(TCA_U32_CLASSID, HANDLE | minor) + u32(TCA_U32_HASH, bucket) + match)
+def read_classes(ip: IPRoute, index: int) -> dict[int, ClassCounters]:
+    """The counters of every class of a link, by minor number."""
+    found = {}
+    for message in ip.get_classes(index=index):
+        stats = message.get_attr("TCA_STATS2")
+        sent, queue = stats.get_attr("TCA_STATS_BASIC"), stats.get_attr("TCA_STATS_QUEUE")
+        counters = ClassCounters(sent["bytes"], sent["packets"], queue["backlog"], queue["drops"])
+        found[message["handle"] & 0xFFFF] = counters
+    return found
 
 
-def read_classes(index: int) -> Message:
-    """Ask (by dump) for all classes of a link."""
-    return Message(RTM_GETTCLASS, 0, _tc(index, 0, 0))
+def read_direct_packets(ip: IPRoute, index: int) -> int:
+    """Packets that the HTB root of a link let past unshaped."""
+    for message in ip.get_qdiscs(index=index):
+        if message["handle"] == HANDLE:
+            return int(message.get_attr("TCA_OPTIONS").get_attr("TCA_HTB_INIT")["direct_pkts"])
+    raise LookupError(f"link {index} has no HTB root")
 
 
-def read_qdisc(index: int) -> Message:
-    """Ask (by get) for a link's root qdisc."""
-    return Message(RTM_GETQDISC, 0, _tc(index, 0, TC_H_ROOT))
+class RateChanger:
+    """Changes the rate of one HTB class: 1:`minor` of link `index`, in the namespace in which this was made.
 
+    Rates change all the time and for many agents at once, so this is made fast: pyroute2 encodes the request once, and
+    each change overwrites the numbers in it. That takes 0.02 ms and one descriptor, instead of the 0.4 ms and four of
+    a call through pyroute2.
+    """
 
-def parse_class(body: bytes) -> tuple[int, ClassCounters]:
-    """(minor, counters) from a class message."""
-    (handle,) = struct.unpack_from("=I", body, 8)
-    stats = attributes(attributes(body[_TC_BYTES:])[TCA_STATS2])
-    sent_bytes, sent_packets = struct.unpack_from("=QI", stats[TCA_STATS_BASIC])
-    _, backlog, drops = struct.unpack_from("=III", stats[TCA_STATS_QUEUE])
-    return handle & 0xFFFF, ClassCounters(sent_bytes, sent_packets, backlog, drops)
+    # struct tc_htb_opt (linux/pkt_sched.h): two ratespecs (cell_log, linklayer, overhead, cell_align, mpu, rate), then
+    # buffer, cbuffer (both in ticks), quantum, level, prio.
+    _PARAMETERS = struct.Struct("=BBHhHIBBHhHIIIIII")
+    _ETHERNET = 1
+    _TICK_NS = 64
+    _ERROR = struct.Struct("=16xi")
 
+    def __init__(self, index: int, minor: int) -> None:
+        message = tcmsg()
+        message["index"], message["handle"], message["parent"] = index, HANDLE | minor, HANDLE
+        parameters = {"rate": 1, "ceil": 1, "quantum": FRAME_BYTES}
+        message["attrs"] = [
+            ("TCA_KIND", "htb"),
+            ("TCA_OPTIONS", {"attrs": [("TCA_HTB_PARMS", parameters)]}),
+        ]
+        message["header"]["type"] = RTM_NEWTCLASS
+        message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK
+        message.encode()
+        self._request = bytearray(message.data)
+        self._offset = len(self._request) - self._PARAMETERS.size  # they are the last attribute
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
-def parse_direct_packets(body: bytes) -> int:
-    """Packets that an HTB root let past unshaped, from a qdisc message."""
-    options = attributes(attributes(body[_TC_BYTES:])[TCA_OPTIONS])
-    return int(struct.unpack_from("=IIIII", options[TCA_HTB_INIT])[4])
+    def set_rate(self, rate_mbps: float) -> None:
+        """Give the class this rate, assured and at most. Raises OSError if the kernel refuses."""
+        rate = bytes_per_s(rate_mbps)
+        ratespec = (0, self._ETHERNET, 0, 0, 0, rate)
+        ticks = round(burst_bytes(rate_mbps) / rate * 1e9 / self._TICK_NS)
+        self._PARAMETERS.pack_into(self._request, self._offset, *ratespec, *ratespec, ticks, ticks, FRAME_BYTES, 0, 0)
+        self._socket.send(self._request)
+        (code,) = self._ERROR.unpack_from(self._socket.recv(4096))
+        if code:
+            raise OSError(-code, f"change of a rate: {os.strerror(-code)}")
+
+    def close(self) -> None:
+        self._socket.close()

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from netem import shaping
 from netem.link import SEND_BUFFER_BYTES, AgentCounters, LinkError
@@ -38,7 +39,6 @@ FIRST_WORKER_PORT = 7000
 # Link numbers. Above those of the tunnel devices that some kernels put into every new namespace.
 UPLINK = 50
 CLOUD_LINK = 50
-FIRST_AGENT_LINK = 100
 
 # Minor numbers of HTB classes. On hop 1 there is one; on hop 2 a parent, a leaf for strays (none are expected) and
 # one leaf for each agent.
@@ -99,13 +99,13 @@ class _Place:
 
 
 class KernelLink:
-    """Builds everything at once. Raises OSError or NetlinkError if this machine can't."""
+    """Builds everything at once. Raises OSError if this machine can't."""
 
     def __init__(self, agents: int, workers: int, channel_mbps: float, grant_mbps: float) -> None:
         self._workers = workers
         self._grants_mbps = [grant_mbps] * agents
         self._channel_mbps = channel_mbps
-        with contextlib.ExitStack() as undo:
+        with _netlink_errors_as_os_errors(), contextlib.ExitStack() as undo:
             self._station = _Place(CLOUD_LINK, SYSCTLS | {"ipv4/ip_forward": "1"})
             undo.callback(self._station.close)
             with self._station.kernel() as station:
@@ -121,7 +121,7 @@ class KernelLink:
             undo.pop_all()
 
     def _build_cloud(self, station: IPRoute) -> None:
-        _join(station, CLOUD_LINK, "cloud", self._cloud.fd)
+        _make_veth(station, CLOUD_LINK, "cloud", STATION_MAC, self._cloud.fd, "uplink", FAR_MAC)
         shaping.add_htb(station, CLOUD_LINK, default_minor=STRAYS)
         shaping.add_class(station, CLOUD_LINK, TOTAL, self._channel_mbps, self._channel_mbps)
         _add_hop2_leaf(station, STRAYS)
@@ -129,20 +129,20 @@ class KernelLink:
         with self._cloud.entered():
             cloud = IPRoute()
         with cloud:
-            _bring_up_far_side(cloud, CLOUD_IP)
+            _bring_up_far_side(cloud, cloud.link_lookup(ifname="uplink")[0], CLOUD_IP)
 
     def _build_agent(self, station: IPRoute, agent: int, place: _Place) -> None:
-        ip, link, minor = agent_ip(agent), FIRST_AGENT_LINK + agent, FIRST_AGENT_CLASS + agent
-        _join(station, link, f"agent{agent}", place.namespace.fd)
-        _bring_up_station_side(station, link, ip)
-        _add_hop2_leaf(station, minor)
-        shaping.add_source_filter(station, CLOUD_LINK, ip, minor)
+        ip, name, minor = agent_ip(agent), f"agent{agent}", FIRST_AGENT_CLASS + agent
         grant_mbps = self._grants_mbps[agent]
         with place.kernel() as kernel:
+            _make_veth(kernel, UPLINK, "uplink", FAR_MAC, self._station.namespace.fd, name, STATION_MAC)
             shaping.add_htb(kernel, UPLINK, default_minor=TOTAL)
             shaping.add_class(kernel, UPLINK, TOTAL, grant_mbps, grant_mbps)
             shaping.add_queue(kernel, UPLINK, TOTAL)
-            _bring_up_far_side(kernel, ip)
+            _bring_up_far_side(kernel, UPLINK, ip)
+        _bring_up_station_side(station, station.link_lookup(ifname=name)[0], ip)
+        _add_hop2_leaf(station, minor)
+        shaping.add_source_filter(station, CLOUD_LINK, ip, minor)
 
     def listen(self, worker: int) -> socket.socket:
         """See `link.Link`."""
@@ -216,8 +216,9 @@ class KernelLink:
 
     def close(self) -> None:
         """Give the namespaces up; they vanish unless sockets handed out still hold them."""
-        for held in [*self._agents, self._cloud, self._station]:
-            held.close()
+        for place in [*self._agents, self._station]:
+            place.close()
+        self._cloud.close()
 
     def _check_agent(self, agent: int) -> None:
         if not 0 <= agent < len(self._agents):
@@ -228,20 +229,24 @@ class KernelLink:
             raise LinkError(f"no worker {worker}: there are {self._workers}")
 
 
-def _join(station: IPRoute, link: int, name: str, far_namespace: int) -> None:
-    """A veth from the base station's `link` to UPLINK of the namespace behind a descriptor; both ends down.
+@contextlib.contextmanager
+def _netlink_errors_as_os_errors() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error
+
+
+def _make_veth(
+    kernel: IPRoute, index: int, name: str, address: str, far_namespace: int, far_name: str, far_address: str
+) -> None:
+    """A veth whose far end is in the namespace behind a descriptor; both ends down.
 
     TCP is told to build no segment larger than a frame on either end: with segmentation offload a token bucket passes
     up to 64 KB at once, which distorts payloads of that size by tens of percent.
     """
-    far = {
-        "index": UPLINK,
-        "ifname": "uplink",
-        "address": FAR_MAC,
-        "gso_max_segs": 1,
-        "net_ns_fd": far_namespace,
-    }
-    station.link("add", index=link, ifname=name, kind="veth", address=STATION_MAC, gso_max_segs=1, peer=far)
+    far = {"ifname": far_name, "address": far_address, "gso_max_segs": 1, "net_ns_fd": far_namespace}
+    kernel.link("add", index=index, ifname=name, kind="veth", address=address, gso_max_segs=1, peer=far)
 
 
 def _bring_up_station_side(station: IPRoute, link: int, far_ip: str) -> None:
@@ -250,13 +255,13 @@ def _bring_up_station_side(station: IPRoute, link: int, far_ip: str) -> None:
     station.route("add", dst=f"{far_ip}/32", oif=link, scope="link")
 
 
-def _bring_up_far_side(kernel: IPRoute, ip: str) -> None:
+def _bring_up_far_side(kernel: IPRoute, link: int, ip: str) -> None:
     kernel.link("set", index=LOOPBACK, state="up")
-    kernel.link("set", index=UPLINK, state="up")
-    kernel.addr("add", index=UPLINK, address=ip, prefixlen=32)
-    _fix_neighbour(kernel, UPLINK, STATION_IP, STATION_MAC)
+    kernel.link("set", index=link, state="up")
+    kernel.addr("add", index=link, address=ip, prefixlen=32)
+    _fix_neighbour(kernel, link, STATION_IP, STATION_MAC)
     metrics = {"initcwnd": INITIAL_WINDOW_SEGMENTS, "rto_min": LEAST_TIMEOUT_MS}
-    kernel.route("add", dst="default", gateway=STATION_IP, oif=UPLINK, flags=["onlink"], metrics=metrics)
+    kernel.route("add", dst="default", gateway=STATION_IP, oif=link, flags=["onlink"], metrics=metrics)
 
 
 def _fix_neighbour(kernel: IPRoute, link: int, ip: str, mac: str) -> None:

@@ -4,26 +4,24 @@ Prints a JSON object: feature -> why it doesn't work (empty if it does), or only
 """
 
 import json
-import struct
+import os
 import sys
+from collections.abc import Callable
 
-from netem import namespaces, rtnl, shaping
-from netem.netlink import Message, Netlink
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from netem import namespaces, shaping
 
 LINK = 50
-MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
-# struct tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter. struct tc_tbf_qopt in TCA_TBF_PARMS: two rates
-# (the second one is the peak, unused), limit, burst in ticks, mtu.
-NETEM_OPTIONS = struct.pack("=IIIIII", 1000, 1000, 0, 0, 0, 0)
-TBF_RATE = struct.pack("=BBHhHI", 0, shaping.LINKLAYER_ETHERNET, 0, 0, 0, 125_000)
-TBF_OPTIONS = struct.pack("=HH", 36 + 4, 1) + TBF_RATE + bytes(12) + struct.pack("=III", 10_000, 250_000, 0)
+UNKNOWN_KIND = 2
 
 
-def _refusal(kernel: Netlink, messages: list[Message]) -> str:
+def _refusal(trial: Callable[..., object], *arguments: object, **settings: object) -> str:
     try:
-        kernel.request(messages)
-    except OSError as error:
-        return str(error)
+        trial(*arguments, **settings)
+    except NetlinkError as error:
+        return "the kernel doesn't know it" if error.code == UNKNOWN_KIND else os.strerror(error.code)
     return ""
 
 
@@ -31,27 +29,30 @@ def try_features(privilege: str) -> dict[str, str]:
     """See the module's docstring. Raises OSError if there is no scratch namespace to be had."""
     if privilege == "userns":
         namespaces.enter_user_namespace()
-    scratch, other = namespaces.NetworkNamespace(), namespaces.NetworkNamespace()
-    with scratch.entered():
-        kernel = Netlink()
+    with namespaces.NetworkNamespace().entered():
+        kernel = IPRoute()
 
-    def veth(index: int) -> Message:
-        return rtnl.veth_pair(index, f"scratch{index}", MAC, index + 1, f"peer{index}", PEER_MAC, other.fd)
+    def veth(index: int) -> None:
+        kernel.link("add", index=index, ifname=f"scratch{index}", kind="veth", peer=f"peer{index}")
 
-    htb = [shaping.htb(LINK, default_minor=1), shaping.htb_class(LINK, 1, 10.0, 10.0, new=True)]
-    found = {
-        "network namespaces": "",
-        "veth": _refusal(kernel, [veth(LINK)]),
-        "HTB": _refusal(kernel, htb),
-        "pfifo": _refusal(kernel, [shaping.pfifo(LINK, shaping.HANDLE | 1, 100)]),
-        "u32": _refusal(kernel, [*shaping.source_table(LINK), shaping.source_filter(LINK, bytes(4), 1)]),
-        # On devices of their own: a link has one root scheduler.
-        "TBF": _refusal(kernel, [veth(LINK + 2), shaping.qdisc(LINK + 2, "tbf", TBF_OPTIONS)]),
-        "netem": _refusal(kernel, [veth(LINK + 4), shaping.qdisc(LINK + 4, "netem", NETEM_OPTIONS)]),
+    def htb() -> None:
+        shaping.add_htb(kernel, LINK, default_minor=1)
+        shaping.add_class(kernel, LINK, 1, 10.0, 10.0)
+
+    found = {"network namespaces": "", "veth": _refusal(veth, LINK)}
+    if found["veth"]:
+        return found | dict.fromkeys(("HTB", "pfifo", "u32", "TBF", "netem"), "can't be tried without veth")
+    veth(LINK + 2)  # a link has one root scheduler
+    veth(LINK + 4)
+    return found | {
+        "HTB": _refusal(htb),
+        "pfifo": _refusal(shaping.add_queue, kernel, LINK, 1),
+        "u32": _refusal(shaping.add_source_filter, kernel, LINK, "10.64.0.1", 1),
+        "TBF": _refusal(kernel.tc, "add", "tbf", index=LINK + 2, rate=125_000, burst=10_000, latency="50ms"),
+        "netem": _refusal(kernel.tc, "add", "netem", index=LINK + 4, delay=1000),
+        "bridge": _refusal(kernel.link, "add", ifname="scratchbr", kind="bridge"),
+        "ifb": _refusal(kernel.link, "add", ifname="scratchifb", kind="ifb"),
     }
-    for number, kind in enumerate(("bridge", "ifb")):
-        found[kind] = _refusal(kernel, [rtnl.link_of_kind(100 + number, kind)])
-    return found
 
 
 if __name__ == "__main__":

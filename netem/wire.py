@@ -9,7 +9,7 @@ FRAME_OVERHEAD_BYTES = 66  # Ethernet 14 + IPv4 20 + TCP with timestamps 32
 FRAME_BYTES = SEGMENT_PAYLOAD_BYTES + FRAME_OVERHEAD_BYTES
 
 MIN_RATE_MBPS = 0.001
-MAX_RATE_MBPS = 100_000.0
+MAX_RATE_MBPS = 10_000.0
 
 
 def wire_bytes(payload_bytes: int) -> int:

@@ -9,7 +9,9 @@ from rich.table import Table
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the table of a `summary.json` and, below it, whatever a reader must know before believing it."""
-    table = Table(title=summary["title"], title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = Table(
+        title=summary["title"], title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     table.add_column("allocator", no_wrap=True)
     for name in (
         "met",

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.wire import MAX_RATE_MBPS
 
 # mean, std, min, max (Mbit/s), rho, outage probability, outage rate (Mbit/s)
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -30,10 +31,10 @@ class Ar1Channel(Channel):
     kind: Literal["ar1"] = "ar1"
     scenario: Literal["urban_mmwave", "urban_sub6", "suburban_mixed", "vehicular"] | None = None
     step_s: float = Field(default=1.0, gt=0)
-    mean: float = Field(gt=0, le=100_000, description="Mbit/s")
+    mean: float = Field(gt=0, le=MAX_RATE_MBPS, description="Mbit/s")
     std: float = Field(ge=0, description="Mbit/s")
     min: float = Field(ge=MIN_RATE_MBPS, description="Mbit/s")
-    max: float = Field(le=100_000, description="Mbit/s")
+    max: float = Field(le=MAX_RATE_MBPS, description="Mbit/s")
     rho: float = Field(ge=0, lt=1)
     outage_probability: float = Field(default=0.0, ge=0, le=1)
     outage_mbps: float = Field(default=MIN_RATE_MBPS, ge=MIN_RATE_MBPS)

@@ -6,13 +6,14 @@ from typing import Literal
 from pydantic import Field
 
 from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.wire import MAX_RATE_MBPS
 
 
 class ConstantChannel(Channel):
     """`mbps` for ever."""
 
     kind: Literal["constant"] = "constant"
-    mbps: float = Field(ge=MIN_RATE_MBPS, le=100_000)
+    mbps: float = Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
 
     def play(self, seed: int) -> Iterator[RateChange]:
         yield RateChange(0.0, self.mbps)

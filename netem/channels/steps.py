@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.wire import MAX_RATE_MBPS
 
-Rate = Annotated[float, Field(ge=MIN_RATE_MBPS, le=100_000)]
+Rate = Annotated[float, Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)]
 Seconds = Annotated[float, Field(ge=0)]
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.wire import MAX_RATE_MBPS
 
 MAHIMAHI_PACKET_BYTES = 1500
 MAX_TRACE_BYTES = 64 * 2**20
@@ -87,8 +88,8 @@ def parse_csv(lines: list[str], path: Path) -> tuple[list[RateChange], float]:
             at_s, mbps = (float(cell) for cell in row)
         except ValueError:
             raise TraceError(f"{path}:{number}: {','.join(row)!r} is not 't_s,mbps' (two numbers)") from None
-        if not 0 <= mbps <= 100_000:
-            raise TraceError(f"{path}:{number}: {mbps:g} Mbit/s is outside 0 to 100000")
+        if not 0 <= mbps <= MAX_RATE_MBPS:
+            raise TraceError(f"{path}:{number}: {mbps:g} Mbit/s is outside 0 to {MAX_RATE_MBPS:g}")
         if changes and not changes[-1].at_s < at_s < 1e9:
             raise TraceError(f"{path}:{number}: {at_s:g} s does not come after {changes[-1].at_s:g} s")
         if not changes and at_s != 0:

@@ -12,6 +12,7 @@ from netem.channels import CHANNELS, MIN_RATE_MBPS, AnyChannel, Channel
 from netem.channels.ar1 import PUBLISHED
 from netem.channels.base import mean_rate_mbps
 from netem.channels.trace import TraceError, parse_csv, parse_mahimahi
+from netem.wire import MAX_RATE_MBPS
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_contract(kind: str, settings: dict[str, dict]) -> None:
     assert changes == list(islice(channel.play(7), 500)), "one seed, one sequence"
     assert changes[0].at_s == 0
     assert all(a.at_s < b.at_s for a, b in pairwise(changes))
-    assert all(MIN_RATE_MBPS <= c.mbps <= 100_000 for c in changes)
+    assert all(MIN_RATE_MBPS <= c.mbps <= MAX_RATE_MBPS for c in changes)
     merged = channel.until(7, 30)
     assert all(c.at_s < 30 for c in merged) and all(a.mbps != b.mbps for a, b in pairwise(merged))
     with pytest.raises(ValidationError):

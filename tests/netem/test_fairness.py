@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from netem.fairness import jain_index, max_min_shares
 
-AMOUNTS = st.floats(0, 1e6)
+AMOUNTS = st.floats(0, 1e9, allow_subnormal=False).map(lambda amount: round(amount, 6))  # finer than any rate
 CAPS = st.lists(AMOUNTS, max_size=50)
 
 

@@ -86,7 +86,7 @@ BAD_REQUESTS = {
     "rate of zero": b'{"id": 1, "op": "channel", "mbps": 0}',
     "rate not a number": b'{"id": 1, "op": "channel", "mbps": NaN}',
     "rate infinite": b'{"id": 1, "op": "channel", "mbps": 1e999}',
-    "rate too high": b'{"id": 1, "op": "channel", "mbps": 100001}',
+    "rate too high": b'{"id": 1, "op": "channel", "mbps": 10001}',
     "no such agent": b'{"id": 1, "op": "grants", "mbps": {"0": 5, "4": 5}}',
     "negative agent": b'{"id": 1, "op": "connect", "agent": -1, "worker": 0}',
     "no such worker": b'{"id": 1, "op": "listen", "worker": 2}',
@@ -127,7 +127,7 @@ def test_client_that_never_reads_is_dropped(session: LinkSession) -> None:
 
 async def test_largest_request_fits(make_session: Callable[..., LinkSession]) -> None:
     session = make_session(agents=256)
-    grants = {agent: 12345.678901234 + agent for agent in range(256)}
+    grants = {agent: 1234.567890123 + agent for agent in range(256)}
     assert len(protocol.encode({str(agent + 768): round(mbps, 6) for agent, mbps in grants.items()})) * 4 < 1 << 16
     async with await LinkClient.open(session.socket_path) as client:
         await client.set_grants(grants)
