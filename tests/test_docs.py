@@ -1,0 +1,75 @@
+"""What README and docs show must work: their scenario parses, their commands exist, their tables name what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from agents.arrivals import ARRIVALS
+from agents.estimators import ESTIMATORS
+from allocator.policies import POLICIES
+from cluster.cli import app
+from cluster.documents import Document
+from cluster.scenario import Scenario
+from netem.channels import CHANNELS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+COMMANDS = [
+    line.partition("#")[0].partition(">")[0].strip()
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def test_the_scenario_of_the_docs_loads(tmp_path: Path) -> None:
+    scenario, profile = blocks(ROOT / "docs" / "scenarios.md", "yaml")
+    (tmp_path / "my-profiles.yaml").write_text(profile)
+    loaded = Scenario.from_document(Document(tmp_path / "example.yaml", scenario))
+    assert len(loaded.agent_profiles) == 3
+    described = {key for key in yaml.safe_load(scenario)}
+    assert described == set(Scenario.model_fields) - {"base_dir"}, "every key is described"
+
+
+@pytest.mark.parametrize(
+    "registry", [CHANNELS, ESTIMATORS, ARRIVALS, POLICIES], ids=["channels", "estimators", "arrivals", "allocators"]
+)
+def test_every_registered_name_is_described(registry: dict[str, object]) -> None:
+    text = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    assert [name for name in registry if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("scout ")])
+def test_scout_commands_exist_with_their_options(command: str) -> None:
+    words = shlex.split(command)[1:]
+    options = [word for word in words if word.startswith("--")]
+    names = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*names, "--help"])
+    assert shown.exit_code == 0, shown.output
+    assert [option for option in options if option not in shown.output] == []
+    for word in words:
+        if word.endswith(".yaml"):
+            Scenario.load(ROOT / word)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+def test_make_targets_exist(command: str) -> None:
+    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
