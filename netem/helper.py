@@ -109,6 +109,7 @@ def explain(error: OSError) -> str:
         errno.ENOENT: "load the kernel modules that are missing: modprobe -a sch_htb cls_u32",
         errno.EOPNOTSUPP: "load the kernel modules that are missing: modprobe -a veth sch_htb cls_u32",
         errno.ENOSPC: "raise user.max_user_namespaces and user.max_net_namespaces (sysctl)",
+        errno.EROFS: "mount /proc/sys writable (containers: run with --privileged, or with their own /proc)",
         errno.EMFILE: "raise the limit on open files (ulimit -n)",
     }
     remedy = remedies.get(error.errno or 0)

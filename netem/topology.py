@@ -17,10 +17,12 @@ kernel removes it all with its last descriptor.
 """
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -108,6 +110,7 @@ class KernelLink:
         with _netlink_errors_as_os_errors(), contextlib.ExitStack() as undo:
             self._station = _Place(CLOUD_LINK, SYSCTLS | {"ipv4/ip_forward": "1"})
             undo.callback(self._station.close)
+            _require_forwarding(self._station.namespace)
             with self._station.kernel() as station:
                 self._cloud = NetworkNamespace(SYSCTLS)
                 undo.callback(self._cloud.close)
@@ -227,6 +230,13 @@ class KernelLink:
     def _check_worker(self, worker: int) -> None:
         if not 0 <= worker < self._workers:
             raise LinkError(f"no worker {worker}: there are {self._workers}")
+
+
+def _require_forwarding(station: NetworkNamespace) -> None:
+    """Unlike the other settings, this one the link can't do without. Raises OSError."""
+    with station.entered():
+        if Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() != "1":
+            raise OSError(errno.EROFS, "the base station can't forward: /proc/sys is read-only")
 
 
 @contextlib.contextmanager

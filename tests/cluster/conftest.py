@@ -17,8 +17,9 @@ import yaml
 
 DATA = Path(__file__).parent / "data"
 REPOSITORY = Path(__file__).parents[2]
-# Ray compares tokens on every call if both sides run so; a run must work with that on.
-ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "token", "COLUMNS": "200"}
+# As in an activated environment (a job's `python` is found on the path), with Ray's token authentication on.
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "token", "COLUMNS": "200", "PATH": PATH}
 
 
 @dataclass

@@ -290,6 +290,26 @@ def test_sudo_is_asked_not_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not alive(session.pid)
 
 
+def test_read_only_settings_are_no_kernel_link() -> None:
+    """As in many containers: the link would be built, and every connection on it would hang."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting /proc/sys read-only needs root")
+    script = (
+        "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True)\n"
+        "CLONE_NEWNS, MS_BIND, MS_REMOUNT, MS_RDONLY, MS_PRIVATE_ALL = 0x20000, 4096, 32, 1, (1 << 18) | 16384\n"
+        "proc = b'/proc/sys'\n"
+        "assert libc.unshare(CLONE_NEWNS) == 0 and libc.mount(None, b'/', None, MS_PRIVATE_ALL, None) == 0\n"
+        "assert libc.mount(proc, proc, None, MS_BIND, None) == 0\n"
+        "assert libc.mount(None, proc, None, MS_BIND | MS_REMOUNT | MS_RDONLY, None) == 0, ctypes.get_errno()\n"
+        "from netem.session import LinkSession\n"
+        "with LinkSession.start('auto', agents=1, workers=1, channel_mbps=1, grant_mbps=1) as link:\n"
+        "    print(link.kind, link.fallback_reason)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("paced") and "/proc/sys is read-only" in done.stdout
+
+
 def test_without_any_privilege_the_reason_can_be_acted_on() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root has privilege to give up")
