@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -62,12 +63,17 @@ def run(
     from reports.table import print_summary
 
     result = _ResultStream(as_json)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # until the engine takes them; shells start jobs deaf to the first
+        signal.signal(signum, signal.default_int_handler)
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         run_dir = runfolder.create(out, loaded)
         summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False))
     except (DocumentError, PlacementError, RayUnavailable, LinkUnavailable, runfolder.RunFolderError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        messages.print("interrupted before anything ran")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     result.write(summary, lambda: print_summary(console, summary))
     messages.print(f"run folder: {summary['run_dir']}", highlight=False, soft_wrap=True)
     if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:

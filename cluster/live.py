@@ -220,6 +220,7 @@ class LiveEngine:
         stopped.cancel()
         if task not in done:
             task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
             raise RunAborted("stopped while starting" if done else f"actors were not ready within {timeout_s:g} s")
         return await task
 

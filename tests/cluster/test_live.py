@@ -156,6 +156,25 @@ def test_interrupted_it_ends_in_seconds_with_a_partial_report(
     assert s["reasons"]["interrupted"] == s["failed"] > 0
 
 
+@pytest.mark.parametrize("delay_s", [0.5, 2.0, 3.5, 5.0])
+def test_interrupted_while_starting_it_ends_without_a_traceback(
+    scenario: Write, tmp_path: Path, delay_s: float
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "run", str(scenario(arrivals=LONG)), "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=REPOSITORY,
+    )
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=5)
+    assert process.returncode in (130, -signal.SIGINT)  # the latter: Python itself was still starting
+    assert "Traceback" not in output or process.returncode == -signal.SIGINT
+
+
 def descendants(pid: int) -> dict[int, str]:
     """Processes below `pid` and their names."""
     parents = {}
