@@ -23,7 +23,7 @@ class AllocatorClient(Protocol):
         ...
 
     def finish(self, request_id: int) -> None:
-        """The request has ended, however. Doesn't wait."""
+        """The request has ended, however and whether or not it was ever assigned. Doesn't wait."""
         ...
 
 
@@ -103,11 +103,10 @@ class Agent:
             raise
         except Exception as error:
             # Whatever broke, the row must be written: a ledger that doesn't balance hides the very runs that matter.
-            record.reason = f"{type(error).__name__}: {error}"
+            record.reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         finally:
             self._ledger.write(record)
-            if record.worker >= 0:
-                self._allocator.finish(record.request_id)
+            self._allocator.finish(record.request_id)
 
     async def _answer(self, record: Record) -> float:
         """Steps 2 to 5 of a request's life, each timed into `record`. Returns the answer's quality."""
@@ -158,15 +157,16 @@ class Agent:
         """Encode, send, and wait until the worker has every byte: until then the agent's uplink is busy."""
         lap_ms = stopwatch()
         async with self._compute:
+            record.queue_ms += lap_ms()
             payload = await self._edge.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
-        record.payload_bytes, record.wire_bytes = payload.size, option.wire_bytes
         s = self.settings
         header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode])
         sent_s = now_s()
         delivery = await self._uplink.send(record.worker, header, payload)
         received = await delivery.receipt
         record.transfer_ms = (received.received_s - sent_s) * 1e3
+        record.payload_bytes, record.wire_bytes = payload.size, option.wire_bytes
         return delivery
 
     def _since_ms(self, at_s: float) -> float:

@@ -20,7 +20,7 @@ class Arrival(NamedTuple):
 class ArrivalProcess(BaseModel):
     """Base of arrival processes. Equal settings, agents and generator state give equal arrivals."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         """(seconds, agent id, round) of every request, in any order."""

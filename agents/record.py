@@ -30,7 +30,8 @@ class Record:
         latency_ms: from the intended time to the answer; NaN if there was none.
         predicted_ms: the same as the allocator predicted it, empty cloud queues assumed.
         estimate_mbps: what the allocator believed of the uplink; grant_mbps: the agent's share.
-        payload_bytes, wire_bytes: of the chosen mode; wire bytes include the headers of every layer.
+        payload_bytes, wire_bytes: of the chosen mode, once the worker has them all (0 if it never did); wire bytes
+            include the headers of every layer.
         quality_credited: the mode's quality whether or not the deadline was met (as the papers count);
             quality_delivered: the same if it was met, else 0.
         reason: why it was rejected or failed.

@@ -4,14 +4,16 @@ import asyncio
 import socket
 import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Protocol
 
 from agents.edge import Payload
-from cloud.frames import CRC, CloudStages, Disconnected, FrameError, FrameReader, Header, Kind
+from cloud.frames import CRC, UNREADABLE, CloudStages, Disconnected, FrameError, FrameReader, Header, Kind
 from cloud.sockets import close_socket
 
 MAX_ANSWER_BYTES = 64 * 1024
+SEND_BYTES = 64 * 1024
 
 
 class Refused(Exception):
@@ -70,37 +72,61 @@ class SocketUplink:
 
 
 class _Connection:
-    """One TCP connection with any number of answers outstanding."""
+    """One TCP connection with any number of answers outstanding.
+
+    On the wire, requests have numbers of the connection's own, so that nothing that comes late can be taken for the
+    answer to another run's request.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._deliveries: dict[int, Delivery] = {}
+        self._numbers = count()
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read())
-        self.closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._lost.done()
 
     async def send(self, header: Header, payload: Payload) -> Delivery:
         loop = asyncio.get_running_loop()
         delivery = Delivery(loop.create_future(), loop.create_future())
-        self._deliveries[header.request_id] = delivery
-        checksum = 0
+        number = next(self._numbers)
+        self._deliveries[number] = delivery
+        sending = asyncio.create_task(self._transmit(replace(header, request_id=number), payload))
         try:
-            await loop.sock_sendall(self._sock, header.pack())
-            for piece in payload.pieces():
-                checksum = zlib.crc32(piece, checksum)
-                await loop.sock_sendall(self._sock, piece)
-            await loop.sock_sendall(self._sock, CRC.pack(checksum))
-        except OSError as error:
-            self.close()
-            raise ConnectionLost(str(error)) from None
+            # The peer may hang up while a write waits for room: then nothing but the reading side notices.
+            await asyncio.wait({sending, self._lost}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # Half a frame is on the wire: nothing else can ever follow it on this connection.
+            sending.cancel()
             self.close()
             raise
+        if self._lost.done():
+            sending.cancel()
+            await delivery.receipt  # raises what happened
+        elif error := sending.exception():
+            self.close()
+            raise ConnectionLost(str(error)) from None
         return delivery
 
+    async def _transmit(self, header: Header, payload: Payload) -> None:
+        """A frame in as few segments as it needs: header and checksum don't travel in segments of their own."""
+        loop = asyncio.get_running_loop()
+        checksum = 0
+        held = bytearray(header.pack())
+        for piece in payload.pieces():
+            checksum = zlib.crc32(piece, checksum)
+            held += piece
+            if len(held) >= SEND_BYTES:
+                await loop.sock_sendall(self._sock, held)
+                held = bytearray()
+        await loop.sock_sendall(self._sock, held + CRC.pack(checksum))
+
     def close(self) -> None:
-        if not self.closed:
-            self.closed = True
+        if not self._lost.done():
+            self._lost.set_result(None)
             self._reading.cancel()
             close_socket(self._sock)
             self._fail(ConnectionLost("connection closed"))
@@ -119,9 +145,9 @@ class _Connection:
         delivery = self._deliveries.get(header.request_id)
         if header.kind is Kind.REFUSAL:
             refused = Refused(body.decode("ascii", "replace"))
-            if delivery is None:
+            if header.request_id == UNREADABLE:
                 self._fail(refused)  # the worker couldn't even read whose request it was
-            else:
+            elif delivery is not None:
                 self._fail(refused, header.request_id)
         elif delivery is not None:
             future = delivery.receipt if header.kind is Kind.RECEIPT else delivery.answer
@@ -130,9 +156,8 @@ class _Connection:
             if header.kind is Kind.ANSWER:
                 del self._deliveries[header.request_id]
 
-    def _fail(self, error: Exception, request_id: int | None = None) -> None:
-        ids = list(self._deliveries) if request_id is None else [request_id]
-        for each in ids:
+    def _fail(self, error: Exception, number: int | None = None) -> None:
+        for each in list(self._deliveries) if number is None else [number]:
             delivery = self._deliveries.pop(each)
             for future in (delivery.receipt, delivery.answer):
                 if not future.done():

@@ -18,8 +18,11 @@ class AllocatorActor:
     async def start(self) -> None:
         self._allocator = await self._make()
 
-    async def report(self, past_mbps: float, now_mbps: float) -> None:
-        await self._allocator.report(past_mbps, now_mbps)
+    async def report(self, mbps: float) -> None:
+        await self._allocator.report(mbps)
+
+    async def peek(self, mbps: float) -> None:
+        await self._allocator.peek(mbps)
 
     async def assign(self, request: Request) -> Decision:
         return await self._allocator.assign(request)

@@ -72,17 +72,23 @@ class Allocator:
         self._dispatcher = dispatcher
         self._link = link
         self._grants_mbps: dict[int, float] = {}
+        self._assigning: set[int] = set()
         self._dispatched: dict[int, tuple[int, float]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._solve_s: list[float] = []
 
-    async def report(self, past_mbps: float, now_mbps: float) -> None:
-        """The channel changed: `past_mbps` is what it carried until now, `now_mbps` what it carries from now on.
+    async def report(self, mbps: float) -> None:
+        """The base station measured `mbps` over the interval that has just ended.
 
         Standing grants follow the new estimate at once, so that no request has to wait for them.
         """
-        self._estimator.report(past_mbps)
-        self._estimator.peek(now_mbps)
+        self._estimator.report(mbps)
+        async with self._one_at_a_time:
+            await self._solve(())
+
+    async def peek(self, mbps: float) -> None:
+        """The channel carries `mbps` from now on, which only estimators that look ahead use."""
+        self._estimator.peek(mbps)
         async with self._one_at_a_time:
             await self._solve(())
 
@@ -92,17 +98,24 @@ class Allocator:
         Raises:
             ValueError: the policy can't serve these modes.
         """
-        async with self._one_at_a_time:
-            assignment = (await self._solve((request,)))[request.request_id]
+        self._assigning.add(request.request_id)
+        try:
+            async with self._one_at_a_time:
+                assignment = (await self._solve((request,)))[request.request_id]
             option = next(o for o in request.options if o.mode == assignment.mode)
             worker = -1
             if option.wire_bytes:
                 worker = self._dispatcher.choose(option.cloud_ms)
                 self._dispatched[request.request_id] = (worker, option.cloud_ms)
+                if request.request_id not in self._assigning:
+                    self.finish(request.request_id)  # the agent gave up while this was being decided
             return Decision(assignment, worker, self._estimator.estimate())
+        finally:
+            self._assigning.discard(request.request_id)
 
     def finish(self, request_id: int) -> None:
-        """The request has ended, however; unknown ids (`local` ones, repeats) are fine."""
+        """The request has ended, however; ids that were never assigned a worker are fine."""
+        self._assigning.discard(request_id)
         if request_id in self._dispatched:
             self._dispatcher.done(*self._dispatched.pop(request_id))
 

@@ -24,5 +24,10 @@ class WorkerActor:
         self._serving = asyncio.create_task(self._worker.run(await self._listen()))
         return os.getpid()
 
+    async def settle(self) -> None:
+        await self._worker.settle()
+
     async def counts(self) -> dict[str, int]:
+        if self._serving.done():
+            await self._serving  # it never ends but by an error, which belongs to whoever asks
         return dict(self._worker.counts)

@@ -32,6 +32,7 @@ CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
 OVERHEAD_BYTES = HEADER_BYTES + CRC.size
 CHUNK_BYTES = 256 * 1024
+UNREADABLE = 2**64 - 1  # the request id of a refusal that can't say which request it refuses
 
 
 class Kind(IntEnum):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cloud.frames import (
+    UNREADABLE,
     CloudStages,
     Disconnected,
     FrameError,
@@ -20,6 +21,7 @@ from cloud.sockets import close_socket
 
 # Replies are a few dozen bytes: a peer that doesn't take them for so long would hold up everybody in the queue.
 REPLY_TIMEOUT_S = 2.0
+ACCEPT_AGAIN_S = 0.05
 
 Reply = Callable[[bytes], Awaitable[None]]
 
@@ -36,8 +38,9 @@ class Job:
 class Worker:
     """One decoder behind one queue. Requests that can't be accepted are refused and counted, and nothing crashes.
 
-    `counts` has `served`, `refused_<reason>` for frames that were not acceptable, `refused_queue_full`,
-    `refused_connections`, and `unanswered` for answers whose agent was gone.
+    `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_<reason>` for frames that were not
+    acceptable, `refused_queue_full`, `refused_connections`, `failed_accepts`, and `unanswered` for answers whose agent
+    was gone.
     """
 
     def __init__(self, runtime: CloudRuntime, queue_limit: int, max_body_bytes: int, max_connections: int) -> None:
@@ -67,31 +70,50 @@ class Worker:
             return False
         return True
 
+    async def settle(self) -> None:
+        """Forget what is queued and wait for the request being served, so that the next turn finds the worker idle."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._queue.task_done()
+            self.counts["forgotten"] += 1
+        await self._queue.join()
+
     async def serve_queue(self) -> None:
         """Serve queued requests one after the other, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             job = await self._queue.get()
-            started = loop.time()
-            await self._runtime.prefill(job.header)
-            prefilled = loop.time()
-            await self._runtime.decode(job.header)
-            stages = CloudStages(
-                received_s=job.received_s,
-                queue_ms=(started - job.received_s) * 1e3,
-                prefill_ms=(prefilled - started) * 1e3,
-                decode_ms=(loop.time() - prefilled) * 1e3,
-            )
             try:
-                await job.reply(_frame(Kind.ANSWER, job.header, stages.pack()))
-                self.counts["served"] += 1
-            except OSError:
-                self.counts["unanswered"] += 1
+                await self._serve(job)
+            finally:
+                self._queue.task_done()
+
+    async def _serve(self, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await self._runtime.prefill(job.header)
+        prefilled = loop.time()
+        await self._runtime.decode(job.header)
+        stages = CloudStages(
+            received_s=job.received_s,
+            queue_ms=(started - job.received_s) * 1e3,
+            prefill_ms=(prefilled - started) * 1e3,
+            decode_ms=(loop.time() - prefilled) * 1e3,
+        )
+        try:
+            await job.reply(_frame(Kind.ANSWER, job.header, stages.pack()))
+            self.counts["served"] += 1
+        except OSError:
+            self.counts["unanswered"] += 1
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(listener)
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError:  # out of descriptors, or the peer has gone again
+                self.counts["failed_accepts"] += 1
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
             if len(self._connections) >= self._max_connections:
                 self.counts["refused_connections"] += 1
                 sock.close()
@@ -117,15 +139,17 @@ class Worker:
 
         reader = FrameReader(lambda view: loop.sock_recv_into(sock, view), self._max_body_bytes)
         header: Header | None = None
+        receiving = False
         try:
             while True:
-                header = None
+                header, receiving = None, False
                 header = await reader.header()
+                receiving = True
                 if header.kind is not Kind.REQUEST:
                     raise FrameError("kind", f"a worker takes requests, not {header.kind.name}")
                 self._runtime.check(header)
                 await reader.body(header)
-                received_s = loop.time()
+                receiving, received_s = False, loop.time()
                 if self.submit(Job(header, received_s, reply)):
                     await reply(_frame(Kind.RECEIPT, header, CloudStages(received_s).pack()))
                 else:
@@ -137,11 +161,12 @@ class Worker:
             reason = error.reason if isinstance(error, FrameError) else "unknown_model"
             self.counts[f"refused_{reason}"] += 1
             try:
-                await reply(_frame(Kind.REFUSAL, header or Header(Kind.REFUSAL, 0, 0), reason.encode()))
+                await reply(_frame(Kind.REFUSAL, header or Header(Kind.REFUSAL, UNREADABLE, 0), reason.encode()))
             except OSError:
                 pass
         except OSError:
-            self.counts["refused_truncated"] += header is not None
+            if receiving:
+                self.counts["refused_truncated"] += 1
         finally:
             close_socket(sock)
 

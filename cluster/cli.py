@@ -68,10 +68,15 @@ def run(
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         run_dir = runfolder.create(out, loaded)
+    except (DocumentError, runfolder.RunFolderError) as error:
+        fail(error)
+    try:
         summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False))
-    except (DocumentError, PlacementError, RayUnavailable, LinkUnavailable, runfolder.RunFolderError) as error:
+    except (PlacementError, RayUnavailable, LinkUnavailable) as error:
+        runfolder.discard(run_dir)
         fail(error)
     except KeyboardInterrupt:
+        runfolder.discard(run_dir)
         messages.print("interrupted before anything ran")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     result.write(summary, lambda: print_summary(console, summary))

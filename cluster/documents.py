@@ -8,6 +8,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 MAX_DOCUMENT_BYTES = 4 * 2**20
+MAX_VALUES = 200_000
+MAX_DEPTH = 50
 Where = tuple[str | int, ...]
 
 
@@ -28,6 +30,8 @@ class Document:
             mark = getattr(error, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
             raise DocumentError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+        except (ValueError, RecursionError) as error:  # an impossible date, an alias of itself
+            raise DocumentError(f"{path}: not YAML: {error}") from None
         if not isinstance(self.data, dict):
             raise DocumentError(f"{path}: must be a mapping of keys to values")
         if node is not None:
@@ -73,6 +77,8 @@ class Document:
         return self.error(where, f"{_shown(first['input'])}: {message[0].lower()}{message[1:]}")
 
     def _note_lines(self, node: yaml.Node, where: Where) -> None:
+        if len(self._lines) > MAX_VALUES or len(where) > MAX_DEPTH:  # aliases can make more of a document than its size
+            raise DocumentError(f"{self.path}: more than {MAX_VALUES} values, or more than {MAX_DEPTH} levels deep")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 path = (*where, key.value)

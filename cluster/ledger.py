@@ -70,12 +70,21 @@ def assemble(run_dir: Path, scenario: Scenario, allocators: list[str], lost_reas
         issued_in_all += len(issued)
     ledger = pd.DataFrame(rows, columns=COLUMNS)
     check_balance(ledger, issued_in_all)
-    return ledger.sort_values(["allocator", "request_id"], kind="stable", ignore_index=True)
+    order = {name: number for number, name in enumerate(allocators)}
+    return ledger.sort_values(
+        ["allocator", "request_id"],
+        key=lambda column: column.map(order) if column.name == "allocator" else column,
+        ignore_index=True,
+    )
 
 
 def write(run_dir: Path, ledger: pd.DataFrame) -> None:
-    """Write the Parquet file; the journals have done their work and go."""
+    """Write the Parquet file."""
     ledger.to_parquet(run_dir / LEDGER_FILE, index=False)
+
+
+def remove_journals(run_dir: Path) -> None:
+    """Ledger and summary are written: the journals have done their work."""
     shutil.rmtree(run_dir / JOURNAL_FOLDER, ignore_errors=True)  # there is none if no turn began
 
 

@@ -24,6 +24,7 @@ from cluster.ledger import journal_folder
 from cluster.placement import ALLOCATOR_CPUS, Placement
 from cluster.raysession import RaySession
 from cluster.scenario import Scenario
+from cluster.uplink_events import RateReport, uplink_events
 from cluster.watch import children, ended, parent
 from cluster.wiring import make_allocator, make_host, make_worker
 from models.clock import sleep_until
@@ -104,7 +105,9 @@ class LiveEngine:
                     break
                 await self._take_turn(name, client)
             if not self._stop.is_set():
-                self.result.workers = await asyncio.gather(*[worker.counts.remote() for worker in self._workers])
+                asked = [worker.counts.remote() for worker in self._workers]
+                counts: asyncio.Future[list[dict[str, int]]] = asyncio.gather(*asked)
+                self.result.workers = await self._unless_stopped(counts, READY_TIMEOUT_S)
                 self.result.link = asdict(await client.counters())
         except (LinkLost, LinkRefused, ray.exceptions.RayError, RunAborted) as error:
             self.stop(_in_words(error))
@@ -150,25 +153,34 @@ class LiveEngine:
             first = next(iter(s.uplink.channel.play(s.seed)))
             await client.set_channel(first.mbps)
             # The channel has held its first rate before the run begins, and the base station has seen it.
-            await allocator.report.remote(first.mbps, first.mbps)
-            self._report(f"allocator {name}: {len(s.schedule())} requests")
+            await allocator.report.remote(first.mbps)
+            await allocator.peek.remote(first.mbps)
+            arrivals = self._arrivals_by_host()
+            self._report(f"allocator {name}: {sum(map(len, arrivals))} requests")
             epoch_s = time.monotonic() + START_DELAY_S
             player = asyncio.create_task(self._play(turn, client, allocator, epoch_s))
             try:
-                await self._release(turn, allocator, folder, epoch_s)
+                await self._release(arrivals, allocator, folder, epoch_s)
             finally:
                 player.cancel()
             if not self._stop.is_set():
-                turn.solve_ms = await allocator.solve_times_ms.remote()
+                turn.solve_ms = await self._unless_stopped(allocator.solve_times_ms.remote(), READY_TIMEOUT_S)
+                # What timed out may still be queued there; the next allocator must not pay for it.
+                settled = asyncio.gather(*[worker.settle.remote() for worker in self._workers])
+                await self._unless_stopped(settled, READY_TIMEOUT_S)
         finally:
             ray.kill(allocator)
 
-    async def _release(self, turn: Turn, allocator: ActorHandle, folder: Path, epoch_s: float) -> None:
-        """Let every host play its agents' arrivals, until all are done or the run is stopped."""
-        per_actor = self._scenario.agents_per_actor
+    def _arrivals_by_host(self) -> list[list[Arrival]]:
         arrivals: list[list[Arrival]] = [[] for _ in self._hosts]
         for arrival in self._scenario.schedule():
-            arrivals[arrival.agent_id // per_actor].append(arrival)
+            arrivals[arrival.agent_id // self._scenario.agents_per_actor].append(arrival)
+        return arrivals
+
+    async def _release(
+        self, arrivals: list[list[Arrival]], allocator: ActorHandle, folder: Path, epoch_s: float
+    ) -> None:
+        """Let every host play its agents' arrivals, until all are done or the run is stopped."""
         runs = [
             asyncio.ensure_future(host.run.remote(part, allocator, folder / f"host-{number}.jsonl", epoch_s))
             for number, (host, part) in enumerate(zip(self._hosts, arrivals, strict=True))
@@ -189,19 +201,24 @@ class LiveEngine:
                 run.cancelled() or (run.done() and run.exception())  # seen: what happened is in `problems`
 
     async def _play(self, turn: Turn, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
-        """Set the channel's true rate as time goes by; the allocator hears of each interval when it has ended."""
-        past_mbps: float | None = None
-        for at_s, mbps in self._scenario.uplink.channel.play(self._scenario.seed):
-            await sleep_until(epoch_s + at_s)
-            try:
-                if past_mbps is not None:
-                    await client.set_channel(mbps)
-                    allocator.report.remote(past_mbps, mbps)
-            except LinkLost as error:
-                self.stop(_in_words(error))
-                return
-            turn.channel.append((at_s, time.monotonic() - epoch_s, mbps))
-            past_mbps = mbps
+        """Set the channel's true rate as time goes by, and measure it for the estimator as a base station does.
+
+        Every `report_s` the estimator gets the mean rate of the interval that has ended.
+        """
+        uplink = self._scenario.uplink
+        try:
+            for event in uplink_events(uplink.channel.play(self._scenario.seed), uplink.report_s):
+                await sleep_until(epoch_s + event.at_s)
+                if isinstance(event, RateReport):
+                    await allocator.report.remote(event.mean_mbps)
+                else:
+                    if event.at_s > 0:
+                        await client.set_channel(event.mbps)
+                        await allocator.peek.remote(event.mbps)
+                    turn.channel.append((event.at_s, time.monotonic() - epoch_s, event.mbps))
+        except Exception as error:
+            # Whatever it was, the channel stands still from now on, and the run would be worth nothing.
+            self.stop(f"the channel: {_in_words(error)}")
 
     def _watch(self, pid: int, message: str) -> None:
         """End the run when a process that it can't do without has died; Ray itself takes 15 s and more to say so."""

@@ -23,8 +23,8 @@ class Placement:
     notice: str | None = None
 
 
-def place(scenario: Scenario, cpus: float, gpus: float) -> Placement:
-    """Decide what the actors ask for on a node with this many free CPUs and GPUs.
+def place(scenario: Scenario, cpus: float, gpus: float, gpus_in_all: float) -> Placement:
+    """Decide what the actors ask for on a node with this many free CPUs and GPUs, and GPUs in all.
 
     GPU fractions hold where there are GPUs; without any, agents and workers run on their CPU fractions.
 
@@ -40,15 +40,16 @@ def place(scenario: Scenario, cpus: float, gpus: float) -> Placement:
             f"agents.num_cpus {agents.num_cpus:g} + {cloud.workers} workers x cloud.num_cpus {cloud.num_cpus:g} + "
             f"{ALLOCATOR_CPUS:g}; lower them, or raise agents.per_actor"
         )
-    if gpus < 1:
+    if gpus_in_all == 0:
         asks = agents.num_gpus or cloud.num_gpus
         notice = "no GPU here: agents and workers run on their num_cpus" if asks else None
         return Placement(hosts, agents.num_cpus, 0.0, cloud.num_cpus, 0.0, notice)
     asked = [agents.num_gpus] * hosts + [cloud.num_gpus] * cloud.workers
     if not fits_on_gpus(asked, int(gpus)):
         raise PlacementError(
-            f"the scenario's actors don't fit on {int(gpus)} GPU(s): {hosts} agent actors x agents.num_gpus "
-            f"{agents.num_gpus:g} + {cloud.workers} workers x cloud.num_gpus {cloud.num_gpus:g} "
+            f"the scenario's actors don't fit on the {int(gpus)} of {int(gpus_in_all)} GPU(s) that are free: "
+            f"{hosts} agent actors x agents.num_gpus {agents.num_gpus:g} + "
+            f"{cloud.workers} workers x cloud.num_gpus {cloud.num_gpus:g} "
             f"(a fraction stays on one GPU); lower them, or raise agents.per_actor"
         )
     return Placement(hosts, agents.num_cpus, agents.num_gpus, cloud.num_cpus, cloud.num_gpus)

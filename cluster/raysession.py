@@ -31,11 +31,12 @@ class RayUnavailable(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RaySession:
-    """A connection to Ray, and what this node has free."""
+    """A connection to Ray, what this node has free, and how many GPUs it has in all."""
 
     node_id: str
     cpus: float
     gpus: float
+    gpus_in_all: float
 
     def start(self, actor_class: Any, num_cpus: float, num_gpus: float, *args: Any) -> ActorHandle:
         """Start an actor on this node, because sockets are handed over inside one machine only."""
@@ -108,4 +109,5 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
     node_id = ray.get_runtime_context().get_node_id()
     node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
     free = ray.available_resources()  # of the whole cluster: what others use on this node can't be told apart
-    return RaySession(node_id, *(min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU")))
+    cpus, gpus = (min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU"))
+    return RaySession(node_id, cpus, gpus, node.get("GPU", 0.0))

@@ -1,4 +1,4 @@
-"""The run folder: what a run was, so that it can be told apart and run again."""
+"""The run folder: what a run was, so that it can be told apart and understood later."""
 
 import json
 import os
@@ -36,10 +36,20 @@ def create(out: Path | None, scenario: Scenario) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(f"{folder} is not empty; a run needs a folder of its own")
+        (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"{folder}: {error.strerror}") from None
-    (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it began; nothing but what this module wrote goes."""
+    for name in (SCENARIO_FILE, RUN_FILE):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # somebody else put something there
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Scenario]:

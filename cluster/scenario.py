@@ -24,13 +24,14 @@ def _ray_fraction(value: float) -> float:
     return value
 
 
+MAX_AGENTS = 1024
 Fraction = Annotated[float, Field(ge=0, le=1024), AfterValidator(_ray_fraction)]
 
 
 class Settings(BaseModel):
     """Base of all parts of a scenario: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UplinkSettings(Settings):
@@ -38,6 +39,7 @@ class UplinkSettings(Settings):
 
     channel: AnyChannel
     estimator: AnyEstimator = Field(default_factory=Ewma)
+    report_s: float = Field(default=1.0, ge=0.01, le=3600, description="how often the base station measures the rate")
     link: Literal["auto", "kernel", "paced"] = "auto"
     privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
 
@@ -119,7 +121,11 @@ class Scenario(Settings):
     @cached_property
     def models(self) -> list[ModelProfile]:
         """The distinct profiles; a frame's `model` is an index into this list."""
-        return list({profile.name: profile for profile in self.agent_profiles}.values())
+        found: list[ModelProfile] = []
+        for profile in self.agent_profiles:
+            if profile not in found:
+                found.append(profile)
+        return found
 
     def modes_of(self, profile: ModelProfile) -> list[str]:
         """Allowed modes of a profile, in its own order."""
@@ -167,6 +173,9 @@ class Scenario(Settings):
                     f"{self.deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
                     f"its fastest allowed mode, {fastest}, takes {compute_ms:g} ms before any transfer",
                 )
+        agents = len(self.agent_profiles)
+        if agents > MAX_AGENTS:
+            yield ("agents", "groups"), f"{agents} agents in all; a link has room for {MAX_AGENTS}"
         known = {mode for profile in self.models for mode in profile.modes}
         for i, mode in enumerate(self.modes or ()):
             if mode not in known:

@@ -26,6 +26,14 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def started_at(pid: int) -> int | None:
+    """When `pid` was started, in clock ticks since boot: tells it from others of that number. None if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
 def children(pid: int, name: str) -> list[int]:
     """Processes called `name` that `pid` has started."""
     found = []

@@ -18,7 +18,7 @@ class ProfileError(ValueError):
 class ModeProfile(BaseModel):
     """One operating mode: what it sends, how long its stages take, how good its answers are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     payload_bytes: int = Field(ge=0, le=2**34, description="application bytes sent up; 0 only for `local`")
     edge_prefill_ms: Milliseconds | None = Field(default=None, description="where it differs from the model's own")
@@ -31,7 +31,7 @@ class ModeProfile(BaseModel):
 class ModelProfile(BaseModel):
     """One model on one edge agent, in all its modes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(description="`<file>/<model>`, as scenarios call it")
     kv_bytes: int = Field(gt=0, description="the full cache; the weight of `model_aware` shares")
@@ -62,11 +62,13 @@ def load_file(path: Path) -> dict[str, ModelProfile]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ProfileError(f"no profile file {path}") from None
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path} can't be read: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ProfileError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
+    if not isinstance(raw, dict) or not all(isinstance(profile, dict) for profile in raw.values()):
         raise ProfileError(f"{path} must map model names to profiles")
-    named = {model: {"name": f"{path.stem}/{model}", **(p or {})} for model, p in raw.items()}
+    named = {model: {"name": f"{path.stem}/{model}", **profile} for model, profile in raw.items()}
     try:
         return TypeAdapter(dict[str, ModelProfile]).validate_python(named)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from netem import protocol
 from netem.link import AgentCounters
+from netem.wire import MIN_RATE_MBPS
 
 
 class LinkLost(ConnectionError):
@@ -78,8 +79,11 @@ class LinkClient:
         return connection
 
     async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        """Give these agents these shares of the uplink (link-layer Mbit/s); the others keep theirs."""
-        rounded = {str(agent): round(mbps, 6) for agent, mbps in grants_mbps.items()}
+        """Give these agents these shares of the uplink (link-layer Mbit/s); the others keep theirs.
+
+        A share below what the kernel can shape (in an outage, among many) becomes that.
+        """
+        rounded = {str(agent): max(round(mbps, 6), MIN_RATE_MBPS) for agent, mbps in grants_mbps.items()}
         await self._ask({"op": "grants", "mbps": rounded})
 
     async def set_channel(self, mbps: float) -> None:

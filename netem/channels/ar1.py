@@ -37,7 +37,7 @@ class Ar1Channel(Channel):
     max: float = Field(le=MAX_RATE_MBPS, description="Mbit/s")
     rho: float = Field(ge=0, lt=1)
     outage_probability: float = Field(default=0.0, ge=0, le=1)
-    outage_mbps: float = Field(default=MIN_RATE_MBPS, ge=MIN_RATE_MBPS)
+    outage_mbps: float = Field(default=MIN_RATE_MBPS, ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
 
     @model_validator(mode="before")
     @classmethod

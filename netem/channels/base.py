@@ -20,7 +20,7 @@ class RateChange(NamedTuple):
 class Channel(BaseModel):
     """Base of all channels. Equal settings and an equal seed play equal rates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def play(self, seed: int) -> Iterator[RateChange]:
         """Yield rate changes in order of time; the first is at 0 s.

@@ -187,6 +187,35 @@ async def test_a_lost_connection_fails_the_request_and_the_next_one_reconnects()
     assert records[1].status is Status.MET and r.connections == 2
 
 
+async def test_a_worker_that_hangs_up_in_mid_transfer_fails_the_request_at_once() -> None:
+    async with rig() as r:
+        r.serving.cancel()
+        await asyncio.wait([r.serving])
+
+        async def hang_up() -> None:
+            sock, _ = await asyncio.get_running_loop().sock_accept(r.listener)
+            await asyncio.sleep(0.1)
+            sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+        hanging_up = asyncio.create_task(hang_up())
+        (record,) = await asyncio.wait_for(r.play([0]), 1)
+        await hanging_up
+    assert record.status is Status.FAILED and "connection lost" in record.reason
+    assert record.wire_bytes == 0, "what never arrived isn't counted as sent"
+
+
+async def test_what_timed_out_can_t_answer_for_a_later_run() -> None:
+    async with rig(timeout_ms=40) as r:
+        (record,) = await r.play([0])
+        assert record.reason == "no answer within 40 ms"
+        r.records.clear()
+        r.issued.clear()
+        await asyncio.sleep(0.06)  # the answer to the first request arrives now, when nobody waits for it
+        (record,) = await r.play([0])
+        assert record.reason == "no answer within 40 ms", "request 0 again, with no answer of its own yet"
+
+
 async def test_stopping_fails_what_is_in_flight_and_releases_nothing_more() -> None:
     async with rig() as r:
         arrivals = [Arrival(0, 0, 0.0, -1), Arrival(1, 0, 0.0, -1), Arrival(2, 0, 60.0, -1)]
@@ -203,5 +232,5 @@ async def test_stopping_fails_what_is_in_flight_and_releases_nothing_more() -> N
 async def test_requests_of_one_agent_go_through_compute_and_uplink_in_order() -> None:
     async with rig() as r:
         records = await r.play([0, 0, 0])
-    assert [round(record.queue_ms / 10) for record in records] == [0, 1, 2]
+    assert records[1].queue_ms >= 9 and records[2].queue_ms >= 19, "10 ms of prefill each"
     assert sorted(record.latency_ms for record in records) == [record.latency_ms for record in records]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -96,8 +95,3 @@ def live_run(ray_head: str, tmp_path: Path) -> Callable[..., Finished]:
         return Finished(done.returncode, done.stdout, done.stderr, run_dir)
 
     return run
-
-
-def interrupt(process: subprocess.Popen[str], signum: int = signal.SIGINT) -> None:
-    """End a command by its id."""
-    os.kill(process.pid, signum)

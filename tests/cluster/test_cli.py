@@ -52,6 +52,7 @@ def test_other_mistakes(scenario: Write, tmp_path: Path) -> None:
     assert "is `ray start --head` running" in refused(
         "run", path, "--address", "127.0.0.1:1", "--out", str(tmp_path / "o")
     )
+    assert not (tmp_path / "o").exists(), "a refused run leaves no folder in the way of the next try"
 
 
 def test_the_doctor_reports_without_failing() -> None:

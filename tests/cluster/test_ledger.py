@@ -82,6 +82,7 @@ def test_written_ledgers_keep_every_column_and_the_journals_go(tmp_path: Path) -
         log.close()
     rows = ledger.assemble(tmp_path, TINY, ["equal", "model_aware"], "")
     ledger.write(tmp_path, rows)
+    ledger.remove_journals(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [ledger.LEDGER_FILE]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / ledger.LEDGER_FILE), rows)
     assert list(rows.columns) == ledger.COLUMNS

@@ -19,15 +19,15 @@ def asking(agents_gpus: float, worker_gpus: float = 0.0, agents_cpus: float = 0.
 
 
 def test_gpu_fractions_hold_where_there_are_gpus() -> None:
-    placed = place(asking(0.1, 0.4), cpus=2, gpus=1)
+    placed = place(asking(0.1, 0.4), cpus=2, gpus=1, gpus_in_all=1)
     assert (placed.hosts, placed.agent_gpus, placed.worker_gpus, placed.notice) == (2, 0.1, 0.4, None)
 
 
 def test_without_gpus_cpu_fractions_do_and_it_is_said() -> None:
-    placed = place(asking(0.1, 0.4), cpus=2, gpus=0)
+    placed = place(asking(0.1, 0.4), cpus=2, gpus=0, gpus_in_all=0)
     assert (placed.agent_gpus, placed.worker_gpus, placed.agent_cpus) == (0, 0, 0.1)
     assert placed.notice and "num_cpus" in placed.notice
-    assert place(asking(0.0), cpus=2, gpus=0).notice is None
+    assert place(asking(0.0), cpus=2, gpus=0, gpus_in_all=0).notice is None
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,18 @@ def test_without_gpus_cpu_fractions_do_and_it_is_said() -> None:
     [
         (asking(0.6), "2 agent actors x agents.num_gpus 0.6"),
         (asking(0.1, 0.9), "2 workers x cloud.num_gpus 0.9"),
-        (asking(2), "don't fit on 1 GPU"),
+        (asking(2), "the 1 of 1 GPU"),
         (asking(0, 0, 1.5), "asks 3.3 CPUs and this node has 2 free"),
     ],
 )
 def test_what_can_t_fit_is_refused_by_key(scenario: Scenario, message: str) -> None:
     with pytest.raises(PlacementError, match=message.replace("(", r"\(")):
-        place(scenario, cpus=2, gpus=1)
+        place(scenario, cpus=2, gpus=1, gpus_in_all=1)
+
+
+def test_gpus_that_others_use_are_not_no_gpus() -> None:
+    with pytest.raises(PlacementError, match="the 0 of 1 GPU"):
+        place(asking(0.1), cpus=2, gpus=0.5, gpus_in_all=1)
 
 
 @pytest.mark.parametrize(

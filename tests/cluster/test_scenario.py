@@ -128,6 +128,7 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
         ),
         ("channel: {kind: constant, mbps: 50}", "channel: {kind: trace, path: t.csv}", "s.yaml:5: uplink.channel: "),
         ("name: small", "name: [", "s.yaml:3: not YAML"),
+        ("count: 2", "count: 1024", "s.yaml:8: agents.groups: 1025 agents in all; a link has room for 1024"),
     ],
 )
 def test_wrong_input_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -142,6 +143,15 @@ def test_an_unreadable_trace_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("t_s,mbps\n0,50\n1,fifty\n")
     text = GOOD.replace("channel: {kind: constant, mbps: 50}", "channel: {kind: trace, path: t.csv}")
     with pytest.raises(DocumentError, match=r"s\.yaml:5: uplink\.channel: .*t\.csv:3: '1,fifty' is not 't_s,mbps'"):
+        load(tmp_path, text)
+
+
+BILLION_LAUGHS = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize("text", ["x: 2024-13-45", "x: &a [*a]", BILLION_LAUGHS])
+def test_what_yaml_itself_stumbles_over_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DocumentError, match=r"s\.yaml"):
         load(tmp_path, text)
 
 

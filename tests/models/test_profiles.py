@@ -63,6 +63,8 @@ def test_missing_profiles_say_what_there_is(name: str, message: str) -> None:
     [
         ("a: [1", "not YAML"),
         ("- 1", "must map model names"),
+        ("m: 5", "must map model names"),
+        ("m: 2024-13-45", "not YAML"),
         ("m: {kv_bytes: -1, edge_prefill_ms: 1, quality_basis: x, modes: {full: {}}}", "m.kv_bytes: .*greater than 0"),
         ("m: {kv_bytes: 1, edge_prefill_ms: 1, quality_basis: x, modes: {}, extra: 1}", "m"),
     ],
