@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -57,21 +56,20 @@ def run(
     from cluster import runfolder
     from cluster.placement import PlacementError
     from cluster.raysession import RayUnavailable
-    from cluster.run import INTERRUPTED, run_live
+    from cluster.run import INTERRUPTED, Interrupts, run_live
     from cluster.scenario import DocumentError, Scenario
     from netem.session import LinkUnavailable
     from reports.table import print_summary
 
     result = _ResultStream(as_json)
-    for signum in (signal.SIGINT, signal.SIGTERM):  # until the engine takes them; shells start jobs deaf to the first
-        signal.signal(signum, signal.default_int_handler)
+    interrupts = Interrupts()
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         run_dir = runfolder.create(out, loaded)
     except (DocumentError, runfolder.RunFolderError) as error:
         fail(error)
     try:
-        summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False))
+        summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts)
     except (PlacementError, RayUnavailable, LinkUnavailable) as error:
         runfolder.discard(run_dir)
         fail(error)

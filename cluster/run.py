@@ -22,16 +22,41 @@ INTERRUPTED = "interrupted"
 KILLED = "the driver was killed; recovered from journals"
 
 
-def run_live(scenario: Scenario, run_dir: Path, address: str | None, report: Report) -> dict[str, Any]:
+class Interrupts:
+    """SIGINT and SIGTERM until the engine takes them: raised as KeyboardInterrupt, and remembered.
+
+    Libraries that are starting up may swallow the exception; `check` raises it again. Shells start background jobs deaf
+    to SIGINT, so this also restores that.
+    """
+
+    def __init__(self) -> None:
+        self._come = False
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._take)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal has come."""
+        if self._come:
+            raise KeyboardInterrupt
+
+    def _take(self, signum: int, frame: object) -> None:
+        self._come = True
+        raise KeyboardInterrupt
+
+
+def run_live(
+    scenario: Scenario, run_dir: Path, address: str | None, report: Report, interrupts: Interrupts
+) -> dict[str, Any]:
     """Run `scenario` live; the run folder and the returned summary are complete even if the run was cut short.
 
     Raises:
-        RayUnavailable, PlacementError, LinkUnavailable: nothing was started.
+        RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
     """
     facts = runfolder.describe_machine() | {"engine": "live", "base_dir": str(scenario.base_dir)}
     facts |= {"pid": os.getpid(), "pid_started": watch.started_at(os.getpid())}
     runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
     with ray_session(address) as session:
+        interrupts.check()
         placement = place(scenario, session.cpus, session.gpus, session.gpus_in_all)
         if placement.notice:
             report(placement.notice)
@@ -49,6 +74,7 @@ def run_live(scenario: Scenario, run_dir: Path, address: str | None, report: Rep
                 report(f"link: user-space pacing, less exact than the kernel's: {link.fallback_reason}")
             facts |= {"link": link.kind, "privilege": link.privilege, "fallback_reason": link.fallback_reason}
             runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
+            interrupts.check()
             engine = LiveEngine(scenario, run_dir, session, placement, link, report)
             result = asyncio.run(_until_done_or_stopped(engine, scenario, run_dir))
             for signum in (signal.SIGINT, signal.SIGTERM):
