@@ -4,13 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from allocator.modes import adaptive_mode
-from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution
+from allocator.problem import ROUNDING, AgentInfo, Assignment, ModeOption, Problem, Request, Solution
 
 
 class Policy(Protocol):
-    """Decides mode and grant for every request of a problem. Pure: what it knows is in the problem."""
+    """Decides mode and grant for every request of a problem. What it knows is in the problem.
+
+    Attributes:
+        standing: its grants depend on nothing but the uplink and the agents, so that neither announcements nor
+            departures can change them.
+    """
 
     name: str
+    standing: bool
 
     def solve(self, problem: Problem) -> Solution:
         """An assignment for every request in `problem.requests`; grants add up to at most `uplink_mbps`."""
@@ -21,6 +27,7 @@ class SharePolicy:
     """Standing shares of the uplink for all agents, busy or not (as published), and a mode for each on its share."""
 
     name: str
+    standing = True
 
     def shares(self, agents: Sequence[AgentInfo]) -> Mapping[int, float]:
         """Each agent's fraction of the uplink by agent id; fractions add up to 1."""
@@ -36,5 +43,7 @@ class SharePolicy:
         for request in problem.requests:
             mbps = grants[request.agent_id]
             option = self.choose(request, mbps)
-            assignments[request.request_id] = Assignment(request.request_id, option.mode, mbps, option.latency_ms(mbps))
+            latency_ms = option.latency_ms(mbps)
+            meets = latency_ms <= request.time_left_ms * (1 + ROUNDING)
+            assignments[request.request_id] = Assignment(request.request_id, option.mode, mbps, latency_ms, meets)
         return Solution(assignments, grants)
