@@ -21,8 +21,14 @@ class RayAllocator:
     def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
 
+    def announce(self, request: Request) -> None:
+        self._actor.announce.remote(request)
+
     async def assign(self, request: Request) -> Decision:
         return await self._actor.assign.remote(request)
+
+    def received(self, request_id: int) -> None:
+        self._actor.received.remote(request_id)
 
     def finish(self, request_id: int) -> None:
         self._actor.finish.remote(request_id)

@@ -8,22 +8,31 @@ from typing import Protocol
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
 from agents.record import Ledger, Record, Status
-from agents.uplink import ConnectionLost, Delivery, Refused, Uplink
+from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
 from allocator.problem import ModeOption, Request
 from allocator.service import Decision
-from cloud.frames import Header, Kind
+from cloud.frames import Header, Kind, frame_bytes
 from models.clock import now_s
+from netem.wire import wire_bytes
 
 
 class AllocatorClient(Protocol):
-    """The allocator as an agent sees it, wherever it runs."""
+    """The allocator as an agent sees it, wherever it runs. Only `assign` waits for anything."""
+
+    def announce(self, request: Request) -> None:
+        """The request has been released and will ask for an assignment later."""
+        ...
 
     async def assign(self, request: Request) -> Decision:
         """A decision; the grant is in force."""
         ...
 
+    def received(self, request_id: int) -> None:
+        """The cloud needs no more of the request: its agent's uplink is free."""
+        ...
+
     def finish(self, request_id: int) -> None:
-        """The request has ended, however and whether or not it was ever assigned. Doesn't wait."""
+        """The request has ended, however and whether or not it was ever assigned."""
         ...
 
 
@@ -33,7 +42,8 @@ class AgentSettings:
 
     Attributes:
         model: index of its profile in the run's list; mode_codes: index of each mode in that profile.
-        options: what it offers the allocator.
+        options: what it offers the allocator; weight: what its requests count there.
+        prefill_ms: how long the edge expects to prefill before it asks.
         backlog_limit: requests waiting for or on the agent's uplink, beyond which new ones are rejected.
         timeout_ms: after this time from its intended start a request has failed.
     """
@@ -43,9 +53,11 @@ class AgentSettings:
     model: int
     mode_codes: dict[str, int]
     options: tuple[ModeOption, ...]
+    prefill_ms: float
     deadline_ms: float
     timeout_ms: float
     backlog_limit: int
+    weight: float = 1.0
 
 
 class Agent:
@@ -69,6 +81,8 @@ class Agent:
         self._allocator = allocator
         self._ledger = ledger
         self._epoch_s = epoch_s
+        self._modes = {code: mode for mode, code in settings.mode_codes.items()}
+        self._options = {option.mode: option for option in settings.options}
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._backlog = 0
@@ -83,13 +97,14 @@ class Agent:
             if self._backlog >= s.backlog_limit:
                 record.status, record.reason = Status.REJECTED, "backlog"
                 return
+            self._allocator.announce(self._request(record, starts_in_ms=s.prefill_ms))
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
-                quality = await self._answer(record)
+                record.answered = await self._answer(record)
             record.latency_ms = self._since_ms(arrival.intended_s)
             met = record.latency_ms <= s.deadline_ms
             record.status = Status.MET if met else Status.LATE
-            record.quality_credited = quality
-            record.quality_delivered = quality if met else 0.0
+            record.quality_credited = self._options[record.answered].quality
+            record.quality_delivered = record.quality_credited if met else 0.0
         except TimeoutError:
             record.reason = f"no answer within {s.timeout_ms:g} ms"
         except Refused as refusal:
@@ -108,8 +123,8 @@ class Agent:
             self._ledger.write(record)
             self._allocator.finish(record.request_id)
 
-    async def _answer(self, record: Record) -> float:
-        """Steps 2 to 5 of a request's life, each timed into `record`. Returns the answer's quality."""
+    async def _answer(self, record: Record) -> str:
+        """Steps 2 to 5 of a request's life, each timed into `record`. Returns the mode of the answer."""
         lap_ms = stopwatch()
         self._backlog += 1
         try:
@@ -119,9 +134,9 @@ class Agent:
                 record.prefill_ms = lap_ms()
             async with self._turn:
                 record.uplink_wait_ms = lap_ms()
-                option = await self._assign(record)
+                option, hedge = await self._assign(record)
                 record.allocate_ms = lap_ms()
-                delivery = await self._transfer(record, option) if option.wire_bytes else None
+                delivery = await self._transfer(record, option, hedge) if option.wire_bytes else None
         finally:
             self._backlog -= 1
         lap_ms()
@@ -130,44 +145,59 @@ class Agent:
                 record.queue_ms += lap_ms()
                 await self._edge.decode(option.edge_ms)
                 record.decode_ms = lap_ms()
-        else:
-            stages = await delivery.answer
-            record.cloud_queue_ms = stages.queue_ms
-            record.cloud_prefill_ms = stages.prefill_ms
-            record.decode_ms = stages.decode_ms
-            served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
-            record.answer_ms = (now_s() - served_s) * 1e3
-        return option.quality
+            return option.mode
+        stages = await delivery.answer
+        record.cloud_queue_ms = stages.queue_ms
+        record.cloud_prefill_ms = stages.prefill_ms
+        record.decode_ms = stages.decode_ms
+        served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
+        record.answer_ms = (now_s() - served_s) * 1e3
+        return self._modes[stages.mode]
 
-    async def _assign(self, record: Record) -> ModeOption:
+    async def _assign(self, record: Record) -> tuple[ModeOption, ModeOption | None]:
+        """The assigned mode, and what goes ahead of it."""
         elapsed_ms = self._since_ms(record.intended_s)
-        decision = await self._allocator.assign(
-            Request(record.request_id, record.agent_id, record.deadline_ms - elapsed_ms, self.settings.options)
-        )
+        decision = await self._allocator.assign(self._request(record))
         assignment = decision.assignment
-        option = next(o for o in self.settings.options if o.mode == assignment.mode)
-        record.mode = option.mode
+        record.mode, record.hedge = assignment.mode, decision.hedge
         record.worker = decision.worker
         record.grant_mbps = assignment.grant_mbps
         record.estimate_mbps = decision.estimate_mbps
         record.predicted_ms = elapsed_ms + assignment.predicted_ms
-        return option
+        return self._options[assignment.mode], self._options[decision.hedge] if decision.hedge else None
 
-    async def _transfer(self, record: Record, option: ModeOption) -> Delivery:
-        """Encode, send, and wait until the worker has every byte: until then the agent's uplink is busy."""
+    async def _transfer(self, record: Record, option: ModeOption, ahead: ModeOption | None) -> Delivery:
+        """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy."""
+        s = self.settings
+        deadline_s = self._epoch_s + record.intended_s + s.deadline_ms / 1e3
         lap_ms = stopwatch()
         async with self._compute:
             record.queue_ms += lap_ms()
+            hedge = None
+            if ahead is not None:
+                payload = await self._edge.encode(ahead.mode, ahead.edge_ms)
+                hedge = Hedge(s.mode_codes[ahead.mode], payload, deadline_s)
             payload = await self._edge.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
-        s = self.settings
         header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode])
         sent_s = now_s()
-        delivery = await self._uplink.send(record.worker, header, payload)
-        received = await delivery.receipt
-        record.transfer_ms = (received.received_s - sent_s) * 1e3
-        record.payload_bytes, record.wire_bytes = payload.size, option.wire_bytes
+        delivery = await self._uplink.send(record.worker, header, payload, hedge)
+        receipt = await delivery.receipt
+        self._allocator.received(record.request_id)
+        # Of a hedged answer, the receipt tells when the hedge came; the transfer went on until now.
+        ended_s = receipt.received_s if receipt.mode == header.mode else now_s()
+        record.transfer_ms = (ended_s - sent_s) * 1e3
+        record.payload_bytes = delivery.sent_bytes
+        record.wire_bytes = wire_bytes(frame_bytes(delivery.sent_bytes))
+        if hedge is not None:
+            record.payload_bytes += hedge.payload.size
+            record.wire_bytes += wire_bytes(frame_bytes(hedge.payload.size))
         return delivery
+
+    def _request(self, record: Record, starts_in_ms: float = 0.0) -> Request:
+        left_ms = record.deadline_ms - self._since_ms(record.intended_s) - starts_in_ms
+        s = self.settings
+        return Request(record.request_id, record.agent_id, left_ms, s.options, s.weight, starts_in_ms)
 
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""

@@ -1,12 +1,19 @@
 """What the allocator believes about the uplink. Estimators see only the past, except those named for looking ahead."""
 
+from collections import deque
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from netem.wire import MAX_RATE_MBPS
 
 Safety = Annotated[float, Field(gt=0, le=1)]
+# How far reports were from the mean before them: of the last so many, summed up in so many equally probable rates.
+REMEMBERED = 128
+SPREAD_POINTS = 16
+# What is believed of that before anything was seen, as if seen already: mostly as expected, now and then an outage.
+PRIOR_RATIOS = (0.1, 0.4, 0.7, 0.9, 1.0, 1.0, 1.1, 1.3)
 
 
 class EstimatorSettings(BaseModel):
@@ -24,6 +31,10 @@ class EstimatorSettings(BaseModel):
         """The uplink in Mbit/s, as believed now. Needs one report first."""
         raise NotImplementedError
 
+    def spread(self) -> Sequence[float]:
+        """Equally probable rates of the uplink in Mbit/s, ascending; one if there is no doubt."""
+        return (self.estimate(),)
+
 
 class Ewma(EstimatorSettings):
     """Causal: exponentially weighted mean of the reports so far, times `safety` (paper B: 0.3 and 0.8).
@@ -35,14 +46,26 @@ class Ewma(EstimatorSettings):
     alpha: float = Field(default=0.3, gt=0, le=1)
     safety: Safety = 0.8
     _mean: float | None = None
+    _ratios: deque[float] = PrivateAttr(default_factory=lambda: deque(PRIOR_RATIOS, REMEMBERED))
 
     def report(self, mbps: float) -> None:
+        if self._mean is not None:
+            self._ratios.append(mbps / self._mean)
         self._mean = mbps if self._mean is None else self.alpha * mbps + (1 - self.alpha) * self._mean
 
     def estimate(self) -> float:
+        return self.safety * self._known_mean()
+
+    def spread(self) -> Sequence[float]:
+        """The mean times what reports have been of it so far. Safety is for those who believe in one number."""
+        ordered = sorted(self._ratios)
+        middles = [(2 * i + 1) * len(ordered) // (2 * SPREAD_POINTS) for i in range(SPREAD_POINTS)]
+        return [self._known_mean() * ordered[middle] for middle in middles]
+
+    def _known_mean(self) -> float:
         if self._mean is None:
             raise RuntimeError("an estimate needs one report first")
-        return self.safety * self._mean
+        return self._mean
 
 
 class PublishedEwma(Ewma):

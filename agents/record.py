@@ -28,11 +28,12 @@ class Record:
         allocate_ms: asking the allocator; transfer_ms: first byte sent to last byte at the worker.
         answer_ms: from the end of decoding at the worker until the agent has the answer.
         latency_ms: from the intended time to the answer; NaN if there was none.
-        predicted_ms: the same as the allocator predicted it, empty cloud queues assumed.
+        predicted_ms: the same as the allocator predicted it.
+        mode: as assigned; hedge: what went ahead of it, if anything; answered: the mode that the answer came from.
         estimate_mbps: what the allocator believed of the uplink; grant_mbps: the agent's share.
-        payload_bytes, wire_bytes: of the chosen mode, once the worker has them all (0 if it never did); wire bytes
-            include the headers of every layer.
-        quality_credited: the mode's quality whether or not the deadline was met (as the papers count);
+        payload_bytes, wire_bytes: what was sent, once the worker needs no more of it (0 if it never came to that);
+            wire bytes include the headers of every layer.
+        quality_credited: the answer's quality whether or not the deadline was met (as the papers count);
             quality_delivered: the same if it was met, else 0.
         reason: why it was rejected or failed.
     """
@@ -46,6 +47,8 @@ class Record:
     status: Status = Status.FAILED
     reason: str = ""
     mode: str = ""
+    hedge: str = ""
+    answered: str = ""
     worker: int = -1
     lateness_ms: float = float("nan")
     queue_ms: float = 0.0

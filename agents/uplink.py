@@ -9,7 +9,19 @@ from itertools import count
 from typing import Protocol
 
 from agents.edge import Payload
-from cloud.frames import CRC, UNREADABLE, CloudStages, Disconnected, FrameError, FrameReader, Header, Kind
+from cloud.frames import (
+    CRC,
+    DEADLINE,
+    LENGTH,
+    UNREADABLE,
+    CloudStages,
+    Disconnected,
+    FrameError,
+    FrameReader,
+    Header,
+    Kind,
+    small_frame,
+)
 from cloud.sockets import close_socket
 
 MAX_ANSWER_BYTES = 64 * 1024
@@ -25,21 +37,39 @@ class ConnectionLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """A request that has been sent: the worker's receipt (all bytes are there) and its answer, when they come.
+class Hedge:
+    """What goes ahead of a request, for the worker to answer from if the rest isn't there in time.
 
-    Both raise Refused or ConnectionLost.
+    Attributes:
+        mode: its code in the run's list of modes of that model.
+        deadline_s: of the answer at the agent, on the event loop's clock.
+    """
+
+    mode: int
+    payload: Payload
+    deadline_s: float
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A request that has been sent: the worker's receipt and its answer, when they come.
+
+    Both raise Refused or ConnectionLost. A receipt that names the hedge's mode says that the worker answers from it.
+
+    Attributes:
+        sent_bytes: of the payload, without the hedge; fewer than all if the rest was withdrawn.
     """
 
     receipt: asyncio.Future[CloudStages]
     answer: asyncio.Future[CloudStages]
+    sent_bytes: int = 0
 
 
 class Uplink(Protocol):
     """Sends requests of one agent; one at a time."""
 
-    async def send(self, worker: int, header: Header, payload: Payload) -> Delivery:
-        """Hand all of a request to the link. Raises ConnectionLost."""
+    async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
+        """Hand all of a request to the link, or as much as the worker still has a use for. Raises ConnectionLost."""
         ...
 
 
@@ -55,8 +85,8 @@ class SocketUplink:
         for worker in range(workers):
             await self._connection(worker)
 
-    async def send(self, worker: int, header: Header, payload: Payload) -> Delivery:
-        return await (await self._connection(worker)).send(header, payload)
+    async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
+        return await (await self._connection(worker)).send(header, payload, hedge)
 
     def close(self) -> None:
         """Close all connections; requests on them fail with ConnectionLost."""
@@ -89,12 +119,13 @@ class _Connection:
     def closed(self) -> bool:
         return self._lost.done()
 
-    async def send(self, header: Header, payload: Payload) -> Delivery:
+    async def send(self, header: Header, payload: Payload, hedge: Hedge | None) -> Delivery:
         loop = asyncio.get_running_loop()
         delivery = Delivery(loop.create_future(), loop.create_future())
         number = next(self._numbers)
         self._deliveries[number] = delivery
-        sending = asyncio.create_task(self._transmit(replace(header, request_id=number), payload))
+        header = replace(header, request_id=number, chunked=hedge is not None)
+        sending = asyncio.create_task(self._transmit(header, payload, hedge, delivery))
         try:
             # The peer may hang up while a write waits for room: then nothing but the reading side notices.
             await asyncio.wait({sending, self._lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,14 +142,24 @@ class _Connection:
             raise ConnectionLost(str(error)) from None
         return delivery
 
-    async def _transmit(self, header: Header, payload: Payload) -> None:
+    async def _transmit(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
         """A frame in as few segments as it needs: header and checksum don't travel in segments of their own."""
         loop = asyncio.get_running_loop()
+        if hedge is not None:
+            await loop.sock_sendall(self._sock, _hedge_frame(header, hedge))
         checksum = 0
         held = bytearray(header.pack())
         for piece in payload.pieces():
+            if (
+                header.chunked and delivery.receipt.done()
+            ):  # before all is sent: the worker answers from the hedge, or not at all
+                held += LENGTH.pack(0)
+                break
             checksum = zlib.crc32(piece, checksum)
+            if header.chunked:
+                held += LENGTH.pack(len(piece))
             held += piece
+            delivery.sent_bytes += len(piece)
             if len(held) >= SEND_BYTES:
                 await loop.sock_sendall(self._sock, held)
                 held = bytearray()
@@ -163,3 +204,9 @@ class _Connection:
                 if not future.done():
                     future.set_exception(error)
                     future.exception()  # seen: a request that has given up doesn't await it any more
+
+
+def _hedge_frame(header: Header, hedge: Hedge) -> bytes:
+    body = DEADLINE.pack(hedge.deadline_s) + b"".join(hedge.payload.pieces())
+    frame = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=len(body), chunked=False)
+    return small_frame(frame, body)

@@ -24,8 +24,14 @@ class AllocatorActor:
     async def peek(self, mbps: float) -> None:
         await self._allocator.peek(mbps)
 
+    async def announce(self, request: Request) -> None:
+        self._allocator.announce(request)
+
     async def assign(self, request: Request) -> Decision:
         return await self._allocator.assign(request)
+
+    async def received(self, request_id: int) -> None:
+        self._allocator.received(request_id)
 
     async def finish(self, request_id: int) -> None:
         self._allocator.finish(request_id)

@@ -4,8 +4,8 @@ Choose a mode for every request and a grant for everybody who sends, so that
 
 - grants add up to at most the (estimated) uplink: a request that meets its deadline in a mode needs at least
   `wire_bytes * 8 / (time left - edge_ms - cloud_ms)`, a transfer in flight at least `bytes_left * 8 / due_in_ms`;
-- cloud time suffices, where it is modelled: for every deadline d, the cloud work of the requests due by d is at most the
-  time that the workers have until then, and nothing starts before the first worker is free;
+- cloud time suffices, where it is modelled: for every deadline d, the cloud work of the requests due by d is at most
+  the time that the workers have until then, and nothing starts before the first worker is free;
 - as much weight as possible meets its deadline, and after that the weighted quality of what does is highest.
 """
 

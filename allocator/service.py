@@ -1,13 +1,20 @@
-"""The central allocator at work: serves requests one by one as they come, and keeps the link's grants in step."""
+"""The central allocator at work: serves requests as they come, and keeps the link's grants in step."""
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from allocator.hedging import solve_hedged
 from allocator.policies import Policy
-from allocator.problem import AgentInfo, Assignment, Problem, Request
+from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer, Unsaved
+
+# What a transfer has left is known only by what it was granted. So much of it is always believed to be left, lest a
+# transfer that is a little behind loses its grant.
+LEAST_LEFT = 0.03
+# Grants that differ by less from what they are stay as they are.
+TOLERANCE = 1e-3
 
 
 class Estimator(Protocol):
@@ -25,16 +32,28 @@ class Estimator(Protocol):
         """Mbit/s."""
         ...
 
+    def spread(self) -> Sequence[float]:
+        """Equally probable rates in Mbit/s, ascending; one if there is no doubt."""
+        ...
+
 
 class Dispatcher(Protocol):
-    """Picks a cloud worker. See `cloud.dispatch`."""
+    """Picks a cloud worker and knows what is promised to each. See `cloud.dispatch`."""
 
-    def choose(self, cloud_ms: float) -> int:
+    def choose(self, request_id: int, cloud_ms: float) -> int:
         """A worker for a request that will occupy it for `cloud_ms`."""
         ...
 
-    def done(self, worker: int, cloud_ms: float) -> None:
-        """That work is off the worker, however it ended."""
+    def arrived(self, request_id: int) -> None:
+        """The worker has the whole request."""
+        ...
+
+    def done(self, request_id: int) -> None:
+        """That work is off the worker, however it ended; unknown ids are fine."""
+        ...
+
+    def free_in_ms(self) -> tuple[float, ...]:
+        """For each worker, when it will have done what is promised to it."""
         ...
 
 
@@ -48,15 +67,63 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What an agent is told: assignment, cloud worker (-1 for `local`), and the estimate behind it."""
+    """What an agent is told.
+
+    Attributes:
+        worker: of the cloud; -1 for `local`.
+        estimate_mbps: what was believed of the uplink.
+        hedge: the mode that should go ahead of the assigned one, or "".
+    """
 
     assignment: Assignment
     worker: int
     estimate_mbps: float
+    hedge: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an allocator decides, beside its policy.
+
+    Attributes:
+        margin_ms: answers are planned to be so much earlier than their deadline.
+        cloud_time: whether the problem knows when cloud workers are free (two budgets) or not (one).
+        unsaved: see `Problem`.
+        hedge: whether small modes go ahead of caches at risk.
+    """
+
+    margin_ms: float = 0.0
+    cloud_time: bool = True
+    unsaved: Unsaved = "local"
+    hedge: bool = False
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request that was announced and has not asked yet."""
+
+    request: Request
+    deadline_s: float
+    starts_s: float
+
+
+@dataclass(slots=True)
+class _Sending:
+    """A request on the uplink; `bytes_left` was believed at `at_s`, `credited_bytes` came off since the last report."""
+
+    agent_id: int
+    option: ModeOption
+    weight: float
+    worker: int
+    deadline_s: float
+    starts_s: float
+    at_s: float
+    bytes_left: float
+    credited_bytes: float = 0.0
 
 
 class Allocator:
-    """One allocation policy serving all agents of a run."""
+    """One allocation policy serving all agents of a run. Tells time by the running event loop."""
 
     def __init__(
         self,
@@ -65,32 +132,41 @@ class Allocator:
         estimator: Estimator,
         dispatcher: Dispatcher,
         link: Link,
+        rules: Rules | None = None,
     ) -> None:
         self._agents = tuple(agents)
         self._policy = policy
         self._estimator = estimator
         self._dispatcher = dispatcher
         self._link = link
+        self._rules = rules or Rules()
         self._grants_mbps: dict[int, float] = {}
-        self._assigning: set[int] = set()
-        self._dispatched: dict[int, tuple[int, float]] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._waiting: dict[int, _Waiting] = {}
+        self._sending: dict[int, _Sending] = {}
+        self._credited_bytes = 0.0
+        self._reported_s: float | None = None
+        self._regranting: asyncio.Task[None] | None = None
         self._solve_s: list[float] = []
 
     async def report(self, mbps: float) -> None:
         """The base station measured `mbps` over the interval that has just ended.
 
-        Standing grants follow the new estimate at once, so that no request has to wait for them.
+        Grants follow the new estimate at once, so that no request has to wait for them.
         """
         self._estimator.report(mbps)
-        async with self._one_at_a_time:
-            await self._solve(())
+        self._correct_progress(mbps)
+        await self._regrant()
 
     async def peek(self, mbps: float) -> None:
         """The channel carries `mbps` from now on, which only estimators that look ahead use."""
         self._estimator.peek(mbps)
-        async with self._one_at_a_time:
-            await self._solve(())
+        await self._regrant()
+
+    def announce(self, request: Request) -> None:
+        """A request was released and will ask later: until then it is reckoned with."""
+        if not self._policy.standing:
+            starts_s = _now_s() + request.starts_in_ms / 1e3
+            self._waiting[request.request_id] = _Waiting(request, starts_s + request.time_left_ms / 1e3, starts_s)
 
     async def assign(self, request: Request) -> Decision:
         """Decide mode, grant and worker of a request; its agent's grant is in force on return.
@@ -98,37 +174,157 @@ class Allocator:
         Raises:
             ValueError: the policy can't serve these modes.
         """
-        self._assigning.add(request.request_id)
-        try:
-            async with self._one_at_a_time:
-                assignment = (await self._solve((request,)))[request.request_id]
-            option = next(o for o in request.options if o.mode == assignment.mode)
-            worker = -1
-            if option.wire_bytes:
-                worker = self._dispatcher.choose(option.cloud_ms)
-                self._dispatched[request.request_id] = (worker, option.cloud_ms)
-                if request.request_id not in self._assigning:
-                    self.finish(request.request_id)  # the agent gave up while this was being decided
-            return Decision(assignment, worker, self._estimator.estimate())
-        finally:
-            self._assigning.discard(request.request_id)
+        self._waiting.pop(request.request_id, None)
+        now_s = _now_s()
+        solution, hedges = self._solve(now_s, asker=request)
+        assignment = solution.assignments[request.request_id]
+        option = next(o for o in request.options if o.mode == assignment.mode)
+        worker = -1
+        if option.wire_bytes:
+            worker = self._dispatcher.choose(request.request_id, option.cloud_ms)
+            self._sending[request.request_id] = _Sending(
+                request.agent_id,
+                option,
+                request.weight,
+                worker,
+                deadline_s=now_s + request.time_left_ms / 1e3,
+                starts_s=now_s + option.edge_ms / 1e3,
+                at_s=now_s,
+                bytes_left=option.wire_bytes,
+            )
+        await self._grant(solution.grants_mbps)
+        hedge = hedges.get(request.request_id, "")
+        return Decision(assignment, worker, self._estimator.estimate(), hedge)
+
+    def received(self, request_id: int) -> None:
+        """The cloud needs no more of the request: its share of the uplink is free."""
+        self._dispatcher.arrived(request_id)
+        self._leave_uplink(request_id)
 
     def finish(self, request_id: int) -> None:
         """The request has ended, however; ids that were never assigned a worker are fine."""
-        self._assigning.discard(request_id)
-        if request_id in self._dispatched:
-            self._dispatcher.done(*self._dispatched.pop(request_id))
+        self._waiting.pop(request_id, None)
+        self._dispatcher.done(request_id)
+        self._leave_uplink(request_id)
 
     def solve_times_ms(self) -> list[float]:
         """How long each solve took, without applying the grants."""
         return [s * 1e3 for s in self._solve_s]
 
-    async def _solve(self, requests: tuple[Request, ...]) -> Mapping[int, Assignment]:
-        start = time.perf_counter()
-        solution = self._policy.solve(Problem(self._estimator.estimate(), self._agents, requests))
-        self._solve_s.append(time.perf_counter() - start)
-        changed = {a: mbps for a, mbps in solution.grants_mbps.items() if self._grants_mbps.get(a) != mbps}
+    def _leave_uplink(self, request_id: int) -> None:
+        if self._sending.pop(request_id, None) is None or self._policy.standing or not self._sending:
+            return
+        if self._regranting is None:  # one for all that leave at this moment
+            self._regranting = asyncio.create_task(self._regrant_after_departures())
+
+    async def _regrant_after_departures(self) -> None:
+        self._regranting = None
+        await self._regrant()
+
+    async def _regrant(self) -> None:
+        """Fit the grants to what is believed and in flight now; no request is decided."""
+        if self._policy.standing or self._sending:
+            solution, _ = self._solve(_now_s())
+            await self._grant(solution.grants_mbps)
+
+    async def _grant(self, grants_mbps: Mapping[int, float]) -> None:
+        """Touch the grants that change, no others."""
+        known = self._grants_mbps
+        changed = {a: mbps for a, mbps in grants_mbps.items() if abs(mbps - known.get(a, -1.0)) > TOLERANCE * mbps}
         if changed:
+            known |= changed
             await self._link.set_grants(changed)
-            self._grants_mbps |= changed
-        return solution.assignments
+
+    def _solve(self, now_s: float, asker: Request | None = None) -> tuple[Solution, dict[int, str]]:
+        problem = self._problem(now_s, asker)
+        rates_mbps = self._estimator.spread() if self._rules.hedge else ()
+        began_s = time.perf_counter()
+        if len(rates_mbps) > 1 and asker is not None:
+            solution, hedges = solve_hedged(self._policy, problem, rates_mbps)
+        else:
+            # What a hedged plan counted on may be more than the estimate: grants must not take that back.
+            uplink_mbps = max(problem.uplink_mbps, *rates_mbps) if rates_mbps else problem.uplink_mbps
+            solution, hedges = self._policy.solve(replace(problem, uplink_mbps=uplink_mbps)), {}
+        self._solve_s.append(time.perf_counter() - began_s)
+        return solution, hedges
+
+    def _problem(self, now_s: float, asker: Request | None) -> Problem:
+        margin_ms = self._rules.margin_ms
+        requests = [] if asker is None else [replace(asker, time_left_ms=asker.time_left_ms - margin_ms)]
+        transfers: list[Transfer] = []
+        if not self._policy.standing:
+            self._credit_progress(now_s)
+            busy = {sending.agent_id for sending in self._sending.values()}
+            if asker is not None:
+                busy.add(asker.agent_id)
+                for waiting in self._waiting.values():
+                    if waiting.request.agent_id not in busy:  # of several at one agent, the first
+                        busy.add(waiting.request.agent_id)
+                        requests.append(self._as_of(now_s, waiting))
+            due_s = self._due_s()
+            for request_id, sending in self._sending.items():
+                due_in_ms = (due_s[request_id] - max(now_s, sending.starts_s)) * 1e3 - margin_ms
+                transfers.append(Transfer(request_id, sending.agent_id, sending.bytes_left, due_in_ms, sending.weight))
+        return Problem(
+            self._estimator.estimate(),
+            self._agents,
+            tuple(requests),
+            tuple(transfers),
+            self._dispatcher.free_in_ms() if self._rules.cloud_time and not self._policy.standing else None,
+            self._rules.unsaved,
+        )
+
+    def _as_of(self, now_s: float, waiting: _Waiting) -> Request:
+        """An announced request as it looks now; it may be late in asking."""
+        starts_s = max(now_s + 1e-6, waiting.starts_s)
+        return replace(
+            waiting.request,
+            time_left_ms=(waiting.deadline_s - starts_s) * 1e3 - self._rules.margin_ms,
+            starts_in_ms=(starts_s - now_s) * 1e3,
+        )
+
+    def _due_s(self) -> dict[int, float]:
+        """When the cloud must have the last byte of each transfer.
+
+        With cloud time in the problem, requests that share a worker must come one after the other: scheduled backwards
+        from the latest deadline, each is due when its own service must begin.
+        """
+        if not self._rules.cloud_time:
+            return {r: s.deadline_s - s.option.cloud_ms / 1e3 for r, s in self._sending.items()}
+        latest_s: dict[int, float] = {}
+        due_s = {}
+        for request_id, sending in sorted(self._sending.items(), key=lambda item: (-item[1].deadline_s, -item[0])):
+            ends_s = min(sending.deadline_s, latest_s.get(sending.worker, sending.deadline_s))
+            due_s[request_id] = latest_s[sending.worker] = ends_s - sending.option.cloud_ms / 1e3
+        return due_s
+
+    def _credit_progress(self, now_s: float) -> None:
+        """Take off what the grants have carried since it was last looked at."""
+        for sending in self._sending.values():
+            sent_s = now_s - max(sending.at_s, sending.starts_s)
+            if sent_s > 0:
+                least_bytes = LEAST_LEFT * sending.option.wire_bytes
+                carried_bytes = self._grants_mbps.get(sending.agent_id, 0.0) * 1e6 / 8 * sent_s
+                carried_bytes = min(carried_bytes, max(0.0, sending.bytes_left - least_bytes))
+                sending.bytes_left -= carried_bytes
+                sending.credited_bytes += carried_bytes
+                self._credited_bytes += carried_bytes
+            sending.at_s = now_s
+
+    def _correct_progress(self, measured_mbps: float) -> None:
+        """The uplink carried less than was granted: put back what can't have been sent, from all alike."""
+        now_s = _now_s()
+        self._credit_progress(now_s)
+        if self._reported_s is not None and self._credited_bytes > 0:
+            possible_bytes = measured_mbps * 1e6 / 8 * (now_s - self._reported_s)
+            excess = max(0.0, 1 - possible_bytes / self._credited_bytes)
+            for sending in self._sending.values():
+                sending.bytes_left += excess * sending.credited_bytes
+        for sending in self._sending.values():
+            sending.credited_bytes = 0.0
+        self._credited_bytes = 0.0
+        self._reported_s = now_s
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import ray
 
+from cloud.reception import Reception
 from cloud.worker import Worker
 
 
@@ -14,14 +15,20 @@ from cloud.worker import Worker
 class WorkerActor:
     """Serves one `Worker` on a socket that `listen` opens inside the actor's own process."""
 
-    def __init__(self, worker: Callable[[], Worker], listen: Callable[[], Awaitable[socket.socket]]) -> None:
-        self._make_worker = worker
+    def __init__(
+        self,
+        make: Callable[[], Worker],
+        receive: Callable[[Worker], Reception],
+        listen: Callable[[], Awaitable[socket.socket]],
+    ) -> None:
+        self._make = make
+        self._receive = receive
         self._listen = listen
 
     async def start(self) -> int:
         """Ready to serve; returns the process id."""
-        self._worker = self._make_worker()
-        self._serving = asyncio.create_task(self._worker.run(await self._listen()))
+        self._worker = self._make()
+        self._serving = asyncio.create_task(self._receive(self._worker).run(await self._listen()))
         return os.getpid()
 
     async def settle(self) -> None:

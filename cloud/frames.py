@@ -1,14 +1,14 @@
 """The frame format between edge agents and cloud workers: bounded, checksummed, nothing in it is ever evaluated.
 
-A frame is a 36-byte little-endian header, a body, and the CRC-32 of the body:
+A frame is a 36-byte little-endian header, a body, and the CRC-32 of the body (of what came of it):
 
     offset size field
          0    4 magic "SCUT"
          4    1 version (1)
-         5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal
-         6    1 mode: index into the run's list of modes of that model (requests), 0 otherwise
-         7    1 reserved, 0
-         8    2 model: index into the run's list of models (requests), 0 otherwise
+         5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal, 5 hedge
+         6    1 mode: index into the run's list of modes of that model (requests and hedges), 0 otherwise
+         7    1 flags: 1 if the body comes in chunks (requests), 0 otherwise
+         8    2 model: index into the run's list of models (requests and hedges), 0 otherwise
         10    2 reserved, 0
         12    4 agent id
         16    8 request id
@@ -16,6 +16,10 @@ A frame is a 36-byte little-endian header, a body, and the CRC-32 of the body:
         32    4 CRC-32 of the 32 bytes before
 
 A receiver checks the header before it reads, or allocates for, any of the body.
+
+A hedge is the small thing that goes ahead of a request with the same id: 8 bytes of deadline (a double, seconds on the
+clock of `CloudStages`), then the payload of its mode. A body in chunks can be cut short without losing the connection: each
+chunk is a 4-byte length and as many bytes of the body; a length of 0 withdraws the rest.
 """
 
 import struct
@@ -31,7 +35,11 @@ HEADER = struct.Struct("<4sBBBBHHIQQ")
 CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
 OVERHEAD_BYTES = HEADER_BYTES + CRC.size
-CHUNK_BYTES = 256 * 1024
+LENGTH = struct.Struct("<I")
+DEADLINE = struct.Struct("<d")
+CHUNKED = 1
+READ_BYTES = 256 * 1024
+MAX_HEDGE_BYTES = 64 * 1024
 UNREADABLE = 2**64 - 1  # the request id of a refusal that can't say which request it refuses
 
 
@@ -42,6 +50,7 @@ class Kind(IntEnum):
     RECEIPT = 2
     ANSWER = 3
     REFUSAL = 4
+    HEDGE = 5
 
 
 KINDS = frozenset(map(int, Kind))
@@ -69,11 +78,21 @@ class Header:
     agent_id: int = 0
     model: int = 0
     mode: int = 0
+    chunked: bool = False
 
     def pack(self) -> bytes:
         """36 bytes."""
         fields = HEADER.pack(
-            MAGIC, VERSION, self.kind, self.mode, 0, self.model, 0, self.agent_id, self.request_id, self.body_bytes
+            MAGIC,
+            VERSION,
+            self.kind,
+            self.mode,
+            CHUNKED if self.chunked else 0,
+            self.model,
+            0,
+            self.agent_id,
+            self.request_id,
+            self.body_bytes,
         )
         return fields + CRC.pack(zlib.crc32(fields))
 
@@ -92,11 +111,11 @@ class Header:
             raise FrameError("version", f"frame version {version}; this side speaks {VERSION}")
         if zlib.crc32(fields) != checksum:
             raise FrameError("header_checksum", "header checksum differs")
-        if kind not in KINDS or flags or reserved:
-            raise FrameError("header", f"kind {kind} with reserved fields {flags}, {reserved} is not allowed")
+        if kind not in KINDS or flags not in (0, CHUNKED) or reserved or (flags and kind != Kind.REQUEST):
+            raise FrameError("header", f"kind {kind} with flags {flags}, reserved field {reserved} is not allowed")
         if body_bytes > max_body_bytes:
             raise FrameError("oversized", f"body of {body_bytes} bytes; at most {max_body_bytes} are accepted")
-        return cls(Kind(kind), request_id, body_bytes, agent_id, model, mode)
+        return cls(Kind(kind), request_id, body_bytes, agent_id, model, mode, flags == CHUNKED)
 
 
 Receive = Callable[[memoryview], Awaitable[int]]
@@ -112,7 +131,7 @@ class FrameReader:
     def __init__(self, receive: Receive, max_body_bytes: int) -> None:
         self._receive = receive
         self._max_body_bytes = max_body_bytes
-        self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     async def header(self) -> Header:
         """The next frame's header; its body must be read next.
@@ -123,23 +142,33 @@ class FrameReader:
         """
         return Header.unpack(bytes(await self._exactly(HEADER_BYTES, between_frames=True)), self._max_body_bytes)
 
-    async def body(self, header: Header, sink: Sink = lambda view: None) -> None:
-        """Pass the body to `sink` and check it.
+    async def body(self, header: Header, sink: Sink = lambda view: None) -> bool:
+        """Pass the body to `sink` and check it. Whether it is whole: False if the peer withdrew the rest.
 
         Raises:
-            FrameError: cut off, or the checksum differs.
+            FrameError: cut off, or the checksum differs, or a chunk that isn't one.
         """
         checksum, left = 0, header.body_bytes
         while left:
-            received = await self._receive(self._buffer[: min(left, CHUNK_BYTES)])
-            if received == 0:
-                raise FrameError("truncated", f"connection closed {left} bytes before the end of a body")
-            piece = self._buffer[:received]
-            checksum = zlib.crc32(piece, checksum)
-            sink(piece)
-            left -= received
+            chunk = left
+            if header.chunked:
+                (chunk,) = LENGTH.unpack(await self._exactly(LENGTH.size))
+                if chunk == 0:
+                    break
+                if chunk > left:
+                    raise FrameError("chunk", f"a chunk of {chunk} bytes where {left} are left of the body")
+            left -= chunk
+            while chunk:
+                received = await self._receive(self._buffer[: min(chunk, READ_BYTES)])
+                if received == 0:
+                    raise FrameError("truncated", f"connection closed {left + chunk} bytes before the end of a body")
+                piece = self._buffer[:received]
+                checksum = zlib.crc32(piece, checksum)
+                sink(piece)
+                chunk -= received
         if CRC.unpack(await self._exactly(CRC.size))[0] != checksum:
             raise FrameError("body_checksum", "body checksum differs")
+        return left == 0
 
     async def small_body(self, header: Header) -> bytes:
         """The whole body, for kinds whose bodies are small (the reader's limit bounds it)."""
@@ -165,7 +194,7 @@ def small_frame(header: Header, body: bytes = b"") -> bytes:
     return header.pack() + body + CRC.pack(zlib.crc32(body))
 
 
-STAGES = struct.Struct("<dddd")
+STAGES = struct.Struct("<ddddB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +205,18 @@ class CloudStages:
         received_s: when the last byte was there, in seconds of the event loop's clock (live: CLOCK_MONOTONIC, which is
             one for all processes of a machine).
         queue_ms, prefill_ms, decode_ms: waiting for the worker, and its work.
+        mode: what it answers from: the request's mode, or that of its hedge.
     """
 
     received_s: float
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    mode: int = 0
 
     def pack(self) -> bytes:
-        """32 bytes."""
-        return STAGES.pack(self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms)
+        """33 bytes."""
+        return STAGES.pack(self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms, self.mode)
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:

@@ -19,6 +19,10 @@ class CloudRuntime(Protocol):
         """Raises UnknownModel before any of the body is read."""
         ...
 
+    def expected_ms(self, header: Header) -> float:
+        """How long the worker will be occupied."""
+        ...
+
     async def prefill(self, header: Header) -> None:
         """Prefill in the cloud, where the mode needs it."""
         ...
@@ -37,6 +41,10 @@ class ProfileCloud:
     def check(self, header: Header) -> None:
         if header.model >= len(self._modes) or header.mode >= len(self._modes[header.model]):
             raise UnknownModel(f"model {header.model}, mode {header.mode}")
+
+    def expected_ms(self, header: Header) -> float:
+        mode = self._modes[header.model][header.mode]
+        return mode.cloud_prefill_ms + mode.decode_ms
 
     async def prefill(self, header: Header) -> None:
         await sleep_ms(self._modes[header.model][header.mode].cloud_prefill_ms)

@@ -1,82 +1,113 @@
-"""A cloud worker: receives payloads on its own listening socket, queues them, serves them one at a time."""
+"""A cloud worker: queues what has arrived, serves it one at a time, holds hedges until their last safe moment.
+
+It knows nothing of sockets: `cloud.reception` receives frames for it live, the simulated link calls it directly.
+"""
 
 import asyncio
-import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 
-from cloud.frames import (
-    UNREADABLE,
-    CloudStages,
-    Disconnected,
-    FrameError,
-    FrameReader,
-    Header,
-    Kind,
-    small_frame,
-)
-from cloud.runtime import CloudRuntime, UnknownModel
-from cloud.sockets import close_socket
+from cloud.frames import CloudStages, Header, Kind
+from cloud.holds import Holds
+from cloud.runtime import CloudRuntime
+from models.clock import now_s
 
-# Replies are a few dozen bytes: a peer that doesn't take them for so long would hold up everybody in the queue.
-REPLY_TIMEOUT_S = 2.0
-ACCEPT_AGAIN_S = 0.05
+# An answer from a hedge starts so much earlier than it must: for its own way back, and the cloud's own unpunctuality.
+HOLD_MARGIN_S = 0.010
 
-Reply = Callable[[bytes], Awaitable[None]]
+Reply = Callable[[Kind, Header, CloudStages], Awaitable[None]]
+"""Sends the requester a receipt or an answer. Raises OSError if it has gone."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """A request that has arrived whole and waits for the worker."""
+    """A request that waits for the worker.
 
+    Attributes:
+        key: the same for a request and the hedge that went ahead of it, and for nothing else.
+        received_s: when its last byte was there.
+    """
+
+    key: Hashable
     header: Header
     received_s: float
     reply: Reply
 
 
-class Worker:
-    """One decoder behind one queue. Requests that can't be accepted are refused and counted, and nothing crashes.
+class QueueFull(Exception):
+    """The worker has no room for another request."""
 
-    `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_<reason>` for frames that were not
-    acceptable, `refused_queue_full`, `refused_connections`, `failed_accepts`, and `unanswered` for answers whose agent
-    was gone.
+
+class Worker:
+    """One decoder behind one queue.
+
+    `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_queue_full`, `unanswered` for
+    answers whose agent was gone, and of hedges `hedges_held`, `hedges_served`, `hedges_dropped` (for want of room).
     """
 
-    def __init__(self, runtime: CloudRuntime, queue_limit: int, max_body_bytes: int, max_connections: int) -> None:
-        self._runtime = runtime
-        self._queue: asyncio.Queue[Job] = asyncio.Queue(queue_limit)
-        self._max_body_bytes = max_body_bytes
-        self._max_connections = max_connections
-        self._connections: set[asyncio.Task[None]] = set()
+    def __init__(self, runtime: CloudRuntime, queue_limit: int) -> None:
+        self.runtime = runtime
         self.counts: Counter[str] = Counter()
+        self._queue: asyncio.Queue[Job] = asyncio.Queue(queue_limit)
+        self._queue_limit = queue_limit
+        self._queued_ms = 0.0
+        self._free_s = 0.0  # when the request being served should be done
+        self._holds: Holds[Job] = Holds()
+        self._queued_hedges: dict[Hashable, Job] = {}
+        self._served_from_hedge: set[Hashable] = set()
+        self._check: asyncio.TimerHandle | None = None
 
-    async def run(self, listener: socket.socket) -> None:
-        """Accept on `listener` (non-blocking) and serve until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._accept(listener))
-                group.create_task(self.serve_queue())
-        finally:
-            for connection in list(self._connections):
-                connection.cancel()
+    async def submit(self, job: Job) -> None:
+        """A request has arrived whole: send its receipt and queue it, or put it in the place of its queued hedge.
 
-    def submit(self, job: Job) -> bool:
-        """Queue a request; False, and counted, if the queue is full."""
+        If it has already been answered from its hedge, it is dropped.
+
+        Raises:
+            QueueFull: and counted.
+        """
+        if job.key in self._served_from_hedge:
+            self._served_from_hedge.discard(job.key)
+            return
+        self._holds.drop(job.key)
+        hedge = self._queued_hedges.pop(job.key, None)
+        if hedge is not None:
+            expected_ms = self.runtime.expected_ms
+            self._queued_ms += expected_ms(job.header) - expected_ms(hedge.header)
+            hedge.header, hedge.received_s = job.header, job.received_s
+        else:
+            self._enqueue(job)
         try:
-            self._queue.put_nowait(job)
-        except asyncio.QueueFull:
-            self.counts["refused_queue_full"] += 1
-            return False
-        return True
+            await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
+        except OSError:
+            pass  # serving it will show, and count, that nobody waits
+        self._release_due()
+
+    def hold(self, job: Job, deadline_s: float) -> None:
+        """A hedge has come: if its request isn't whole by the last safe moment, answer from this."""
+        if len(self._holds) >= self._queue_limit:
+            self.counts["hedges_dropped"] += 1
+            return
+        self.counts["hedges_held"] += 1
+        self._holds.add(job.key, job, deadline_s, self.runtime.expected_ms(job.header))
+        self._release_due()
+
+    def withdraw(self, key: Hashable) -> None:
+        """Nobody wants this request any more, or the rest of it will never come."""
+        self._holds.drop(key)
+        self._served_from_hedge.discard(key)
 
     async def settle(self) -> None:
-        """Forget what is queued and wait for the request being served, so that the next turn finds the worker idle."""
+        """Forget what waits and finish the request being served, so that the next turn finds the worker idle."""
+        self._holds = Holds()
         while not self._queue.empty():
             self._queue.get_nowait()
             self._queue.task_done()
             self.counts["forgotten"] += 1
+        self._queued_ms = 0.0
+        self._queued_hedges.clear()
         await self._queue.join()
+        self._served_from_hedge.clear()
 
     async def serve_queue(self) -> None:
         """Serve queued requests one after the other, for ever."""
@@ -88,88 +119,56 @@ class Worker:
                 self._queue.task_done()
 
     async def _serve(self, job: Job) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await self._runtime.prefill(job.header)
-        prefilled = loop.time()
-        await self._runtime.decode(job.header)
+        started_s = now_s()
+        expected_ms = self.runtime.expected_ms(job.header)
+        self._queued_ms -= expected_ms
+        self._free_s = started_s + expected_ms / 1e3
+        if self._queued_hedges.pop(job.key, None) is not None:
+            self._served_from_hedge.add(job.key)
+            self.counts["hedges_served"] += 1
+            try:  # a receipt that names the hedge's mode: the rest of the cache can stay where it is
+                await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
+            except OSError:
+                pass
+        await self.runtime.prefill(job.header)
+        prefilled_s = now_s()
+        await self.runtime.decode(job.header)
         stages = CloudStages(
             received_s=job.received_s,
-            queue_ms=(started - job.received_s) * 1e3,
-            prefill_ms=(prefilled - started) * 1e3,
-            decode_ms=(loop.time() - prefilled) * 1e3,
+            queue_ms=(started_s - job.received_s) * 1e3,
+            prefill_ms=(prefilled_s - started_s) * 1e3,
+            decode_ms=(now_s() - prefilled_s) * 1e3,
+            mode=job.header.mode,
         )
         try:
-            await job.reply(_frame(Kind.ANSWER, job.header, stages.pack()))
+            await job.reply(Kind.ANSWER, job.header, stages)
             self.counts["served"] += 1
         except OSError:
             self.counts["unanswered"] += 1
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError:  # out of descriptors, or the peer has gone again
-                self.counts["failed_accepts"] += 1
-                await asyncio.sleep(ACCEPT_AGAIN_S)
-                continue
-            if len(self._connections) >= self._max_connections:
-                self.counts["refused_connections"] += 1
-                sock.close()
-                continue
-            task = asyncio.create_task(self._serve_connection(sock))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
-
-    async def _serve_connection(self, sock: socket.socket) -> None:
-        """Read frames until the peer closes or sends what is not a frame."""
-        loop = asyncio.get_running_loop()
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        writing = asyncio.Lock()
-
-        async def reply(frame: bytes) -> None:
-            try:
-                async with writing, asyncio.timeout(REPLY_TIMEOUT_S):
-                    await loop.sock_sendall(sock, frame)
-            except TimeoutError:
-                sock.shutdown(socket.SHUT_RDWR)  # half a frame is out: the reading side will see the end and close
-                raise
-
-        reader = FrameReader(lambda view: loop.sock_recv_into(sock, view), self._max_body_bytes)
-        header: Header | None = None
-        receiving = False
+    def _enqueue(self, job: Job) -> None:
         try:
-            while True:
-                header, receiving = None, False
-                header = await reader.header()
-                receiving = True
-                if header.kind is not Kind.REQUEST:
-                    raise FrameError("kind", f"a worker takes requests, not {header.kind.name}")
-                self._runtime.check(header)
-                await reader.body(header)
-                receiving, received_s = False, loop.time()
-                if self.submit(Job(header, received_s, reply)):
-                    await reply(_frame(Kind.RECEIPT, header, CloudStages(received_s).pack()))
-                else:
-                    await reply(_frame(Kind.REFUSAL, header, b"queue_full"))
-        except Disconnected:
-            pass
-        except (FrameError, UnknownModel) as error:
-            # After a broken frame nothing on this connection can be trusted to be a frame boundary: close it.
-            reason = error.reason if isinstance(error, FrameError) else "unknown_model"
-            self.counts[f"refused_{reason}"] += 1
+            self._queue.put_nowait(job)
+        except asyncio.QueueFull:
+            self.counts["refused_queue_full"] += 1
+            raise QueueFull from None
+        self._queued_ms += self.runtime.expected_ms(job.header)
+
+    def _release_due(self) -> None:
+        """Queue the hedges that can't wait any longer, and look again when the next one can't."""
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+        if not len(self._holds):
+            return
+        busy_until_s = max(now_s(), self._free_s) + self._queued_ms / 1e3 + HOLD_MARGIN_S
+        for job in self._holds.due(busy_until_s):
             try:
-                await reply(_frame(Kind.REFUSAL, header or Header(Kind.REFUSAL, UNREADABLE, 0), reason.encode()))
-            except OSError:
-                pass
-        except OSError:
-            if receiving:
-                self.counts["refused_truncated"] += 1
-        finally:
-            close_socket(sock)
-
-
-def _frame(kind: Kind, request: Header, body: bytes) -> bytes:
-    return small_frame(Header(kind, request.request_id, len(body), request.agent_id), body)
+                self._enqueue(job)
+                self._queued_hedges[job.key] = job
+            except QueueFull:
+                self.counts["hedges_dropped"] += 1
+        start_s = self._holds.next_start_s()
+        if start_s is not None:
+            # Earlier than that only new work can make one due, and whoever brings new work looks again.
+            self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)

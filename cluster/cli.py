@@ -5,11 +5,14 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from cluster.scenario import Scenario
 
 EXIT_FAILED = 1  # a run that ended, but is partial through no wish of the user's, or invalid
 EXIT_WRONG_INPUT = 2
@@ -32,6 +35,9 @@ ScenarioPath = Annotated[Path, typer.Argument(help="A scenario file, such as con
 Allocators = Annotated[
     str | None, typer.Option("--allocator", help="One or several, by comma; default: the scenario's.")
 ]
+Engine = Annotated[
+    Literal["live", "simulated"], typer.Option(help="On Ray and real links, or on virtual time and a fluid link.")
+]
 Out = Annotated[Path | None, typer.Option(help="The run folder; default: runs/<time>-<scenario>.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
 Address = Annotated[
@@ -48,28 +54,42 @@ DashboardAddress = Annotated[
 def run(
     scenario: ScenarioPath,
     allocator: Allocators = None,
+    engine: Engine = "live",
     out: Out = None,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """Run a scenario live: Ray actors, real bytes, one turn for each allocator with the same arrivals and channel."""
+    """Run a scenario, one turn for each allocator with the same arrivals and channel.
+
+    Live: Ray actors, real bytes. Simulated: the same agents, cloud and allocators on virtual time.
+    """
     from cluster import runfolder
-    from cluster.placement import PlacementError
-    from cluster.raysession import RayUnavailable
-    from cluster.run import INTERRUPTED, Interrupts, run_live
     from cluster.scenario import DocumentError, Scenario
-    from netem.session import LinkUnavailable
-    from reports.table import print_summary
 
     result = _ResultStream(as_json)
-    interrupts = Interrupts()
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         run_dir = runfolder.create(out, loaded)
     except (DocumentError, runfolder.RunFolderError) as error:
         fail(error)
+    if engine == "simulated":
+        from cluster.simulated import run_simulated
+
+        _show_run(result, run_simulated(loaded, run_dir))
+    else:
+        _show_run(result, _run_live(loaded, run_dir, address))
+
+
+def _run_live(loaded: "Scenario", run_dir: Path, address: str | None) -> dict[str, Any]:
+    from cluster import runfolder
+    from cluster.placement import PlacementError
+    from cluster.raysession import RayUnavailable
+    from cluster.run import Interrupts, run_live
+    from netem.session import LinkUnavailable
+
+    interrupts = Interrupts()
     try:
-        summary = run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts)
+        return run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts)
     except (PlacementError, RayUnavailable, LinkUnavailable) as error:
         runfolder.discard(run_dir)
         fail(error)
@@ -77,6 +97,13 @@ def run(
         runfolder.discard(run_dir)
         messages.print("interrupted before anything ran")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _show_run(result: "_ResultStream", summary: dict[str, Any]) -> None:
+    """The table, and the exit code that a run deserves."""
+    from cluster.finish import INTERRUPTED
+    from reports.table import print_summary
+
     result.write(summary, lambda: print_summary(console, summary))
     messages.print(f"run folder: {summary['run_dir']}", highlight=False, soft_wrap=True)
     if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:
@@ -110,7 +137,7 @@ def recover(
     run_dir: Annotated[Path, typer.Argument(help="The run folder that a killed run left.")], as_json: Json = False
 ) -> None:
     """Complete the ledger and the summary of a run whose driver was killed, marked as partial."""
-    from cluster.run import recover as recover_run
+    from cluster.finish import recover as recover_run
     from cluster.runfolder import RunFolderError
     from reports.table import print_summary
 
@@ -130,6 +157,59 @@ def doctor(as_json: Json = False) -> None:
     result = _ResultStream(as_json)
     findings = examine()
     result.write([asdict(finding) for finding in findings], lambda: show(console, findings))
+
+
+@app.command()
+def reproduce(as_json: Json = False) -> None:
+    """Compute the papers' protocol and multi-agent tables anew, beside the published figures."""
+    from cluster.reproduce import load_published, show
+    from cluster.reproduce import reproduce as compute
+
+    result = _ResultStream(as_json)
+    found = compute(load_published())
+    result.write(found, lambda: show(console, found))
+    if not found["agrees"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def allocate(
+    problem: Annotated[Path, typer.Argument(help="A problem file, such as configs/problems/eight-agents.json.")],
+    policy: Annotated[str, typer.Option(help="The allocator that answers.")] = "deadline",
+    as_json: Json = False,
+) -> None:
+    """Answer one allocation problem: mode and share of the uplink for each agent, and who can't be served in time."""
+    from cluster.allocation import allocate as answer_of
+    from cluster.allocation import show
+    from cluster.problemfile import load_problem
+
+    result = _ResultStream(as_json)
+    try:
+        answer = answer_of(load_problem(problem), policy)
+    except ValueError as error:  # a wrong document, an unknown policy, a mode that the policy wants and isn't there
+        fail(error)
+    result.write(answer, lambda: show(console, answer))
+
+
+@app.command()
+def channel(
+    kind: Annotated[str, typer.Argument(help="Such as markov, or a published 5G scenario such as urban_mmwave.")],
+    seed: Annotated[int, typer.Option(help="Equal seeds play equal rates.")] = 42,
+    steps: Annotated[int, typer.Option(help="How many rate changes.")] = 20,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as in scenarios, key=value; any number of times.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the bandwidth sequence that a channel plays."""
+    from cluster.channelsequence import ChannelError, make_channel, play, show
+
+    result = _ResultStream(as_json)
+    try:
+        played = play(make_channel(kind, settings or []), seed, steps)
+    except ChannelError as error:
+        fail(error)
+    result.write(played, lambda: show(console, played))
 
 
 @bench.command("links")

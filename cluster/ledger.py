@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
 
 from agents.arrivals import Arrival
 from agents.record import Record, Status
+from cluster.result import Turn
 from cluster.scenario import Scenario
 
-COLUMNS = ["allocator", *(field.name for field in fields(Record))]
+FIELDS = [field.name for field in fields(Record)]
+COLUMNS = ["allocator", *FIELDS]
+_values = attrgetter(*FIELDS)
 LEDGER_FILE = "ledger.parquet"
 JOURNAL_FOLDER = "journal"
 
@@ -30,28 +35,25 @@ def journalled_allocators(run_dir: Path, allocators: list[str]) -> list[str]:
     return [name for name in allocators if any(journal_folder(run_dir, name).glob("*.jsonl"))]
 
 
-def read_journals(run_dir: Path, allocator: str) -> tuple[set[int], list[dict]]:
-    """Ids of the requests issued in one allocator's turn, and the records of those that ended.
+def read_journals(run_dir: Path, turn: Turn) -> None:
+    """Give a turn the ids of the requests that its journals say were issued, and the records of those that ended.
 
     A last line that a kill cut off is left out.
     """
-    issued: set[int] = set()
-    records = []
-    for path in sorted(journal_folder(run_dir, allocator).glob("*.jsonl")):
+    for path in sorted(journal_folder(run_dir, turn.allocator).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
             if "issued" in entry:
-                issued.add(entry["issued"])
+                turn.issued.add(entry["issued"])
             else:
-                records.append({"allocator": allocator, **entry})
-    return issued, records
+                turn.records.append(Record(**entry))
 
 
-def assemble(run_dir: Path, scenario: Scenario, allocators: list[str], lost_reason: str) -> pd.DataFrame:
-    """The ledger from the journals of these allocators' turns, balanced.
+def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.DataFrame:
+    """The ledger of these turns, balanced.
 
     Args:
         lost_reason: why a request that was issued left no record; it is `failed`.
@@ -60,22 +62,16 @@ def assemble(run_dir: Path, scenario: Scenario, allocators: list[str], lost_reas
         Unbalanced: a request has two records, or one that nobody issued.
     """
     arrivals = {arrival.request_id: arrival for arrival in scenario.schedule()}
-    rows: list[dict] = []
-    issued_in_all = 0
-    for allocator in allocators:
-        issued, records = read_journals(run_dir, allocator)
-        lost = issued - {record["request_id"] for record in records}
-        rows += records
-        rows += [_lost_row(allocator, scenario, arrivals[request_id], lost_reason) for request_id in lost]
-        issued_in_all += len(issued)
+    rows: list[tuple] = []
+    for turn in turns:
+        lost = turn.issued - {record.request_id for record in turn.records}
+        records = turn.records + [_lost(scenario, arrivals[request_id], lost_reason) for request_id in lost]
+        records.sort(key=attrgetter("request_id"))
+        rows += [(turn.allocator, *_values(record)) for record in records]
     ledger = pd.DataFrame(rows, columns=COLUMNS)
-    check_balance(ledger, issued_in_all)
-    order = {name: number for number, name in enumerate(allocators)}
-    return ledger.sort_values(
-        ["allocator", "request_id"],
-        key=lambda column: column.map(order) if column.name == "allocator" else column,
-        ignore_index=True,
-    )
+    ledger["status"] = ledger.status.map(str)
+    check_balance(ledger, sum(len(turn.issued) for turn in turns))
+    return ledger
 
 
 def write(run_dir: Path, ledger: pd.DataFrame) -> None:
@@ -99,8 +95,8 @@ def check_balance(ledger: pd.DataFrame, issued: int) -> None:
         raise Unbalanced(f"{issued} issued, but {shown} in {len(ledger)} rows")
 
 
-def _lost_row(allocator: str, scenario: Scenario, arrival: Arrival, reason: str) -> dict:
-    record = Record(
+def _lost(scenario: Scenario, arrival: Arrival, reason: str) -> Record:
+    return Record(
         arrival.request_id,
         arrival.agent_id,
         scenario.agent_profiles[arrival.agent_id].name,
@@ -109,4 +105,3 @@ def _lost_row(allocator: str, scenario: Scenario, arrival: Arrival, reason: str)
         scenario.deadline_ms,
         reason=reason,
     )
-    return {"allocator": allocator, **{field.name: getattr(record, field.name) for field in fields(record)}}

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from cloud.actor import WorkerActor
 from cluster.ledger import journal_folder
 from cluster.placement import ALLOCATOR_CPUS, Placement
 from cluster.raysession import RaySession
-from cluster.scenario import Scenario
-from cluster.uplink_events import RateReport, uplink_events
+from cluster.result import RunResult, Turn
+from cluster.scenario import AllocatorSettings, Scenario
+from cluster.uplink_events import play
 from cluster.watch import children, ended, parent
-from cluster.wiring import make_allocator, make_host, make_worker
-from models.clock import sleep_until
+from cluster.wiring import make_allocator, make_host, make_reception, make_worker
 from netem.client import LinkClient, LinkLost, LinkRefused
 from netem.session import LinkSession
 
@@ -40,26 +40,6 @@ Report = Callable[[str], None]
 
 class RunAborted(RuntimeError):
     """The run can't go on; what was recorded so far stands."""
-
-
-@dataclass(slots=True)
-class Turn:
-    """What one allocator's turn left behind, beside the journals."""
-
-    allocator: str
-    channel: list[tuple[float, float, float]] = field(default_factory=list)
-    solve_ms: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class LiveResult:
-    """What a live run left behind, beside the journals. `problems` is empty after an undisturbed run."""
-
-    turns: list[Turn] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    ready_s: float = 0.0
-    workers: list[dict[str, int]] = field(default_factory=list)
-    link: dict[str, Any] = field(default_factory=dict)
 
 
 class LiveEngine:
@@ -84,7 +64,7 @@ class LiveEngine:
         self._hosts: list[ActorHandle] = []
         self._workers: list[ActorHandle] = []
         self._watches: list[asyncio.Task[None]] = []
-        self.result = LiveResult()
+        self.result = RunResult()
 
     def stop(self, reason: str) -> None:
         """End the run soon, keeping what was recorded."""
@@ -92,7 +72,7 @@ class LiveEngine:
             self.result.problems.append(reason)
             self._stop.set()
 
-    async def run(self) -> LiveResult:
+    async def run(self) -> RunResult:
         """All turns, or as many as could be had; the journals hold the records."""
         self._watch(self._link.pid, "the link's helper process died")
         for pid in children(os.getpid(), "gcs_server"):
@@ -100,10 +80,10 @@ class LiveEngine:
         try:
             client = await LinkClient.open(self._link.socket_path)
             await self._start_actors()
-            for name in self._scenario.allocators:
+            for settings in self._scenario.allocators:
                 if self._stop.is_set():
                     break
-                await self._take_turn(name, client)
+                await self._take_turn(settings, client)
             if not self._stop.is_set():
                 asked = [worker.counts.remote() for worker in self._workers]
                 counts: asyncio.Future[list[dict[str, int]]] = asyncio.gather(*asked)
@@ -122,12 +102,14 @@ class LiveEngine:
         s, place, here = self._scenario, self._placement, self._ray
         for number in range(s.cloud.workers):
             listen = partial(_listen, self._link.socket_path, number)
-            worker = here.start(WorkerActor, place.worker_cpus, place.worker_gpus, partial(make_worker, s), listen)
+            make = partial(make_worker, s)
+            receive = partial(make_reception, s)
+            worker = here.start(WorkerActor, place.worker_cpus, place.worker_gpus, make, receive, listen)
             self._workers.append(worker)
         agent_ids = range(len(s.agent_profiles))
         for first in range(0, len(agent_ids), s.agents_per_actor):
-            make = partial(_open_host, s, agent_ids[first : first + s.agents_per_actor], self._link.socket_path)
-            self._hosts.append(here.start(HostActor, place.agent_cpus, place.agent_gpus, make))
+            open_host = partial(_open_host, s, agent_ids[first : first + s.agents_per_actor], self._link.socket_path)
+            self._hosts.append(here.start(HostActor, place.agent_cpus, place.agent_gpus, open_host))
         # Workers listen first; agents then connect.
         for actors in (self._workers, self._hosts):
             ready: asyncio.Future[list[int]] = asyncio.gather(*[actor.start.remote() for actor in actors])
@@ -139,14 +121,14 @@ class LiveEngine:
             f"{self.result.ready_s:.1f} s on a {self._link.kind} link"
         )
 
-    async def _take_turn(self, name: str, client: LinkClient) -> None:
+    async def _take_turn(self, settings: AllocatorSettings, client: LinkClient) -> None:
         """One allocator's turn, from the first arrival to the last record."""
-        s = self._scenario
+        s, name = self._scenario, settings.name
         turn = Turn(name)
         self.result.turns.append(turn)
         folder = journal_folder(self._run_dir, name)
         folder.mkdir(parents=True)
-        make = partial(_open_allocator, s, name, self._link.socket_path)
+        make = partial(_open_allocator, s, settings, self._link.socket_path)
         allocator = self._ray.start(AllocatorActor, ALLOCATOR_CPUS, 0.0, make)
         try:
             await self._unless_stopped(allocator.start.remote(), READY_TIMEOUT_S)
@@ -201,21 +183,10 @@ class LiveEngine:
                 run.cancelled() or (run.done() and run.exception())  # seen: what happened is in `problems`
 
     async def _play(self, turn: Turn, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
-        """Set the channel's true rate as time goes by, and measure it for the estimator as a base station does.
-
-        Every `report_s` the estimator gets the mean rate of the interval that has ended.
-        """
-        uplink = self._scenario.uplink
         try:
-            for event in uplink_events(uplink.channel.play(self._scenario.seed), uplink.report_s):
-                await sleep_until(epoch_s + event.at_s)
-                if isinstance(event, RateReport):
-                    await allocator.report.remote(event.mean_mbps)
-                else:
-                    if event.at_s > 0:
-                        await client.set_channel(event.mbps)
-                        await allocator.peek.remote(event.mbps)
-                    turn.channel.append((event.at_s, time.monotonic() - epoch_s, event.mbps))
+            report: Any = allocator.report.remote
+            peek: Any = allocator.peek.remote
+            await play(self._scenario, epoch_s, client.set_channel, report, peek, turn.channel)
         except Exception as error:
             # Whatever it was, the channel stands still from now on, and the run would be worth nothing.
             self.stop(f"the channel: {_in_words(error)}")
@@ -258,8 +229,8 @@ async def _listen(link_path: str, worker: int) -> socket.socket:
         client.close()
 
 
-async def _open_allocator(scenario: Scenario, name: str, link_path: str) -> Allocator:
-    return make_allocator(scenario, name, await LinkClient.open(link_path))
+async def _open_allocator(scenario: Scenario, settings: AllocatorSettings, link_path: str) -> Allocator:
+    return make_allocator(scenario, settings, await LinkClient.open(link_path))
 
 
 def _in_words(error: BaseException) -> str:

@@ -21,9 +21,9 @@ class Progress:
 
     def __init__(self, scenario: Scenario, run_dir: Path) -> None:
         self._planned = len(scenario.schedule())
-        self._allocators = scenario.allocators
+        self._allocators = scenario.allocator_names
         self._run_dir = run_dir
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocators}
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocator_names}
         self._read_until: dict[Path, int] = {}
         self._done = threading.Event()
         self._console = Console(stderr=True)

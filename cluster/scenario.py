@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agents.arrivals import AnyArrivals, Arrival, ArrivalTraceError
 from agents.estimators import AnyEstimator, Ewma
 from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
+from allocator.problem import ModeOption, Unsaved
 from cluster.documents import Document, DocumentError
 from models.profiles import ModelProfile, ProfileError, load_profile
 from netem.channels import AnyChannel
@@ -24,7 +25,10 @@ def _ray_fraction(value: float) -> float:
     return value
 
 
-MAX_AGENTS = 1024
+NAME = r"^[A-Za-z0-9._+-]{1,64}$"
+MAX_AGENTS = 100_000
+MARGIN = 0.01
+LEAST_MARGIN_MS = 20.0
 Fraction = Annotated[float, Field(ge=0, le=1024), AfterValidator(_ray_fraction)]
 
 
@@ -48,7 +52,8 @@ class AgentGroup(Settings):
     """`count` equal edge agents."""
 
     profile: str
-    count: int = Field(default=1, ge=1, le=1024)
+    count: int = Field(default=1, ge=1, le=MAX_AGENTS)
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
 
 
 class AgentsSettings(Settings):
@@ -70,10 +75,32 @@ class CloudSettings(Settings):
     num_gpus: Fraction = 0.0
 
 
+class AllocatorSettings(Settings):
+    """One allocator that has its turn. A name alone stands for the policy of that name."""
+
+    policy: str
+    label: str | None = Field(default=None, pattern=NAME, description="default: the policy, with `+hedge` if it hedges")
+    hedge: bool | None = Field(default=None, description="default: the scenario's")
+    cloud_time: bool = Field(default=True, description="whether it knows when workers are free, or only the uplink")
+    estimator: AnyEstimator | None = Field(default=None, description="default: the uplink's")
+
+    @property
+    def name(self) -> str:
+        """What its turn is called."""
+        return self.label or self.policy + ("+hedge" if self.hedge else "")
+
+
+def _policy_alone(value: Any) -> Any:
+    return {"policy": value} if isinstance(value, str) else value
+
+
+AnyAllocator = Annotated[AllocatorSettings, BeforeValidator(_policy_alone)]
+
+
 class Scenario(Settings):
     """One experiment. `deadline_ms` counts from a request's intended start."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    name: str = Field(pattern=NAME)
     description: str = ""
     seed: int = Field(default=42, ge=0, lt=2**32)
     deadline_ms: float = Field(gt=0, le=3_600_000)
@@ -81,7 +108,12 @@ class Scenario(Settings):
     lateness_limit_ms: float = Field(default=50.0, gt=0, description="p99 above which a live run marks itself invalid")
     context: Context = "resident"
     modes: list[str] | None = Field(default=None, min_length=1, description="allowed modes; default: all of a profile")
-    allocators: list[str] = Field(default=["equal", "model_aware"], min_length=1)
+    allocators: list[AnyAllocator] = Field(default=[AllocatorSettings(policy="deadline")], min_length=1)
+    hedge: bool = Field(default=False, description="send a small mode ahead of caches at risk")
+    unsaved: Unsaved = Field(default="local", description="what becomes of requests that can't meet their deadline")
+    margin_ms: float | None = Field(
+        default=None, ge=0, description="answers are planned so much before the deadline; default 1 %, at least 20 ms"
+    )
     uplink: UplinkSettings
     arrivals: AnyArrivals
     agents: AgentsSettings
@@ -104,7 +136,9 @@ class Scenario(Settings):
     def from_document(cls, document: Document, allocators: list[str] | None = None) -> Self:
         """Check a document; relative paths in it start where its file is. Raises as `load` does."""
         base_dir = document.path.resolve().parent
-        data = document.data | {"base_dir": base_dir} | ({"allocators": allocators} if allocators else {})
+        data = document.data | {"base_dir": base_dir}
+        if allocators:
+            data |= {"allocators": [_named(data.get("allocators"), name) for name in allocators]}
         try:
             scenario = cls.model_validate(data, context={"base_dir": base_dir})
         except ValidationError as error:
@@ -112,6 +146,21 @@ class Scenario(Settings):
         for where, problem in scenario._problems():
             raise document.error(where, problem)
         return scenario
+
+    @property
+    def allocator_names(self) -> list[str]:
+        """What the turns are called, in order."""
+        return [allocator.name for allocator in self.allocators]
+
+    @property
+    def planning_margin_ms(self) -> float:
+        """How much before their deadline answers are planned."""
+        return max(LEAST_MARGIN_MS, MARGIN * self.deadline_ms) if self.margin_ms is None else self.margin_ms
+
+    @cached_property
+    def agent_weights(self) -> list[float]:
+        """The weight of every agent's requests, by agent id."""
+        return [g.weight for g in self.agents.groups for _ in range(g.count)]
 
     @cached_property
     def agent_profiles(self) -> list[ModelProfile]:
@@ -126,6 +175,11 @@ class Scenario(Settings):
             if profile not in found:
                 found.append(profile)
         return found
+
+    @cached_property
+    def options(self) -> dict[str, tuple[ModeOption, ...]]:
+        """What agents offer the allocator, by profile name; agents of one profile share the very same tuple."""
+        return {p.name: mode_options(p, self.modes_of(p), self.context) for p in self.models}
 
     def modes_of(self, profile: ModelProfile) -> list[str]:
         """Allowed modes of a profile, in its own order."""
@@ -175,18 +229,19 @@ class Scenario(Settings):
                 )
         agents = len(self.agent_profiles)
         if agents > MAX_AGENTS:
-            yield ("agents", "groups"), f"{agents} agents in all; a link has room for {MAX_AGENTS}"
+            yield ("agents", "groups"), f"{agents} agents in all; there may be {MAX_AGENTS}"
         known = {mode for profile in self.models for mode in profile.modes}
         for i, mode in enumerate(self.modes or ()):
             if mode not in known:
                 yield ("modes", i), f"no agent's profile has mode {mode!r}; there are {', '.join(sorted(known))}"
         if self.request_timeout_ms < self.deadline_ms:
             yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {self.deadline_ms:g} ms"
-        for i, name in enumerate(self.allocators):
+        for i, allocator in enumerate(self.allocators):
+            name = allocator.name
             try:
-                policy = make_policy(name)
-                if self.allocators.index(name) != i:
-                    raise ValueError(f"allocator {name!r} is named twice")
+                policy = make_policy(allocator.policy)
+                if self.allocator_names.index(name) != i:
+                    raise ValueError(f"allocator {name!r} is there twice; give one a `label`")
                 if isinstance(policy, Static):
                     for profile in self.models:
                         options = mode_options(profile, self.modes_of(profile), self.context)
@@ -195,11 +250,24 @@ class Scenario(Settings):
                             raise ValueError(f"{name}: {profile.name} may not use {policy.mode!r}, only {offered}")
             except ValueError as error:
                 yield ("allocators", i), str(error)
+        if self.margin_ms is not None and self.margin_ms >= self.deadline_ms:
+            yield ("margin_ms",), f"{self.margin_ms:g} ms leaves nothing of the deadline of {self.deadline_ms:g} ms"
         try:
             if not self.schedule():
                 yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
         except ArrivalTraceError as error:
             yield ("arrivals", "path"), str(error)
+
+
+def _named(written: Any, name: str) -> Any:
+    """The allocator that a scenario calls `name`, or the policy of that name."""
+    for entry in written if isinstance(written, list) else ():
+        try:
+            if AllocatorSettings.model_validate(_policy_alone(entry)).name == name:
+                return entry
+        except ValidationError:
+            continue  # found again, and explained, where the whole document is checked
+    return name
 
 
 __all__ = ["DocumentError", "Scenario"]

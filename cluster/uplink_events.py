@@ -1,9 +1,14 @@
 """What happens on the uplink, in order of time: its rate changes, and the base station reports what it measured."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
+from cluster.scenario import Scenario
+from models.clock import now_s, sleep_until
 from netem.channels import RateChange
+
+ChannelLog = list[tuple[float, float, float]]
+"""(when the rate should have changed, when it did, Mbit/s), seconds since the run's start."""
 
 
 class RateReport(NamedTuple):
@@ -36,3 +41,28 @@ def uplink_events(changes: Iterator[RateChange], report_s: float) -> Iterator[Ra
             yield RateReport(report_at_s, carried / report_s)
             since_s, carried = report_at_s, 0.0
             reports += 1
+
+
+async def play(
+    scenario: Scenario,
+    epoch_s: float,
+    set_channel: Callable[[float], Awaitable[None]],
+    report: Callable[[float], Awaitable[None]],
+    peek: Callable[[float], Awaitable[None]],
+    log: ChannelLog,
+) -> None:
+    """Set the channel's true rate as time goes by, and measure it for the estimator as a base station does; endless.
+
+    Every `report_s` the estimator gets the mean rate of the interval that has ended. The first rate is in force and
+    reported already.
+    """
+    uplink = scenario.uplink
+    for event in uplink_events(uplink.channel.play(scenario.seed), uplink.report_s):
+        await sleep_until(epoch_s + event.at_s)
+        if isinstance(event, RateReport):
+            await report(event.mean_mbps)
+        else:
+            if event.at_s > 0:
+                await set_channel(event.mbps)
+                await peek(event.mbps)
+            log.append((event.at_s, now_s() - epoch_s, event.mbps))

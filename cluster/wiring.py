@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from agents.agent import AgentSettings
 from agents.edge import ProfileEdge, common_prefill_ms
 from agents.host import AgentHost, Seat
-from agents.offer import mode_options, payload_bytes
+from agents.offer import payload_bytes
 from agents.uplink import Uplink
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo
-from allocator.service import Allocator, Link
+from allocator.service import Allocator, Link, Rules
 from cloud.dispatch import LeastLoaded
+from cloud.frames import DEADLINE, MAX_HEDGE_BYTES
+from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
-from cluster.scenario import Scenario
+from cluster.scenario import AllocatorSettings, Scenario
 
 
 def make_host(scenario: Scenario, agent_ids: Sequence[int], uplink_of: Callable[[int], Uplink]) -> AgentHost:
@@ -21,28 +23,39 @@ def make_host(scenario: Scenario, agent_ids: Sequence[int], uplink_of: Callable[
     return AgentHost([_make_seat(scenario, agent_id, uplink_of(agent_id)) for agent_id in agent_ids])
 
 
-def make_allocator(scenario: Scenario, name: str, link: Link) -> Allocator:
-    """The allocator with the policy `name`, which has seen nothing yet."""
+def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) -> Allocator:
+    """One of the scenario's allocators, which has seen nothing yet."""
+    estimator = settings.estimator or scenario.uplink.estimator
     return Allocator(
         [AgentInfo(agent_id, profile.kv_bytes) for agent_id, profile in enumerate(scenario.agent_profiles)],
-        make_policy(name),
-        scenario.uplink.estimator.model_copy(deep=True),
+        make_policy(settings.policy),
+        estimator.model_copy(deep=True),
         LeastLoaded(scenario.cloud.workers),
         link,
+        Rules(
+            margin_ms=scenario.planning_margin_ms,
+            cloud_time=settings.cloud_time,
+            unsaved=scenario.unsaved,
+            hedge=scenario.hedge if settings.hedge is None else settings.hedge,
+        ),
     )
 
 
 def make_worker(scenario: Scenario) -> Worker:
-    """A cloud worker that takes this scenario's requests and nothing larger."""
+    """A cloud worker, wherever its requests come from."""
+    return Worker(ProfileCloud(scenario.models), scenario.cloud.queue_limit)
+
+
+def make_reception(scenario: Scenario, worker: Worker) -> Reception:
+    """The worker's connections, which take this scenario's requests and nothing larger."""
     largest = max(
         payload_bytes(profile, mode, scenario.context)
         for profile in scenario.models
         for mode in scenario.modes_of(profile)
     )
-    return Worker(
-        ProfileCloud(scenario.models),
-        scenario.cloud.queue_limit,
-        max_body_bytes=largest,
+    return Reception(
+        worker,
+        max_body_bytes=max(largest, DEADLINE.size + MAX_HEDGE_BYTES),
         # Each agent keeps one connection; while it replaces a broken one, the old one may linger.
         max_connections=2 * len(scenario.agent_profiles) + 16,
     )
@@ -56,10 +69,12 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink) -> Seat:
         profile=profile.name,
         model=scenario.models.index(profile),
         mode_codes={mode: code for code, mode in enumerate(profile.modes)},
-        options=mode_options(profile, modes, scenario.context),
+        options=scenario.options[profile.name],
+        prefill_ms=common_prefill_ms(profile, modes),
         deadline_ms=scenario.deadline_ms,
         timeout_ms=scenario.request_timeout_ms,
         backlog_limit=scenario.agents.backlog_limit,
+        weight=scenario.agent_weights[agent_id],
     )
     sizes = {mode: payload_bytes(profile, mode, scenario.context) for mode in modes}
     return Seat(settings, ProfileEdge(common_prefill_ms(profile, modes), sizes), uplink)

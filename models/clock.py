@@ -15,10 +15,16 @@ def now_s() -> float:
 
 async def sleep_until(at_s: float) -> None:
     """Return at `at_s` on the loop's clock, at once if that has passed."""
-    while (left_s := at_s - now_s()) > 0:
+    loop = asyncio.get_running_loop()
+    if getattr(loop, "punctual", False):  # virtual time
+        if at_s > loop.time():
+            await asyncio.sleep(at_s - loop.time())
+        return
+    while (left_s := at_s - loop.time()) > 0:
         await asyncio.sleep(left_s if left_s < SHORT_S else STEP * left_s)
 
 
 async def sleep_ms(duration_ms: float) -> None:
     """Take `duration_ms` milliseconds."""
-    await sleep_until(now_s() + duration_ms / 1e3)
+    if duration_ms > 0:
+        await sleep_until(now_s() + duration_ms / 1e3)

@@ -1,0 +1,84 @@
+"""Hedging against a channel that can't be foreseen: which rate to plan for, and what goes ahead of which cache.
+
+A hedged request sends its prompt or indices ahead of its cache. If the cache isn't there at the last safe moment, the
+worker answers from those: the cache may be chosen for a rate that is likely instead of one that is safe.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from allocator.policies.base import Policy
+from allocator.problem import ROUNDING, Assignment, ModeOption, Problem, Request, Solution
+
+HEDGE_MODES = ("prompt", "scout")
+
+
+def solve_hedged(policy: Policy, problem: Problem, rates_mbps: Sequence[float]) -> tuple[Solution, dict[int, str]]:
+    """Plan for the rate at which the plan, hedges included, can be expected to deliver most.
+
+    The policy solves the problem for each rate, and each plan is judged over all of them: the weight that can be
+    expected to be met counts first, then the expected delivered quality.
+
+    Args:
+        rates_mbps: equally probable rates of the uplink, ascending.
+
+    Returns:
+        The chosen plan, and for every request whose transfer is at risk in it the mode that should go ahead.
+    """
+    hedges = {request.request_id: hedge for request in problem.requests if (hedge := _hedge(request, rates_mbps[0]))}
+    best: tuple[tuple[float, float], Solution] | None = None
+    for rate_mbps in dict.fromkeys(rates_mbps):
+        solution = policy.solve(replace(problem, uplink_mbps=rate_mbps))
+        value = _expected(problem.requests, solution, hedges, rates_mbps)
+        if best is None or value > best[0]:
+            best = value, solution
+    assert best is not None
+    solution = best[1]
+    slowest = _slowdown(solution, rates_mbps[0])
+    at_risk = {}
+    for request in problem.requests:
+        assignment = solution.assignments[request.request_id]
+        option = _option(request, assignment.mode)
+        risky = option.wire_bytes > 0 and not _in_time(request, option, assignment.grant_mbps * slowest)
+        if risky and option.mode not in HEDGE_MODES and request.request_id in hedges:
+            at_risk[request.request_id] = hedges[request.request_id].mode
+    return solution, at_risk
+
+
+def _hedge(request: Request, slowest_mbps: float) -> ModeOption | None:
+    """The best of what may go ahead and can itself be relied on."""
+    candidates = [o for o in request.options if o.mode in HEDGE_MODES and _in_time(request, o, slowest_mbps)]
+    return max(candidates, key=lambda o: o.quality, default=None)
+
+
+def _expected(
+    requests: Sequence[Request], solution: Solution, hedges: dict[int, ModeOption], rates_mbps: Sequence[float]
+) -> tuple[float, float]:
+    """Expected (weight met, weighted delivered quality) of a plan, rounded so that noise decides nothing."""
+    met = quality = 0.0
+    for rate_mbps in rates_mbps:
+        slowdown = _slowdown(solution, rate_mbps)
+        for request in requests:
+            assignment: Assignment = solution.assignments[request.request_id]
+            option = _option(request, assignment.mode)
+            if not _in_time(request, option, assignment.grant_mbps * slowdown):
+                if request.request_id not in hedges:
+                    continue
+                option = hedges[request.request_id]
+            met += request.weight
+            quality += request.weight * option.quality
+    return round(met / len(rates_mbps), 9), round(quality / len(rates_mbps), 9)
+
+
+def _slowdown(solution: Solution, rate_mbps: float) -> float:
+    """By how much grants shrink on a channel that carries `rate_mbps` (as if it squeezed all alike)."""
+    granted_mbps = sum(solution.grants_mbps.values())
+    return min(1.0, rate_mbps / granted_mbps) if granted_mbps > 0 else 1.0
+
+
+def _in_time(request: Request, option: ModeOption, mbps: float) -> bool:
+    return option.latency_ms(mbps) <= request.time_left_ms * (1 + ROUNDING)
+
+
+def _option(request: Request, mode: str) -> ModeOption:
+    return next(option for option in request.options if option.mode == mode)

@@ -1,0 +1,156 @@
+"""Where a cloud worker's frames come in: its listening socket, and one connection for each agent."""
+
+import asyncio
+import math
+import socket
+from collections.abc import Hashable
+
+from cloud.frames import (
+    DEADLINE,
+    MAX_HEDGE_BYTES,
+    UNREADABLE,
+    CloudStages,
+    Disconnected,
+    FrameError,
+    FrameReader,
+    Header,
+    Kind,
+    small_frame,
+)
+from cloud.runtime import UnknownModel
+from cloud.sockets import close_socket
+from cloud.worker import Job, QueueFull, Worker
+from models.clock import now_s
+
+# Replies are a few dozen bytes: a peer that doesn't take them for so long would hold up everybody in the queue.
+REPLY_TIMEOUT_S = 2.0
+ACCEPT_AGAIN_S = 0.05
+
+
+class Reception:
+    """Accepts connections for a worker. What can't be accepted is refused and counted, and nothing crashes.
+
+    Adds to the worker's counts: `refused_<reason>` for frames that were not acceptable, `refused_connections`,
+    `failed_accepts`, and `withdrawn` for requests cut short by their agent.
+    """
+
+    def __init__(self, worker: Worker, max_body_bytes: int, max_connections: int) -> None:
+        self._worker = worker
+        self._max_body_bytes = max_body_bytes
+        self._max_connections = max_connections
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Accept on `listener` (non-blocking) and let the worker serve, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._accept(listener))
+                group.create_task(self._worker.serve_queue())
+        finally:
+            for connection in list(self._connections):
+                connection.cancel()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError:  # out of descriptors, or the peer has gone again
+                self._worker.counts["failed_accepts"] += 1
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            if len(self._connections) >= self._max_connections:
+                self._worker.counts["refused_connections"] += 1
+                sock.close()
+                continue
+            connection = _Connection(sock, self._worker, self._max_body_bytes)
+            task = asyncio.create_task(connection.serve())
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+
+class _Connection:
+    """One agent's connection."""
+
+    def __init__(self, sock: socket.socket, worker: Worker, max_body_bytes: int) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader(lambda view: self._loop.sock_recv_into(sock, view), max_body_bytes)
+        self._writing = asyncio.Lock()
+        self._hedged: set[Hashable] = set()
+
+    async def serve(self) -> None:
+        """Read frames until the peer closes or sends what is not a frame."""
+        header: Header | None = None
+        try:
+            while True:
+                header = None
+                header = await self._reader.header()
+                self._worker.runtime.check(header)
+                if header.kind is Kind.REQUEST:
+                    await self._take_request(header)
+                elif header.kind is Kind.HEDGE:
+                    await self._take_hedge(header)
+                else:
+                    raise FrameError("kind", f"a worker takes requests, not {header.kind.name}")
+        except Disconnected:
+            pass
+        except (FrameError, UnknownModel) as error:
+            # After a broken frame nothing on this connection can be trusted to be a frame boundary: close it.
+            reason = error.reason if isinstance(error, FrameError) else "unknown_model"
+            self._worker.counts[f"refused_{reason}"] += 1
+            try:
+                await self._refuse(header or Header(Kind.REFUSAL, UNREADABLE, 0), reason)
+            except OSError:
+                pass
+        except OSError:
+            if header is not None:
+                self._worker.counts["refused_truncated"] += 1
+        finally:
+            for key in self._hedged:
+                self._worker.withdraw(key)
+            close_socket(self._sock)
+
+    async def _take_request(self, header: Header) -> None:
+        key = (self, header.request_id)
+        if not await self._reader.body(header):
+            self._worker.counts["withdrawn"] += 1
+            self._worker.withdraw(key)
+            self._hedged.discard(key)
+            return
+        try:
+            await self._worker.submit(Job(key, header, now_s(), self._reply))
+            self._hedged.discard(key)
+        except QueueFull:
+            await self._refuse(header, "queue_full")
+
+    async def _take_hedge(self, header: Header) -> None:
+        if not DEADLINE.size < header.body_bytes <= DEADLINE.size + MAX_HEDGE_BYTES:
+            raise FrameError(
+                "oversized", f"a hedge of {header.body_bytes} bytes; at most {MAX_HEDGE_BYTES} are accepted"
+            )
+        body = await self._reader.small_body(header)
+        (deadline_s,) = DEADLINE.unpack_from(body)
+        if not math.isfinite(deadline_s):
+            raise FrameError("hedge", f"a hedge with the deadline {deadline_s}")
+        key = (self, header.request_id)
+        self._hedged.add(key)
+        self._worker.hold(Job(key, header, now_s(), self._reply), deadline_s)
+
+    async def _reply(self, kind: Kind, header: Header, stages: CloudStages) -> None:
+        await self._send(kind, header, stages.pack())
+
+    async def _refuse(self, header: Header, reason: str) -> None:
+        await self._send(Kind.REFUSAL, header, reason.encode())
+
+    async def _send(self, kind: Kind, request: Header, body: bytes) -> None:
+        frame = small_frame(Header(kind, request.request_id, len(body), request.agent_id), body)
+        try:
+            async with self._writing, asyncio.timeout(REPLY_TIMEOUT_S):
+                await self._loop.sock_sendall(self._sock, frame)
+        except TimeoutError:
+            self._sock.shutdown(socket.SHUT_RDWR)  # half a frame is out: the reading side will see the end and close
+            raise

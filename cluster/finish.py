@@ -1,0 +1,104 @@
+"""What every run begins and ends with, whichever engine it had: its facts, its ledger, its summary."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cluster import ledger, runfolder, watch
+from cluster.result import RunResult, Turn
+from cluster.scenario import Scenario
+from reports.summary import summarize
+
+INTERRUPTED = "interrupted"
+KILLED = "the driver was killed; recovered from journals"
+
+
+def begin(scenario: Scenario, run_dir: Path, engine: str) -> dict[str, Any]:
+    """Write down what is known of a run before it begins; returns it."""
+    facts = runfolder.describe_machine() | {"engine": engine, "base_dir": str(scenario.base_dir)}
+    facts |= {"pid": os.getpid(), "pid_started": watch.started_at(os.getpid())}
+    runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
+    return facts
+
+
+def recover(run_dir: Path) -> dict[str, Any]:
+    """Ledger and summary of a run whose driver was killed, from the journals it left.
+
+    Raises:
+        RunFolderError: no such run, or nothing to recover in it.
+    """
+    facts, scenario = runfolder.read(run_dir)
+    if watch.started_at(facts["pid"]) == facts["pid_started"]:
+        raise runfolder.RunFolderError(f"{run_dir}: its driver, process {facts['pid']}, is still running")
+    names = ledger.journalled_allocators(run_dir, scenario.allocator_names)
+    if not names:
+        raise runfolder.RunFolderError(f"{run_dir}: no journals, so nothing to recover")
+    turns = [Turn(name) for name in names]
+    for turn in turns:
+        ledger.read_journals(run_dir, turn)
+    return finish(scenario, run_dir, facts, RunResult(turns, [KILLED]))
+
+
+def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: RunResult) -> dict[str, Any]:
+    """Ledger and summary of a run that has ended, however."""
+    lost_reason = "; ".join(result.problems) or "its record was lost"
+    rows = ledger.assemble(result.turns, scenario, lost_reason)
+    if not result.problems:
+        ledger.check_balance(rows, len(scenario.schedule()) * len(result.turns))
+    channel = [(turn.allocator, *change) for turn in result.turns for change in turn.channel]
+    pd.DataFrame(channel, columns=["allocator", "at_s", "applied_s", "mbps"]).to_csv(
+        run_dir / runfolder.CHANNEL_FILE, index=False
+    )
+    allocators = summarize(rows)
+    for turn in result.turns:
+        if turn.allocator in allocators:
+            solve_ms = pd.Series(turn.solve_ms, dtype=float)
+            times = {f"p{p}": float(solve_ms.quantile(p / 100)) for p in (50, 99)} if len(solve_ms) else {}
+            allocators[turn.allocator]["solve_ms"] = times
+    late = [
+        f"{name}: the emulator started requests {s['lateness_ms']['p99']:.0f} ms late (p99), more than "
+        f"{scenario.lateness_limit_ms:g} ms: this run is INVALID; use fewer agents, lower rates or more cores"
+        for name, s in allocators.items()
+        if (s["lateness_ms"]["p99"] or 0.0) > scenario.lateness_limit_ms
+    ]
+    for turn in result.turns:
+        late_ms = [(applied_s - at_s) * 1e3 for at_s, applied_s, _ in turn.channel if at_s > 0]
+        channel_late_ms = pd.Series(late_ms, dtype=float)
+        p99_ms = channel_late_ms.quantile(0.99)  # NaN, and so not too late, if it never changed
+        if p99_ms > scenario.lateness_limit_ms:
+            late.append(
+                f"{turn.allocator}: the channel's rates were set {p99_ms:.0f} ms late (p99), more than "
+                f"{scenario.lateness_limit_ms:g} ms: this run is INVALID; use slower changes or more cores"
+            )
+    bases = sorted({profile.quality_basis for profile in scenario.models})
+    mixed = [f"qualities of {len(bases)} bases are averaged here: {'; '.join(bases)}"] if len(bases) > 1 else []
+    summary = {
+        "title": f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name,
+        "scenario": scenario.name,
+        "engine": facts["engine"],
+        "run_dir": str(run_dir),
+        "partial": bool(result.problems),
+        "valid": not late,
+        "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + mixed,
+        "footnote": (
+            f"{_how(facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; sent MB are wire bytes; credited counts late answers in full, delivered not at all"
+        ),
+        "quality_bases": bases,
+        "issued": len(rows),
+        "allocators": allocators,
+        "ready_s": round(result.ready_s, 2),
+        "workers": result.workers,
+        "link": {"kind": facts["link"], "privilege": facts["privilege"], **result.link},
+    }
+    ledger.write(run_dir, rows)
+    runfolder.write_json(run_dir / runfolder.SUMMARY_FILE, summary)
+    ledger.remove_journals(run_dir)  # not before all else is there: until then they can be recovered from
+    return summary
+
+
+def _how(facts: dict[str, Any]) -> str:
+    if facts["engine"] == "simulated":
+        return f"simulated in {facts['wall_s']:.1f} s on virtual time, fluid link"
+    return f"live on a {facts['link']} link ({facts['privilege']})"

@@ -1,0 +1,33 @@
+"""What a run leaves behind in memory; its requests are in journals (live) or in the turns (simulated)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.record import Record
+from cluster.uplink_events import ChannelLog
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one allocator's turn left behind.
+
+    Attributes:
+        issued, records: of a simulated run, whose requests are in no journal.
+    """
+
+    allocator: str
+    channel: ChannelLog = field(default_factory=list)
+    solve_ms: list[float] = field(default_factory=list)
+    issued: set[int] = field(default_factory=set)
+    records: list[Record] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run left behind. `problems` is empty after an undisturbed one."""
+
+    turns: list[Turn] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    ready_s: float = 0.0
+    workers: list[dict[str, int]] = field(default_factory=list)
+    link: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,108 @@
+"""The simulated engine: a scenario on virtual time, with the live engine's own agents, cloud and allocators."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from agents.arrivals import Arrival
+from agents.record import Record
+from cluster import runfolder
+from cluster.finish import INTERRUPTED, begin, finish
+from cluster.fluid import FluidLink, FluidUplink
+from cluster.result import RunResult, Turn
+from cluster.scenario import AllocatorSettings, Scenario
+from cluster.uplink_events import play
+from cluster.virtual import VirtualLoop
+from cluster.wiring import make_allocator, make_host, make_worker
+
+
+class _TurnLedger:
+    """Keeps a turn's requests in memory. See `agents.record.Ledger`."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    def issue(self, arrival: Arrival) -> None:
+        self._turn.issued.add(arrival.request_id)
+
+    def write(self, record: Record) -> None:
+        self._turn.records.append(record)
+
+
+class SimulatedEngine:
+    """Runs one scenario, one turn per allocator, as fast as this process can."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._stopped = False
+        self._playing: asyncio.Task[None] | None = None
+        self.result = RunResult()
+
+    def stop(self, reason: str) -> None:
+        """End the run soon, keeping what was recorded. May be called by a signal handler."""
+        if not self._stopped:
+            self._stopped = True
+            self.result.problems.append(reason)
+            if self._playing is not None:
+                self._playing.cancel()
+
+    def run(self) -> RunResult:
+        """All turns, or as many as could be had."""
+        counts: list[Counter[str]] = [Counter() for _ in range(self._scenario.cloud.workers)]
+        for settings in self._scenario.allocators:
+            if self._stopped:
+                break
+            turn = Turn(settings.name)
+            self.result.turns.append(turn)
+            with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+                for total, counted in zip(counts, runner.run(self._take_turn(settings, turn)), strict=True):
+                    total.update(counted)
+        self.result.workers = [dict(count) for count in counts]
+        return self.result
+
+    async def _take_turn(self, settings: AllocatorSettings, turn: Turn) -> list[Counter[str]]:
+        """One allocator's turn, from the first arrival to the last record; what each worker counted."""
+        s = self._scenario
+        agents = len(s.agent_profiles)
+        first_mbps = next(iter(s.uplink.channel.play(s.seed))).mbps
+        link = FluidLink(first_mbps, first_mbps / agents)
+        workers = [make_worker(s) for _ in range(s.cloud.workers)]
+        host = make_host(s, range(agents), lambda agent_id: FluidUplink(agent_id, link, workers))
+        allocator = make_allocator(s, settings, link)
+        # The channel has held its first rate before the run begins, and the base station has seen it.
+        await allocator.report(first_mbps)
+        await allocator.peek(first_mbps)
+        epoch_s = asyncio.get_running_loop().time()
+
+        async def set_channel(mbps: float) -> None:
+            link.set_channel(mbps)
+
+        serving = [asyncio.create_task(worker.serve_queue()) for worker in workers]
+        playing = asyncio.create_task(play(s, epoch_s, set_channel, allocator.report, allocator.peek, turn.channel))
+        self._playing = asyncio.create_task(host.run(s.schedule(), allocator, _TurnLedger(turn), epoch_s))
+        await asyncio.wait([self._playing, playing, *serving], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*serving, playing):
+            if task.done():
+                task.result()  # neither ends but by an error
+            task.cancel()
+        if not self._playing.cancelled():
+            self._playing.result()
+        turn.solve_ms = allocator.solve_times_ms()
+        return [worker.counts for worker in workers]
+
+
+def run_simulated(scenario: Scenario, run_dir: Path) -> dict[str, Any]:
+    """Run `scenario` on virtual time; the run folder and the returned summary are as those of a live run."""
+    facts = begin(scenario, run_dir, "simulated") | {"link": "fluid", "privilege": "none needed"}
+    runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
+    engine = SimulatedEngine(scenario)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, frame: engine.stop(INTERRUPTED))
+    began_s = time.perf_counter()
+    result = engine.run()
+    facts["wall_s"] = round(time.perf_counter() - began_s, 3)
+    runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
+    return finish(scenario, run_dir, facts, result)
