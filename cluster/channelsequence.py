@@ -1,0 +1,104 @@
+"""`scout channel`: the rates that a channel plays, without a run."""
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from rich.columns import Columns
+from rich.console import Console
+
+from netem.channels import CHANNELS, Channel
+from netem.channels.ar1 import PUBLISHED
+
+MAX_STEPS = 1_000_000
+
+
+class ChannelError(ValueError):
+    """Wrong kind or settings; the message says what is allowed."""
+
+
+def make_channel(kind: str, settings: Sequence[str]) -> Channel:
+    """A channel by its kind, or by the name of a published 5G scenario.
+
+    Args:
+        settings: `key=value`, the value as in a scenario file.
+
+    Raises:
+        ChannelError: no such kind, or wrong settings.
+    """
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ChannelError(f"--set takes key=value, not {setting!r}")
+        if key in given:
+            raise ChannelError(f"--set {key} is given twice")
+        try:
+            given[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise ChannelError(f"--set {key}: {value!r} is not a value") from None
+    if kind in PUBLISHED:
+        given = {"scenario": kind, **given}
+        kind = "ar1"
+    if kind not in CHANNELS:
+        raise ChannelError(f"no channel {kind!r}; there are {', '.join([*CHANNELS, *PUBLISHED])}")
+    try:
+        return CHANNELS[kind].model_validate({"kind": kind, **given})
+    except ValidationError as error:
+        raise ChannelError(f"channel {kind}: {_explain(error, CHANNELS[kind])}") from None
+
+
+def play(channel: Channel, seed: int, steps: int) -> dict[str, Any]:
+    """The first `steps` rate changes as one document; fewer where the channel ends, whose last rate then holds.
+
+    Raises:
+        ChannelError: a seed that numpy doesn't take, no steps or too many, or times beyond any number.
+    """
+    if not 0 <= seed < 2**32:
+        raise ChannelError(f"--seed {seed}: from 0 to {2**32 - 1}")
+    if not 1 <= steps <= MAX_STEPS:
+        raise ChannelError(f"--steps {steps}: from 1 to {MAX_STEPS}")
+    changes = list(islice(channel.play(seed), steps))
+    if not math.isfinite(changes[-1].at_s):
+        raise ChannelError(f"step {steps} is at no finite time; choose a smaller step_s")
+    settings = channel.model_dump(mode="json")
+    return {
+        "kind": settings.pop("kind"),
+        "seed": seed,
+        "settings": settings,
+        "rates_mbps": [change.mbps for change in changes],
+        "at_s": [change.at_s for change in changes],
+    }
+
+
+def show(console: Console, played: dict[str, Any]) -> None:
+    """Print every change, and what there is to say about all."""
+    rates = played["rates_mbps"]
+    changes = zip(played["at_s"], rates, strict=True)
+    console.print(Columns([f"{at_s:g} s: {mbps:.4g}" for at_s, mbps in changes], equal=True), highlight=False)
+    console.print(
+        f"{played['kind']}, seed {played['seed']}: {len(rates)} rates in Mbit/s, "
+        f"mean {fmean(rates):.1f}, least {min(rates):.4g}, most {max(rates):.4g}.",
+        highlight=False,
+    )
+
+
+def _explain(error: ValidationError, kind: type[Channel]) -> str:
+    found = error.errors(include_url=False)
+    settings = ", ".join(name for name in kind.model_fields if name != "kind")
+    unknown = next((each for each in found if each["type"] == "extra_forbidden"), None)
+    if unknown:
+        return f"no setting {unknown['loc'][0]!r}; there are {settings}"
+    missing = [str(each["loc"][0]) for each in found if each["type"] == "missing"]
+    if missing:
+        return f"needs {', '.join(missing)}; its settings are {settings}"
+    first = found[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {first['input']!r}: {message[0].lower()}{message[1:]}"
