@@ -12,7 +12,6 @@ from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
 from allocator.problem import ModeOption, Request
 from allocator.service import Decision
 from cloud.frames import Header, Kind, frame_bytes
-from models.clock import now_s
 from netem.wire import wire_bytes
 
 
@@ -81,6 +80,7 @@ class Agent:
         self._allocator = allocator
         self._ledger = ledger
         self._epoch_s = epoch_s
+        self._time_s = asyncio.get_running_loop().time
         self._modes = {code: mode for mode, code in settings.mode_codes.items()}
         self._options = {option.mode: option for option in settings.options}
         self._compute = asyncio.Lock()
@@ -125,7 +125,7 @@ class Agent:
 
     async def _answer(self, record: Record) -> str:
         """Steps 2 to 5 of a request's life, each timed into `record`. Returns the mode of the answer."""
-        lap_ms = stopwatch()
+        lap_ms = stopwatch(self._time_s)
         self._backlog += 1
         try:
             async with self._compute:
@@ -151,7 +151,7 @@ class Agent:
         record.cloud_prefill_ms = stages.prefill_ms
         record.decode_ms = stages.decode_ms
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
-        record.answer_ms = (now_s() - served_s) * 1e3
+        record.answer_ms = (self._time_s() - served_s) * 1e3
         return self._modes[stages.mode]
 
     async def _assign(self, record: Record) -> tuple[ModeOption, ModeOption | None]:
@@ -170,7 +170,7 @@ class Agent:
         """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy."""
         s = self.settings
         deadline_s = self._epoch_s + record.intended_s + s.deadline_ms / 1e3
-        lap_ms = stopwatch()
+        lap_ms = stopwatch(self._time_s)
         async with self._compute:
             record.queue_ms += lap_ms()
             hedge = None
@@ -180,12 +180,12 @@ class Agent:
             payload = await self._edge.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
         header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode])
-        sent_s = now_s()
+        sent_s = self._time_s()
         delivery = await self._uplink.send(record.worker, header, payload, hedge)
         receipt = await delivery.receipt
         self._allocator.received(record.request_id)
         # Of a hedged answer, the receipt tells when the hedge came; the transfer went on until now.
-        ended_s = receipt.received_s if receipt.mode == header.mode else now_s()
+        ended_s = receipt.received_s if receipt.mode == header.mode else self._time_s()
         record.transfer_ms = (ended_s - sent_s) * 1e3
         record.payload_bytes = delivery.sent_bytes
         record.wire_bytes = wire_bytes(frame_bytes(delivery.sent_bytes))
@@ -201,16 +201,16 @@ class Agent:
 
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""
-        return (now_s() - self._epoch_s - at_s) * 1e3
+        return (self._time_s() - self._epoch_s - at_s) * 1e3
 
 
-def stopwatch() -> Callable[[], float]:
+def stopwatch(time_s: Callable[[], float]) -> Callable[[], float]:
     """A function that returns the milliseconds since its last call."""
-    last_s = now_s()
+    last_s = time_s()
 
     def lap_ms() -> float:
         nonlocal last_s
-        before_s, last_s = last_s, now_s()
+        before_s, last_s = last_s, time_s()
         return (last_s - before_s) * 1e3
 
     return lap_ms

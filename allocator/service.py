@@ -141,6 +141,8 @@ class Allocator:
         self._link = link
         self._rules = rules or Rules()
         self._grants_mbps: dict[int, float] = {}
+        self._estimate_mbps = 0.0
+        self._granted: Mapping[int, float] | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._sending: dict[int, _Sending] = {}
         self._credited_bytes = 0.0
@@ -154,12 +156,14 @@ class Allocator:
         Grants follow the new estimate at once, so that no request has to wait for them.
         """
         self._estimator.report(mbps)
+        self._estimate_mbps = self._estimator.estimate()
         self._correct_progress(mbps)
         await self._regrant()
 
     async def peek(self, mbps: float) -> None:
         """The channel carries `mbps` from now on, which only estimators that look ahead use."""
         self._estimator.peek(mbps)
+        self._estimate_mbps = self._estimator.estimate()
         await self._regrant()
 
     def announce(self, request: Request) -> None:
@@ -194,7 +198,7 @@ class Allocator:
             )
         await self._grant(solution.grants_mbps)
         hedge = hedges.get(request.request_id, "")
-        return Decision(assignment, worker, self._estimator.estimate(), hedge)
+        return Decision(assignment, worker, self._estimate_mbps, hedge)
 
     def received(self, request_id: int) -> None:
         """The cloud needs no more of the request: its share of the uplink is free."""
@@ -229,6 +233,9 @@ class Allocator:
 
     async def _grant(self, grants_mbps: Mapping[int, float]) -> None:
         """Touch the grants that change, no others."""
+        if grants_mbps is self._granted:
+            return
+        self._granted = grants_mbps
         known = self._grants_mbps
         changed = {a: mbps for a, mbps in grants_mbps.items() if abs(mbps - known.get(a, -1.0)) > TOLERANCE * mbps}
         if changed:
@@ -242,15 +249,17 @@ class Allocator:
         if len(rates_mbps) > 1 and asker is not None:
             solution, hedges = solve_hedged(self._policy, problem, rates_mbps)
         else:
-            # What a hedged plan counted on may be more than the estimate: grants must not take that back.
-            uplink_mbps = max(problem.uplink_mbps, *rates_mbps) if rates_mbps else problem.uplink_mbps
-            solution, hedges = self._policy.solve(replace(problem, uplink_mbps=uplink_mbps)), {}
+            if (
+                rates_mbps
+            ):  # what a hedged plan counted on may be more than the estimate: grants must not take that back
+                problem = replace(problem, uplink_mbps=max(problem.uplink_mbps, *rates_mbps))
+            solution, hedges = self._policy.solve(problem), {}
         self._solve_s.append(time.perf_counter() - began_s)
         return solution, hedges
 
     def _problem(self, now_s: float, asker: Request | None) -> Problem:
         margin_ms = self._rules.margin_ms
-        requests = [] if asker is None else [replace(asker, time_left_ms=asker.time_left_ms - margin_ms)]
+        requests = [] if asker is None else [self._planned(asker, asker.time_left_ms, 0.0)]
         transfers: list[Transfer] = []
         if not self._policy.standing:
             self._credit_progress(now_s)
@@ -266,7 +275,7 @@ class Allocator:
                 due_in_ms = (due_s[request_id] - max(now_s, sending.starts_s)) * 1e3 - margin_ms
                 transfers.append(Transfer(request_id, sending.agent_id, sending.bytes_left, due_in_ms, sending.weight))
         return Problem(
-            self._estimator.estimate(),
+            self._estimate_mbps,
             self._agents,
             tuple(requests),
             tuple(transfers),
@@ -277,11 +286,12 @@ class Allocator:
     def _as_of(self, now_s: float, waiting: _Waiting) -> Request:
         """An announced request as it looks now; it may be late in asking."""
         starts_s = max(now_s + 1e-6, waiting.starts_s)
-        return replace(
-            waiting.request,
-            time_left_ms=(waiting.deadline_s - starts_s) * 1e3 - self._rules.margin_ms,
-            starts_in_ms=(starts_s - now_s) * 1e3,
-        )
+        return self._planned(waiting.request, (waiting.deadline_s - starts_s) * 1e3, (starts_s - now_s) * 1e3)
+
+    def _planned(self, r: Request, left_ms: float, starts_in_ms: float) -> Request:
+        """The request with the margin taken off."""
+        left_ms -= self._rules.margin_ms
+        return Request(r.request_id, r.agent_id, left_ms, r.options, r.weight, starts_in_ms)
 
     def _due_s(self) -> dict[int, float]:
         """When the cloud must have the last byte of each transfer.

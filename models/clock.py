@@ -18,7 +18,12 @@ async def sleep_until(at_s: float) -> None:
     loop = asyncio.get_running_loop()
     if getattr(loop, "punctual", False):  # virtual time
         if at_s > loop.time():
-            await asyncio.sleep(at_s - loop.time())
+            woken = loop.create_future()
+            alarm = loop.call_at(at_s, woken.set_result, None)
+            try:
+                await woken
+            finally:
+                alarm.cancel()
         return
     while (left_s := at_s - loop.time()) > 0:
         await asyncio.sleep(left_s if left_s < SHORT_S else STEP * left_s)

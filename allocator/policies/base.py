@@ -28,6 +28,9 @@ class SharePolicy:
 
     name: str
     standing = True
+    _solved_for: tuple[float, int] | None = None
+    _agents: tuple[AgentInfo, ...]
+    _grants: Mapping[int, float]
 
     def shares(self, agents: Sequence[AgentInfo]) -> Mapping[int, float]:
         """Each agent's fraction of the uplink by agent id; fractions add up to 1."""
@@ -38,7 +41,7 @@ class SharePolicy:
         return adaptive_mode(request.options, mbps, request.time_left_ms)
 
     def solve(self, problem: Problem) -> Solution:
-        grants = {agent: share * problem.uplink_mbps for agent, share in self.shares(problem.agents).items()}
+        grants = self._standing_grants(problem)
         assignments = {}
         for request in problem.requests:
             mbps = grants[request.agent_id]
@@ -47,3 +50,12 @@ class SharePolicy:
             meets = latency_ms <= request.time_left_ms * (1 + ROUNDING)
             assignments[request.request_id] = Assignment(request.request_id, option.mode, mbps, latency_ms, meets)
         return Solution(assignments, grants)
+
+    def _standing_grants(self, problem: Problem) -> Mapping[int, float]:
+        """The same mapping as long as uplink and agents are the same: most calls are about a request."""
+        if self._solved_for != (problem.uplink_mbps, id(problem.agents)):
+            shares = self.shares(problem.agents)
+            self._grants = {agent: share * problem.uplink_mbps for agent, share in shares.items()}
+            self._agents = problem.agents  # alive, so that its id is its own
+            self._solved_for = problem.uplink_mbps, id(problem.agents)
+        return self._grants

@@ -20,6 +20,7 @@ from allocator.policies import make_policy
 from allocator.problem import AgentInfo
 from allocator.service import Allocator
 from cloud.dispatch import LeastLoaded
+from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.profiles import ModelProfile
@@ -49,7 +50,8 @@ class Rig:
     def __init__(
         self, policy: str, deadline_ms: float, timeout_ms: float, backlog_limit: int, queue_limit: int
     ) -> None:
-        self.worker = Worker(ProfileCloud([PROFILE]), queue_limit, 200_000, 16)
+        self.worker = Worker(ProfileCloud([PROFILE]), queue_limit)
+        self.reception = Reception(self.worker, 200_000, 16)
         self.connections = 0
         self.listener = socket.socket()
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
@@ -66,6 +68,7 @@ class Rig:
             model=0,
             mode_codes={"full": 0, "local": 1},
             options=mode_options(PROFILE, ["full", "local"], "resident"),
+            prefill_ms=10,
             deadline_ms=deadline_ms,
             timeout_ms=timeout_ms,
             backlog_limit=backlog_limit,
@@ -101,7 +104,7 @@ async def rig(
     queue_limit: int = 8,
 ) -> AsyncIterator[Rig]:
     made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit)
-    made.serving = asyncio.create_task(made.worker.run(made.listener))
+    made.serving = asyncio.create_task(made.reception.run(made.listener))
     try:
         await made.uplink.open(1)
         yield made
@@ -167,7 +170,7 @@ async def test_a_timeout_in_mid_transfer_fails_and_the_connection_is_replaced() 
         assert math.isnan(record.latency_ms) and record.quality_credited == 0
         r.records.clear()
         r.issued.clear()
-        r.serving = asyncio.create_task(r.worker.run(r.listener))
+        r.serving = asyncio.create_task(r.reception.run(r.listener))
         (record,) = await r.play([0])
         assert record.status is Status.MET
         assert r.connections == 3, "opened, broken by the worker, broken by the timeout"

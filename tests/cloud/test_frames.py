@@ -109,7 +109,7 @@ def header_with(**changes: object) -> bytes:
         ({"magic": b"HTTP"}, "magic"),
         ({"version": 2}, "version"),
         ({"kind": 9}, "header"),
-        ({"flags": 1}, "header"),
+        ({"flags": 2}, "header"),
         ({"reserved": 1}, "header"),
         ({"body": LIMIT + 1}, "oversized"),
         ({"body": 2**64 - 1}, "oversized"),

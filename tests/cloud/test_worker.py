@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cloud.frames import CloudStages, FrameReader, Header, Kind, small_frame
+from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.profiles import ModelProfile
@@ -31,10 +32,11 @@ PROFILE = ModelProfile.model_validate(
 
 @asynccontextmanager
 async def serving(queue_limit: int = 8, max_connections: int = 8) -> AsyncIterator[tuple[Worker, tuple[str, int]]]:
-    worker = Worker(ProfileCloud([PROFILE]), queue_limit, max_body_bytes=1000, max_connections=max_connections)
+    worker = Worker(ProfileCloud([PROFILE]), queue_limit)
+    reception = Reception(worker, max_body_bytes=1000, max_connections=max_connections)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
-    task = asyncio.create_task(worker.run(listener))
+    task = asyncio.create_task(reception.run(listener))
     try:
         yield worker, listener.getsockname()
     finally:
