@@ -1,0 +1,98 @@
+"""Who sends how fast, once it is known who meets the deadline and how. Shared by all policies that go by need."""
+
+from collections.abc import Sequence
+
+from allocator.problem import ROUNDING, Assignment, ModeOption, Problem, Request, Solution, Unsaved
+
+# What a request is told that has no need to reserve: announced, and late whatever is done.
+TRICKLE_MBPS = 0.01
+# Due times that differ by less are the same, so that float noise doesn't pass what is left from one to another.
+_SAME_MS = 1e-6
+
+
+def hand_out(problem: Problem, chosen: Sequence[ModeOption | None], kept: Sequence[bool]) -> Solution:
+    """Grants for the rows that meet their deadlines, then what is left of the uplink for others.
+
+    Everybody who meets gets exactly what is needed. What is left goes to those who are late anyway, in equal parts; if
+    there are none, all of it goes to whoever is due first among those sending now, so that other grants stay as they
+    are from call to call and arrivals at the cloud are staggered. Announced requests don't send yet: what is reserved
+    for them counts as left.
+
+    Args:
+        chosen: for every request the option that meets its deadline, or None.
+        kept: for every transfer whether it meets its deadline. Needs of these and of `chosen` must fit the uplink.
+    """
+    left_mbps = problem.uplink_mbps
+    grants: dict[int, float] = {}
+    late: list[tuple[Request, ModeOption]] = []
+    late_agents: list[int] = []
+    first_ms = float("inf")
+    first_agent = -1
+    first: tuple[Request, ModeOption] | None = None
+    for transfer, meets in zip(problem.transfers, kept, strict=True):
+        agent = transfer.agent_id
+        if not meets:
+            late_agents.append(agent)
+            continue
+        need_mbps = transfer.bytes_left * 8 / (transfer.due_in_ms * 1e3)
+        grants[agent] = grants.get(agent, 0.0) + need_mbps
+        left_mbps -= need_mbps
+        if transfer.due_in_ms < first_ms - _SAME_MS:
+            first_ms, first_agent = transfer.due_in_ms, agent
+    assignments = {}
+    for request, option in zip(problem.requests, chosen, strict=True):
+        number, agent = request.request_id, request.agent_id
+        if option is None:
+            late.append((request, unsaved_option(request, problem.unsaved)))
+        elif not option.wire_bytes:
+            ends_ms = predicted_ms(problem, request, option, 0.0)
+            assignments[number] = Assignment(number, option.mode, 0.0, ends_ms, True)
+        else:
+            time_left_ms = request.time_left_ms
+            need_mbps = option.least_mbps(time_left_ms)
+            # On just enough the answer comes just in time, whether the cloud is waited for or not.
+            assignments[number] = Assignment(number, option.mode, need_mbps, time_left_ms, True)
+            if request.starts_in_ms > 0:
+                continue
+            grants[agent] = grants.get(agent, 0.0) + need_mbps
+            left_mbps -= need_mbps
+            if time_left_ms - option.cloud_ms < first_ms - _SAME_MS:
+                first_ms, first_agent, first = time_left_ms - option.cloud_ms, agent, (request, option)
+    sending = [request.agent_id for request, option in late if option.wire_bytes and request.starts_in_ms <= 0]
+    late_agents += sending
+    share_mbps = 0.0
+    if late_agents:
+        # Never quite zero, which would be no rate at all: the least is within the rounding of the uplink.
+        share_mbps = max(left_mbps, problem.uplink_mbps * ROUNDING) / len(late_agents)
+        for agent in late_agents:
+            grants[agent] = grants.get(agent, 0.0) + share_mbps
+    elif first_agent >= 0 and left_mbps > 0:
+        grants[first_agent] += left_mbps
+        if first:
+            number = first[0].request_id
+            mbps = assignments[number].grant_mbps + left_mbps
+            assignments[number] = Assignment(number, first[1].mode, mbps, predicted_ms(problem, *first, mbps), True)
+    for request, option in late:
+        number = request.request_id
+        mbps = share_mbps if request.starts_in_ms <= 0 else TRICKLE_MBPS
+        mbps = mbps if option.wire_bytes else 0.0
+        ends_ms = predicted_ms(problem, request, option, mbps)
+        assignments[number] = Assignment(number, option.mode, mbps, ends_ms, False)
+    return Solution(assignments, grants)
+
+
+def predicted_ms(problem: Problem, request: Request, option: ModeOption, mbps: float) -> float:
+    """Until the answer on a grant of `mbps` Mbit/s, from when the mode's own work begins; waits for a free worker."""
+    latency_ms = option.latency_ms(mbps)
+    if not option.cloud_ms:
+        return latency_ms
+    return max(latency_ms, problem.cloud_free_in_ms - request.starts_in_ms + option.cloud_ms)
+
+
+def unsaved_option(request: Request, unsaved: Unsaved) -> ModeOption:
+    """What becomes of a request that can't meet its deadline: see `Problem.unsaved`."""
+    silent = [option for option in request.options if not option.wire_bytes]
+    sending = [option for option in request.options if option.wire_bytes]
+    if silent and (unsaved == "local" or not sending):
+        return silent[0]
+    return min(sending, key=lambda option: option.wire_bytes)

@@ -1,0 +1,12 @@
+"""Everything on the edge."""
+
+from allocator.policies.static import Static
+
+
+class LocalOnly(Static):
+    """`local` for every request: what an edge without a cloud would do."""
+
+    name = "local_only"
+
+    def __init__(self) -> None:
+        self.mode = "local"

@@ -1,0 +1,12 @@
+"""Every request as the positions that a scout found."""
+
+from allocator.policies.static import Static
+
+
+class ScoutOnly(Static):
+    """`scout` for every request on an equal share: the edge points, the cloud does the rest."""
+
+    name = "scout_only"
+
+    def __init__(self) -> None:
+        self.mode = "scout"
