@@ -113,6 +113,36 @@ def _show_run(result: "_ResultStream", summary: dict[str, Any]) -> None:
 
 
 @app.command()
+def fidelity(
+    scenario: ScenarioPath,
+    allocator: Allocators = None,
+    out: Out = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Run a scenario live and simulated with the same arrivals, and say how far the simulation is off, and where."""
+    from cluster import runfolder
+    from cluster.fidelity import LIVE_FOLDER, against_live
+    from cluster.scenario import DocumentError, Scenario
+    from reports.fidelity import print_fidelity
+
+    result = _ResultStream(as_json)
+    try:
+        loaded = Scenario.load(scenario, _names(allocator))
+        folder = out or runfolder.default_folder(loaded)
+        live = _run_live(loaded, runfolder.create(folder / LIVE_FOLDER, loaded), address)
+        found = against_live(folder, live, loaded)
+    except (DocumentError, runfolder.RunFolderError) as error:
+        fail(error)
+    result.write(found, lambda: print_fidelity(console, found))
+    for warning in found["warnings"]:
+        messages.print(f"[bold red]{warning}[/bold red]", highlight=False)
+    messages.print(f"run folders: {folder}", highlight=False, soft_wrap=True)
+    if found["partial"] or not found["valid"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
 def submit(
     scenario: ScenarioPath, allocator: Allocators = None, out: Out = None, address: DashboardAddress = None
 ) -> None:
@@ -229,6 +259,19 @@ def bench_links(
     except LinkUnavailable as error:
         fail(error)
     result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
+
+
+@bench.command("simulate")
+def bench_simulate(
+    quick: Annotated[bool, typer.Option(help="A few seconds: 64 agents only.")] = False, as_json: Json = False
+) -> None:
+    """Measure the simulated engine: requests per second with 64 agents, and runs with 1,000 and 10,000."""
+    from cluster.bench import bench_simulate as measure
+    from cluster.bench import simulate_table
+
+    result = _ResultStream(as_json)
+    found = measure(quick)
+    result.write(found, lambda: console.print(simulate_table(found)))
 
 
 def _names(allocators: str | None) -> list[str] | None:

@@ -83,7 +83,8 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         "valid": not late,
         "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + mixed,
         "footnote": (
-            f"{_how(facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; sent MB are wire bytes; credited counts late answers in full, delivered not at all"
+            f"{_how(facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; sent MB are wire bytes; "
+            "credited counts late answers in full, delivered not at all"
         ),
         "quality_bases": bases,
         "issued": len(rows),

@@ -1,7 +1,7 @@
 """The uplink as a fluid, for virtual time: no packets, but the same two hops.
 
-Each agent's transfer flows at most at its grant (hop 1); together they flow at most at the channel's rate, shared max-min
-fairly (hop 2). Rates are piecewise constant, so when a transfer ends is known exactly until the next change.
+Each agent's transfer flows at most at its grant (hop 1); together they flow at most at the channel's rate, shared
+max-min fairly (hop 2). Rates are piecewise constant, so when a transfer ends is known exactly until the next change.
 """
 
 import asyncio
