@@ -12,7 +12,7 @@ from allocator.policies import make_policy
 from allocator.problem import ROUNDING, ModeOption, Problem, Request, Solution
 from cluster.problemfile import NamedProblem
 
-SHOWN_UNSERVED = 10
+SHOWN = 10  # agents with one reason, and reasons; JSON has all
 
 
 def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
     """
     problem = named.problem
     solution = make_policy(policy).solve(problem)
+    left_mbps = problem.uplink_mbps - sum(a.grant_mbps for a in solution.assignments.values() if a.meets)
     rows = []
     for name, request in zip(named.names, problem.requests, strict=True):
         assignment = solution.assignments[request.request_id]
@@ -34,7 +35,7 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
                 "latency_ms": assignment.predicted_ms if math.isfinite(assignment.predicted_ms) else None,
                 "meets_deadline": assignment.meets,
                 "quality": chosen_option(request, solution).quality,
-                "why_late": None if assignment.meets else why_late(request, problem, solution),
+                "why_late": None if assignment.meets else why_late(request, problem, solution, left_mbps),
             }
         )
     return {
@@ -66,15 +67,18 @@ def cloud_time_suffices(problem: Problem, solution: Solution) -> bool:
     return True
 
 
-def why_late(request: Request, problem: Problem, solution: Solution) -> str:
-    """Why a request misses its deadline: its own compute, the uplink, the others, its share, or the cloud."""
+def why_late(request: Request, problem: Problem, solution: Solution, left_mbps: float) -> str:
+    """Why a request misses its deadline: its own compute, the uplink, the others, its share, or the cloud.
+
+    Args:
+        left_mbps: what those who meet theirs leave of the uplink.
+    """
     least_mbps, mode = min((option.least_mbps(request.time_left_ms), option.mode) for option in request.options)
     if math.isinf(least_mbps):
         compute_ms, mode = min((option.edge_ms + option.cloud_ms, option.mode) for option in request.options)
         return f"even {mode} computes for {compute_ms:g} ms of the {request.time_left_ms:g}, before any transfer"
     if least_mbps > problem.uplink_mbps:
         return f"even {mode} alone needs {least_mbps:.1f} Mbit/s of the {problem.uplink_mbps:g}"
-    left_mbps = problem.uplink_mbps - sum(a.grant_mbps for a in solution.assignments.values() if a.meets)
     if least_mbps > left_mbps:
         return f"even {mode} needs {least_mbps:.1f} Mbit/s, more than the {max(0, left_mbps):.1f} that is left"
     grant_mbps = solution.assignments[request.request_id].grant_mbps
@@ -103,7 +107,6 @@ def show(console: Console, answer: dict[str, Any]) -> None:
             f"{row['quality']:g}",
         )
     console.print(table)
-    late = [row for row in answer["assignments"] if not row["meets_deadline"]]
     console.print(
         f"{answer['policy']}: {answer['deadlines_met']} of {len(answer['assignments'])} deadlines met on "
         f"{answer['uplink_mbps']:g} Mbit/s; quality {answer['delivered_quality']:.1f} delivered, "
@@ -111,11 +114,19 @@ def show(console: Console, answer: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    reasons = [f"agent {row['agent']}: {row['why_late']}" for row in late[:SHOWN_UNSERVED]]
-    if len(late) > SHOWN_UNSERVED:
-        reasons.append(f"and {len(late) - SHOWN_UNSERVED} more")
+    agents_by_reason: dict[str, list[str]] = {}
+    for row in answer["assignments"]:
+        if not row["meets_deadline"]:
+            agents_by_reason.setdefault(row["why_late"], []).append(str(row["agent"]))
+    reasons = [f"{_listed(agents)}: {why}" for why, agents in agents_by_reason.items()]
     if reasons:
-        console.print(f"Not in time: {escape('; '.join(reasons))}.", highlight=False, soft_wrap=True)
+        shown = "; ".join(reasons[:SHOWN]) + ("; ..." if len(reasons) > SHOWN else "")
+        console.print(f"Not in time: {escape(shown)}.", highlight=False, soft_wrap=True)
     if not answer["cloud_time_suffices"]:
         message = f"{answer['policy']} doesn't know of the cloud's slots: they have no time for all that it promises."
         console.print(f"[bold red]{message}[/bold red]", highlight=False, soft_wrap=True)
+
+
+def _listed(agents: list[str]) -> str:
+    rest = f" and {len(agents) - SHOWN} more" if len(agents) > SHOWN else ""
+    return f"agent{'s' if agents[1:] else ''} {', '.join(agents[:SHOWN])}{rest}"

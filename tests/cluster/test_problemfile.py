@@ -134,7 +134,8 @@ def test_an_infeasible_problem_is_a_normal_answer_that_says_who_and_why(
     assert all(reasons[agent] is None for agent in reasons if agent not in unserved)
     done = CliRunner().invoke(app, ["allocate", str(path), "--policy", policy])
     assert done.exit_code == 0, done.output
-    assert f"agent {unserved[0]}: {why}" in done.output
+    who = f"agents {', '.join(map(str, unserved))}" if len(unserved) > 1 else f"agent {unserved[0]}"
+    assert f"Not in time: {who}: {why}." in done.output
 
 
 def test_a_policy_that_ignores_the_cloud_is_found_out(write: Any) -> None:
