@@ -42,15 +42,19 @@ class QualityMax(SharePolicy):
         for request in problem.requests:
             delivered += delivered_quality(request, drawn[:, column[request.agent_id]] * problem.uplink_mbps)
         best = drawn[delivered.argmax()]
-        self._shares = {agent_id: float(best[i]) for agent_id, i in column.items()}
+        self._take({agent_id: float(best[i]) for agent_id, i in column.items()})
         self._judged = frozenset(request.request_id for request in problem.requests)
 
     def solve(self, problem: Problem) -> Solution:
         if any(request.request_id not in self._judged for request in problem.requests):
             self.draw(problem)
         elif self._shares.keys() != {agent.agent_id for agent in problem.agents}:
-            self._shares = {agent.agent_id: 1 / len(problem.agents) for agent in problem.agents}
+            self._take({agent.agent_id: 1 / len(problem.agents) for agent in problem.agents})
         return super().solve(problem)
+
+    def _take(self, shares: dict[int, float]) -> None:
+        self._shares = shares
+        self._solved_for = None  # grants that the base has kept are of other shares
 
 
 def delivered_quality(request: Request, mbps: NDArray[np.float64]) -> NDArray[np.float64]:
