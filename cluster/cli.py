@@ -1,22 +1,16 @@
 """The command line. Every mistake of a user's ends in one or two lines on standard error and exit code 2."""
 
-import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+
+from cluster import cli_problems
+from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
 if TYPE_CHECKING:
     from cluster.scenario import Scenario
-
-EXIT_FAILED = 1  # a run that ended, but is partial through no wish of the user's, or invalid
-EXIT_WRONG_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="scout",
@@ -27,9 +21,6 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure the emulator itself.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-# Files and pipes have no width of their own; the table needs 110.
-console = Console(width=None if sys.stdout.isatty() else 110)
-messages = Console(stderr=True)
 
 ScenarioPath = Annotated[Path, typer.Argument(help="A scenario file, such as configs/congestion.yaml.")]
 Allocators = Annotated[
@@ -39,7 +30,6 @@ Engine = Annotated[
     Literal["live", "simulated"], typer.Option(help="On Ray and real links, or on virtual time and a fluid link.")
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder; default: runs/<time>-<scenario>.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, or `auto`; default: RAY_ADDRESS, else one of our own.")
 ]
@@ -66,7 +56,7 @@ def run(
     from cluster import runfolder
     from cluster.scenario import DocumentError, Scenario
 
-    result = _ResultStream(as_json)
+    result = ResultStream(as_json)
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         run_dir = runfolder.create(out, loaded)
@@ -99,7 +89,7 @@ def _run_live(loaded: "Scenario", run_dir: Path, address: str | None) -> dict[st
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _show_run(result: "_ResultStream", summary: dict[str, Any]) -> None:
+def _show_run(result: ResultStream, summary: dict[str, Any]) -> None:
     """The table, and the exit code that a run deserves."""
     from cluster.finish import INTERRUPTED
     from reports.table import print_summary
@@ -126,7 +116,7 @@ def fidelity(
     from cluster.scenario import DocumentError, Scenario
     from reports.fidelity import print_fidelity
 
-    result = _ResultStream(as_json)
+    result = ResultStream(as_json)
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         folder = out or runfolder.default_folder(loaded)
@@ -171,7 +161,7 @@ def recover(
     from cluster.runfolder import RunFolderError
     from reports.table import print_summary
 
-    result = _ResultStream(as_json)
+    result = ResultStream(as_json)
     try:
         summary = recover_run(run_dir)
     except RunFolderError as error:
@@ -184,62 +174,9 @@ def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, and what to do about each thing that it can't."""
     from cluster.doctor import examine, show
 
-    result = _ResultStream(as_json)
+    result = ResultStream(as_json)
     findings = examine()
     result.write([asdict(finding) for finding in findings], lambda: show(console, findings))
-
-
-@app.command()
-def reproduce(as_json: Json = False) -> None:
-    """Compute the papers' protocol and multi-agent tables anew, beside the published figures."""
-    from cluster.reproduce import load_published, show
-    from cluster.reproduce import reproduce as compute
-
-    result = _ResultStream(as_json)
-    found = compute(load_published())
-    result.write(found, lambda: show(console, found))
-    if not found["agrees"]:
-        raise typer.Exit(EXIT_FAILED)
-
-
-@app.command()
-def allocate(
-    problem: Annotated[Path, typer.Argument(help="A problem file, such as configs/problems/eight-agents.json.")],
-    policy: Annotated[str, typer.Option(help="The allocator that answers.")] = "deadline",
-    as_json: Json = False,
-) -> None:
-    """Answer one allocation problem: mode and share of the uplink for each agent, and who can't be served in time."""
-    from cluster.allocation import allocate as answer_of
-    from cluster.allocation import show
-    from cluster.problemfile import load_problem
-
-    result = _ResultStream(as_json)
-    try:
-        answer = answer_of(load_problem(problem), policy)
-    except ValueError as error:  # a wrong document, an unknown policy, a mode that the policy wants and isn't there
-        fail(error)
-    result.write(answer, lambda: show(console, answer))
-
-
-@app.command()
-def channel(
-    kind: Annotated[str, typer.Argument(help="Such as markov, or a published 5G scenario such as urban_mmwave.")],
-    seed: Annotated[int, typer.Option(help="Equal seeds play equal rates.")] = 42,
-    steps: Annotated[int, typer.Option(help="How many rate changes.")] = 20,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting as in scenarios, key=value; any number of times.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Print the bandwidth sequence that a channel plays."""
-    from cluster.channelsequence import ChannelError, make_channel, play, show
-
-    result = _ResultStream(as_json)
-    try:
-        played = play(make_channel(kind, settings or []), seed, steps)
-    except ChannelError as error:
-        fail(error)
-    result.write(played, lambda: show(console, played))
 
 
 @bench.command("links")
@@ -253,7 +190,7 @@ def bench_links(
     from netem.bench import bench_tables
     from netem.session import LinkUnavailable
 
-    result = _ResultStream(as_json)
+    result = ResultStream(as_json)
     try:
         found = measure(link, quick=quick, progress=lambda line: messages.print(line, highlight=False))
     except LinkUnavailable as error:
@@ -269,37 +206,16 @@ def bench_simulate(
     from cluster.bench import bench_simulate as measure
     from cluster.bench import simulate_table
 
-    result = _ResultStream(as_json)
+    result = ResultStream(as_json)
     found = measure(quick)
     result.write(found, lambda: console.print(simulate_table(found)))
 
 
+cli_problems.register(app)
+
+
 def _names(allocators: str | None) -> list[str] | None:
     return None if allocators is None else [name.strip() for name in allocators.split(",")]
-
-
-class _ResultStream:
-    """Keeps standard output clean for the JSON document, whatever libraries and child processes print there."""
-
-    def __init__(self, as_json: bool) -> None:
-        self._file = None
-        if as_json:
-            sys.stdout.flush()
-            self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
-            os.dup2(2, 1)
-
-    def write(self, document: Any, show: Any) -> None:
-        if self._file is None:
-            show()
-        else:
-            self._file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-            self._file.close()
-
-
-def fail(error: Exception | str) -> NoReturn:
-    """One message for the user's mistake, and exit code 2."""
-    messages.print(f"[bold red]scout:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(EXIT_WRONG_INPUT)
 
 
 def main() -> None:
