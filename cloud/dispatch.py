@@ -11,6 +11,7 @@ class LeastLoaded:
 
     def __init__(self, workers: int) -> None:
         self._promised_ms = [0.0] * workers
+        self._promises = [0] * workers
         self._jobs: dict[int, tuple[int, float]] = {}
         self._arrived: list[dict[int, None]] = [{} for _ in range(workers)]  # request ids in order of arrival
         self._serving_since_s = [0.0] * workers
@@ -21,6 +22,7 @@ class LeastLoaded:
         worker = free_in_ms.index(min(free_in_ms))
         self._jobs[request_id] = (worker, cloud_ms)
         self._promised_ms[worker] += cloud_ms
+        self._promises[worker] += 1
         return worker
 
     def arrived(self, request_id: int) -> None:
@@ -39,7 +41,9 @@ class LeastLoaded:
             return
         worker, cloud_ms = job
         queue = self._arrived[worker]
-        self._promised_ms[worker] = round(self._promised_ms[worker] - cloud_ms, 6)  # idle is 0, not 1e-14
+        self._promises[worker] -= 1
+        # Sums of differences drift; an idle worker has promised nothing.
+        self._promised_ms[worker] = self._promised_ms[worker] - cloud_ms if self._promises[worker] else 0.0
         if request_id in queue:
             was_served = next(iter(queue)) == request_id
             del queue[request_id]
