@@ -33,6 +33,7 @@ def _printable(text: str) -> str:
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
+ProfileName = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
 Deadline = Annotated[float, Field(gt=0, le=3_600_000)]
 
@@ -67,7 +68,7 @@ class ProblemAgent(Strict):
     """One agent with one request: the modes of a profile (`modes` lists those allowed), or modes of its own."""
 
     name: Name | None = Field(default=None, description="default: its place in the list, from 0 on")
-    profile: str | None = Field(default=None, description="`<file>/<model>`, as in scenarios")
+    profile: ProfileName | None = Field(default=None, description="`<file>/<model>`, as in scenarios")
     modes: Modes | None = None
     kv_bytes: int | None = Field(
         default=None, gt=0, le=2**40, description="its full cache; default: the profile's, or its largest payload"
@@ -182,10 +183,8 @@ class _Builder:
             allowed = own or self._file.modes or list(profile.modes)
             self._options[key] = payload_options(profile, allowed)
             if not self._options[key]:
-                have = ", ".join(profile.modes)
-                raise self._document.error(
-                    ("agents", i, "profile"), f"{name} has none of the allowed modes, only {have}"
-                )
+                message = f"{name} has none of the allowed modes, only {', '.join(profile.modes)}"
+                raise self._document.error(("agents", i, "profile"), message)
         return self._options[key]
 
     def _profile(self, i: int, name: str) -> ModelProfile:

@@ -197,6 +197,7 @@ AGENT = {"modes": {"int4": INT4}}
             problem(agents=[AGENT, AGENT | {"wieght": 2}]),
             "agents[1].wieght: unknown key; allowed here: deadline_ms, kv_",
         ),
+        (problem(agents=[{"profile": "\0.yaml/x"}]), "agents[0].profile: '\\x00.yaml/x' has characters"),
         (problem(agents=[AGENT | {"weight": 0}]), "agents[0].weight: 0: input should be greater than 0"),
         (problem(agents=[AGENT | {"name": "a"}] * 2), "agents[1].name: agent 0 has this name already"),
         (problem(agents=[AGENT | {"name": "\u001b[31m"}]), "agents[0].name: "),
