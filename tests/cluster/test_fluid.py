@@ -124,8 +124,6 @@ def test_a_rate_of_nothing_carries_nothing_until_there_is_one() -> None:
 rates = st.floats(0.05, 100) | st.sampled_from([1.0, 2.0, 10.0])
 transfers = st.lists(st.tuples(st.integers(0, 40), st.floats(0.01, 60)), min_size=1, max_size=5)  # (tenth of s, Mbit)
 changes = st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 4), rates), max_size=12)  # (tenth, agent or -1, rate)
-    st.tuples(st.integers(0, 60), st.integers(-1, 4), rates), max_size=12
-)  # (tenth, agent or -1, Mbit/s)
 
 
 @settings(deadline=None)
