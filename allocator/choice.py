@@ -1,10 +1,11 @@
 """Multiple choice under budgets, fast: an option for every row, the highest value, no budget overrun; and a bound.
 
-Budgets get prices (Lagrange multipliers). At any prices, the sum of every row's best reduced value bounds the value of
-all choices; `lower_bound` looks for the prices of the lowest bound. An option's loss is what it falls short of its
-row's best at those prices. A choice that is better than the best known one has no option whose loss exceeds the gap
-between the bound and that one: so `improve` enumerates products of options of little loss until the gap is closed or
-the work is used up. (Dyer 1984; Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", 1995.)
+Budgets get prices. At any prices, the sum of every row's best reduced value bounds the value of all choices; the lowest
+such bound is what a mixture of choices could reach, and `relax` finds both together (Dantzig and Wolfe 1960). An
+option's loss is what it falls short of its row's best at those prices. A choice that is better than the best known one
+has no option whose loss exceeds the gap between the bound and that one: so `improve` enumerates products of options of
+little loss until the gap is closed or the work is used up (Pisinger, "A minimal algorithm for the multiple-choice
+knapsack problem", 1995, with one budget).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +15,11 @@ import numpy as np
 from allocator.rows import Floats, Ints
 
 _ROUNDING = 1e-9
-_LINE_STEPS = 40
-_LEAST_PROGRESS = 1e-4  # of the bound, for which another sweep over the prices is worth its time
-_TRIED = 4  # of a product, how many of its best are checked against the budgets that have no price
+_APART = 1e-4
+_SPARING = 1e-7
+_CLOSED = 1e-8  # of the bound: a mixture this near it is the best
+_CARRIED = 5
+_TRIED = 8  # of a product, how many of its best are checked against the budgets that have no price
 _RAISES = (1.003, 1.01, 1.03, 1.1, 1.3, 2.0, 10.0)
 
 
@@ -40,6 +43,11 @@ class Choice:
         self._columns = np.arange(value.shape[1])
         self._flat_value = value.ravel()
         self._flat_uses = uses.reshape(len(budgets), -1)
+        # Many rows are alike, and would all change their option at the same price. A little difference between them
+        # lets a price split them; and of options of equal value the sparing one is better. Bounds go without it.
+        apart = 1 + _APART * self._columns / value.shape[1]
+        scale = float(np.abs(value[np.isfinite(value)]).max())
+        self._told_apart = value * apart - _SPARING * scale * uses.sum(axis=0)
 
     def worth(self, choice: Ints) -> float:
         """The value of a choice."""
@@ -54,136 +62,142 @@ class Choice:
         """Whether a choice keeps all budgets."""
         return bool((self.used(choice) <= self.budgets).all()) and self._holds(choice)
 
-    def lower_bound(self, sweeps: int) -> Ints:
-        """Lower the bound: move each price in turn to where the bound is lowest. Returns the choice at these prices."""
-        choice = self.value.argmax(axis=0)
-        for _ in range(sweeps if len(self.budgets) > 1 else 1):
-            before = self.bound
-            for budget in range(len(self.budgets)):
-                choice = self._move_price(budget)
-            if before - self.bound <= _LEAST_PROGRESS * abs(self.bound):
-                break
-        return choice
+    def relax(self, start: Ints, steps: int) -> list[Ints]:
+        """Lower the bound to what a mixture of choices reaches; returns the choices of that mixture.
 
-    def rounded(self, choice: Ints) -> Ints | None:
-        """A choice that keeps all budgets, from one that may not, by raising prices; None if that doesn't help."""
-        if self.fits(choice):
-            return choice
-        for factor in _RAISES:
-            choice = self._reduced(self.prices * factor).argmax(axis=0)
+        Args:
+            start: a choice that keeps all priced budgets.
+            steps: how many prices to try at most.
+        """
+        flat = self._told_apart.ravel()
+        mixture = _Mixture(self.budgets, start, float(flat.take(self._at(start)).sum()), self.used(start))
+        lowest = np.inf
+        for _ in range(steps):
+            prices, reached = mixture.prices()
+            choice = (self._told_apart - _paid(prices, self.uses)).argmax(axis=0)
+            worth, used = float(flat.take(self._at(choice)).sum()), self.used(choice)
+            bound = float(worth - prices @ (used - self.budgets))
+            if bound < lowest:
+                lowest, self.prices = bound, prices
+            if lowest - reached <= _CLOSED * abs(lowest):
+                break
+            if not mixture.enter(choice, worth, used):
+                break
+        # Rows told apart may have had a slightly better option, which a bound must know.
+        best = (self.value - _paid(self.prices, self.uses)).max(axis=0).sum()
+        self.bound = float(best + self.prices @ self.budgets)
+        return mixture.choices
+
+    def rounded(self, mixture: Sequence[Ints]) -> Ints | None:
+        """A choice that keeps all budgets, near a mixture; None if none is found."""
+        fitting = [choice for choice in mixture if self.fits(choice)]
+        options = np.array(mixture)
+        paid = _paid(self.prices, self.uses)[options, self._columns]
+        frugal = options[paid.argmin(axis=0), self._columns]
+        if self.fits(frugal):
+            fitting.append(frugal)
+        for factor in _RAISES if not fitting else ():
+            choice = (self._told_apart - _paid(self.prices * factor, self.uses)).argmax(axis=0)
             if self.fits(choice):
                 return choice
-        return None
+        return max(fitting, key=self.worth, default=None)
 
-    def improve(self, best: Ints, near_enough: float, products: Sequence[int]) -> Ints:
+    def improve(
+        self, best: Ints, mixture: Sequence[Ints], near_enough: float, rounds: Sequence[tuple[int, int]]
+    ) -> Ints:
         """A choice at least as good as `best`, which keeps all budgets.
 
         Args:
+            mixture: choices around which to search, too; they need not keep the budgets.
             near_enough: stop when the value is at most this far from the bound.
-            products: how many combinations to enumerate, in each round.
+            rounds: for each, how many options may change, and how many partial choices are kept while they do.
         """
-        reduced = self._reduced(self.prices)
+        reduced = self.value - _paid(self.prices, self.uses)
         loss = reduced.max(axis=0) - reduced
-        n = len(self._columns)
         worth = self.worth(best)
         random = None
-        for round_, product in enumerate(products):
+        for round_, (options, width) in enumerate(rounds):
             gap = self.bound - worth
             if gap <= near_enough:
                 break
-            other = loss.copy()
-            other[best, self._columns] = np.inf
-            flat = other.ravel()
-            candidates = np.flatnonzero(flat < gap)
-            rank = flat[candidates]
-            if round_:
+            centre = mixture[round_ // 2 % len(mixture)] if round_ % 2 == 0 else best
+            further = loss - loss[centre, self._columns]
+            further[centre, self._columns] = np.inf
+            candidates = np.flatnonzero((further < np.inf) & (loss < gap))
+            rank = further.ravel()[candidates]
+            order = np.argsort(rank, kind="stable")
+            candidates, rank = candidates[order], rank[order]
+            # Of options alike, some are as good as all.
+            number = np.arange(len(rank))
+            alike = number - np.maximum.accumulate(np.where(np.diff(rank, prepend=-np.inf) > 1e-7, number, 0))
+            candidates, rank = candidates[alike < 3 + round_], rank[alike < 3 + round_]
+            if round_ > 1:
                 # The same few again would find nothing new: others, of little loss still, by lot.
                 random = random or np.random.default_rng(round_)
-                rank = (rank + gap / 16) * random.random(len(rank))
-            core, complete = _core(candidates[np.argsort(rank, kind="stable")], n, product)
-            found = self._best_of(best, core)
+                candidates = candidates[np.argsort((rank + near_enough) * random.random(len(rank)), kind="stable")]
+            core: dict[int, list[int]] = {}
+            for flat in candidates[:options].tolist():
+                option, row = divmod(flat, len(self._columns))
+                core.setdefault(row, []).append(option)
+            found = self._best_of(centre, core, worth, width)
             if found is not None:
                 best = found
                 worth = self.worth(best)
-            elif complete:
-                break
         return best
 
     def _at(self, choice: Ints) -> Ints:
         at: Ints = choice * len(self._columns) + self._columns
         return at
 
-    def _reduced(self, prices: Floats) -> Floats:
-        """Values less what is used at these prices."""
-        reduced = self.value
-        for use, price in zip(self.uses, prices.tolist(), strict=True):
-            if price:
-                reduced = reduced - price * use
-        return reduced
+    def _best_of(self, centre: Ints, core: dict[int, list[int]], worth: float, width: int) -> Ints | None:
+        """The best choice found that differs from `centre` by options of `core` only; None if not worth over `worth`.
 
-    def _move_price(self, budget: int) -> Ints:
-        """Move one price to where the bound is lowest, the others given; returns a choice there that keeps this budget.
-
-        As a function of the price, the value of each choice is a line, and the bound is the highest of all lines. Where
-        a line that overruns the budget crosses one that keeps it is the next price to try, until no line is higher.
+        Row by row, all partial choices are extended by all options of the row. Those are dropped that can't come to
+        more than `worth` at the prices, or can't keep the budgets any more; and all but the `width` most promising.
         """
-        others = self.prices.copy()
-        others[budget] = 0.0
-        base, use, limit = self._reduced(others), self.uses[budget], float(self.budgets[budget])
-        flat_base, flat_use = base.ravel(), self._flat_uses[budget]
-
-        def line(reduced: Floats) -> tuple[Ints, float, float]:
-            choice = reduced.argmax(axis=0)
-            at = self._at(choice)
-            return choice, float(flat_base.take(at).sum()), float(flat_use.take(at).sum())
-
-        paid = float(others @ self.budgets)
-        choice, over_value, over_use = line(base)
-        if over_use <= limit:
-            self.prices[budget] = 0.0
-            self.bound = min(self.bound, over_value + paid)
-            return choice
-        finite = np.isfinite(base)
-        kept, kept_value, kept_use = line(np.where(use == np.where(finite, use, np.inf).min(axis=0), base, -np.inf))
-        if kept_use > limit:
-            return kept  # nothing keeps this budget
-        price = float(self.prices[budget])
-        for _ in range(_LINE_STEPS):
-            crossing = (over_value - kept_value) / (over_use - kept_use)
-            if not price:
-                price = crossing
-            choice, value, used = line(base - price * use)
-            highest = value - price * used
-            if price == crossing and highest <= over_value - price * over_use + _ROUNDING * (1 + abs(highest)):
-                break
-            if used > limit:
-                over_value, over_use = value, used
-            else:
-                kept, kept_value, kept_use = choice, value, used
-            price = 0.0
-        self.prices[budget] = price = (over_value - kept_value) / (over_use - kept_use)
-        self.bound = min(self.bound, float((base - price * use).max(axis=0).sum()) + price * limit + paid)
-        return kept
-
-    def _best_of(self, best: Ints, core: dict[int, list[int]]) -> Ints | None:
-        """The best combination of the options of `core`, the other rows as in `best`; None if that is `best` itself."""
-        slack = self.budgets - self.used(best)
-        totals = np.zeros((1 + len(slack), 1))
+        slack = self.budgets - self.used(centre)
+        steps = []
         for row, options in core.items():
-            own = int(best[row])
-            steps = np.empty((len(totals), 1 + len(options)))
-            steps[:, 0] = 0.0
-            steps[0, 1:] = self.value[options, row] - self.value[own, row]
-            steps[1:, 1:] = self.uses[:, options, row] - self.uses[:, own, row][:, None]
-            totals = (totals[:, :, None] + steps[:, None, :]).reshape(len(totals), -1)
-        gain = totals[0]
-        fitting = np.flatnonzero(
-            (gain > _ROUNDING * (1 + abs(self.bound))) & (totals[1:] <= slack[:, None]).all(axis=0)
-        )
-        for index in fitting[np.argsort(-gain[fitting], kind="stable")[:_TRIED]].tolist():
-            choice = best.copy()
-            for row, options in reversed(core.items()):
-                index, position = divmod(index, 1 + len(options))
+            own = int(centre[row])
+            step = np.zeros((2 + len(slack), 1 + len(options)))
+            step[1, 1:] = self.value[options, row] - self.value[own, row]
+            step[2:, 1:] = self.uses[:, options, row] - self.uses[:, own, row][:, None]
+            step[0] = step[1] - self.prices @ step[2:]
+            steps.append((row, options, step))
+        if not steps:
+            return None
+        # Long steps first: short ones then fill what is left.
+        steps.sort(key=lambda item: -float(np.abs(item[2][1] - item[2][0]).max()))
+        # Budgets that the whole core can't overrun need not be added up.
+        over = sum((step[2:].max(axis=1) for _, _, step in steps), -slack)
+        over[self.prices > 0] += 1e3
+        tight = np.argsort(-over)[:_CARRIED]
+        tight = tight[over[tight] > 0]
+        carried = np.concatenate(([0, 1], 2 + tight))
+        limit = slack[tight, None]
+        ahead = np.array([[step[0].max(), *step[2 + tight].min(axis=1)] for _, _, step in steps])
+        ahead = np.cumsum(ahead[::-1], axis=0)[::-1] - ahead
+        enough = worth - self.worth(centre) + _ROUNDING * (1 + abs(worth))
+        least = enough - float(self.prices @ slack)
+        totals = np.zeros((len(carried), 1))
+        history: list[tuple[Ints, int]] = []
+        for (_, options, step), later in zip(steps, ahead, strict=True):
+            totals = (totals[:, :, None] + step[carried, None, :]).reshape(len(carried), -1)
+            keep = totals[0] >= least - later[0]
+            keep &= (totals[2:] + later[1:, None] <= limit).all(axis=0)
+            kept = np.flatnonzero(keep)
+            if len(kept) > width:
+                # Alike rows make alike totals by the dozen: one of each is enough.
+                kept = kept[np.unique(np.round(totals[0, kept] + 7.3 * totals[1, kept], 7), return_index=True)[1]]
+            if len(kept) > width:
+                kept = kept[np.argpartition(-totals[0, kept], width)[:width]]
+            totals = totals[:, kept]
+            history.append((kept, 1 + len(options)))
+        better = np.flatnonzero(totals[1] > enough)
+        for index in better[np.argsort(-totals[1, better], kind="stable")[:_TRIED]].tolist():
+            choice = centre.copy()
+            for (row, options, _), (kept, count) in zip(reversed(steps), reversed(history), strict=True):
+                index, position = divmod(int(kept[index]), count)
                 if position:
                     choice[row] = options[position - 1]
             if self.fits(choice):
@@ -191,15 +205,57 @@ class Choice:
         return None
 
 
-def _core(ranked: Ints, n: int, product: int) -> tuple[dict[int, list[int]], bool]:
-    """Options of rows (of `n`), by rank, while there are at most `product` combinations; and whether all got in."""
-    core: dict[int, list[int]] = {}
-    size = 1
-    for flat in ranked.tolist():
-        option, row = divmod(flat, n)
-        have = 1 + len(core.get(row, ()))
-        if size // have * (have + 1) > product:
-            return core, False
-        size = size // have * (have + 1)
-        core.setdefault(row, []).append(option)
-    return core, True
+class _Mixture:
+    """The best mixture of the choices seen so far that keeps the budgets on average: a revised simplex method.
+
+    Its rows are the budgets and that the parts add up to 1; its basis starts as all slack and the first choice.
+    """
+
+    def __init__(self, budgets: Floats, choice: Ints, value: float, used: Floats) -> None:
+        m = len(budgets)
+        self._inverse = np.eye(m + 1)
+        self._inverse[:m, m] = -used
+        self._level = np.append(budgets - used, 1.0)
+        self._value = np.zeros(m + 1)
+        self._value[m] = value
+        self._choice: list[Ints | None] = [*[None] * m, choice]
+
+    @property
+    def choices(self) -> list[Ints]:
+        """The choices that are mixed."""
+        return [choice for choice in self._choice if choice is not None]
+
+    def prices(self) -> tuple[Floats, float]:
+        """What a unit of each budget is worth to the mixture, and its value."""
+        while True:
+            dual = self._value @ self._inverse
+            cheapest = int(dual[:-1].argmin())
+            if dual[cheapest] >= -_ROUNDING * (1 + abs(dual[-1])) or not self._pivot(
+                self._inverse[:, cheapest], None, 0.0
+            ):
+                return np.maximum(dual[:-1], 0.0), float(self._value @ self._level)
+
+    def enter(self, choice: Ints, value: float, used: Floats) -> bool:
+        """Mix a choice in; False if rounding forbids it."""
+        return self._pivot(self._inverse @ np.append(used, 1.0), choice, value)
+
+    def _pivot(self, column: Floats, choice: Ints | None, value: float) -> bool:
+        rising = np.flatnonzero(column > _ROUNDING)
+        if not len(rising):
+            return False
+        leaving = int(rising[(self._level[rising] / column[rising]).argmin()])
+        pivot = column[leaving]
+        column = column.copy()
+        column[leaving] = 0.0
+        self._inverse[leaving] /= pivot
+        self._inverse -= np.outer(column, self._inverse[leaving])
+        self._level[leaving] /= pivot
+        self._level -= column * self._level[leaving]
+        self._value[leaving] = value
+        self._choice[leaving] = choice
+        return True
+
+
+def _paid(prices: Floats, uses: Floats) -> Floats:
+    """What every option costs at these prices."""
+    return (prices @ uses.reshape(len(prices), -1)).reshape(uses.shape[1:])

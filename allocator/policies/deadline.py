@@ -7,10 +7,10 @@ from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
 from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
 
-_NEAR = 1e-4  # of the quality: a choice this near its bound is good enough
-_MOST_PRICED = 4  # deadlines whose cloud time has a price; the others are checked
-_SWEEPS = 4
-_PRODUCTS = (1024, 4096, 4096, 4096)
+_NEAR = 4e-4  # of the quality: a choice this near its bound is good enough
+_MOST_PRICED = 8192  # deadlines times rows; the cloud time until other deadlines has no price and is just checked
+_STEPS = 40  # prices tried
+_ROUNDS = ((20, 32), (20, 32), (40, 128), (40, 128), (64, 512), (64, 512), (64, 1024))
 
 
 class Deadline:
@@ -67,12 +67,11 @@ class _Solver:
 
     def _most_weight(self) -> Ints:
         value = np.where(self.offered, self.met, -np.inf)
-        choice = self._priced(value, np.empty((0, *value.shape)), np.empty(0))
-        start = choice.rounded(choice.lower_bound(_SWEEPS))
-        if start is None:
-            start = np.full(len(self.weight), self.unmet)
         whole = (self.weight == np.floor(self.weight)).all()
-        return choice.improve(start, 1 - 1e-6 if whole else 0.0, _PRODUCTS)
+        nobody = np.full(len(self.weight), self.unmet)
+        return self._best(
+            self._priced(value, np.empty((0, *value.shape)), np.empty(0)), nobody, 1 - 1e-6 if whole else 0.0
+        )
 
     def _best_quality(self, start: Ints) -> Ints:
         value = np.where(self.offered, self.quality, -np.inf)
@@ -80,21 +79,27 @@ class _Solver:
             value[self.unmet] = -np.inf
             choice = self._priced(value, np.empty((0, *value.shape)), np.empty(0))
         else:
-            # To keep the weight that is met is one more budget: what is used of it is less than nothing.
-            columns = np.arange(len(start))
-            least = self.met[start, columns].sum() * (1 - 1e-9)
-            choice = self._priced(value, -self.met[None], np.array([-least]))
-        rounded = choice.rounded(choice.lower_bound(_SWEEPS))
+            # The weight that is met is two more budgets: it can't be more, and what is used of the other is negative.
+            weight = self.met[start, np.arange(len(start))].sum()
+            uses = np.stack((self.met, -self.met))
+            choice = self._priced(value, uses, np.array([weight * (1 + 1e-9), -weight * (1 - 1e-9)]))
+        return self._best(choice, start, _NEAR * choice.worth(start))
+
+    def _best(self, choice: Choice, start: Ints, near_enough: float) -> Ints:
+        """The best choice found, from one that keeps all budgets."""
+        mixture = choice.relax(start, _STEPS)
+        rounded = choice.rounded(mixture)
         if rounded is not None and choice.worth(rounded) > choice.worth(start):
             start = rounded
-        return choice.improve(start, _NEAR * choice.bound, _PRODUCTS)
+        return choice.improve(start, mixture, near_enough, _ROUNDS)
 
     def _priced(self, value: Floats, uses: Floats, budgets: Floats) -> Choice:
-        """With prices on the uplink and on the cloud time until those deadlines that turn out to bind."""
-        stages = list(range(len(self.budget_ms))) if len(self.budget_ms) <= _MOST_PRICED else [len(self.budget_ms) - 1]
-        cloud = [
-            np.where(self.stage <= stage, self.cloud_ms, 0.0) / max(self.budget_ms[stage], 1e-9) for stage in stages
-        ]
+        """With prices on the uplink and on the cloud time until some deadlines, all of them if there are few."""
+        deadlines = len(self.budget_ms)
+        priced = min(deadlines, max(4, _MOST_PRICED // len(self.weight)))
+        stages = [deadlines - 1 - deadlines * i // priced for i in range(priced)]
+        shares = [self.cloud_ms / max(self.budget_ms[stage], 1e-9) for stage in stages]
+        cloud = [np.where(self.stage <= stage, share, 0.0) for stage, share in zip(stages, shares, strict=True)]
         return Choice(
             value,
             np.concatenate((self.need[None], np.array(cloud).reshape(-1, *self.need.shape), uses)),

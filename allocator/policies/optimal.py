@@ -1,6 +1,9 @@
-"""The exact answer, by mixed-integer programming (HiGHS). Seconds may pass; see `deadline` for one that runs live."""
+"""The exact answer, by mixed-integer programming (HiGHS). It may take seconds; `deadline` is the one for live use."""
+
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 
@@ -10,6 +13,8 @@ from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
 
 # Weights that differ by less than this share of the whole are equal; the solver itself is no more exact.
 _WEIGHT_TOLERANCE = 1e-7
+# Budgets are scaled to this, so that the solver's absolute tolerance of 1e-6 is our relative one of 1e-9.
+_SCALE = 1e3
 
 
 class Optimal:
@@ -19,63 +24,129 @@ class Optimal:
     standing = False
 
     def solve(self, problem: Problem) -> Solution:
-        return hand_out(problem, *choices_of(problem, exact_choice(rows_of(problem)).tolist()))
+        return hand_out(problem, *choices_of(problem, exact_choice(rows_of(problem)).choice.tolist()))
 
 
-def exact_choice(rows: Rows) -> Ints:
-    """The option of every row, UNMET if none.
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The option of every row (UNMET if none), and what no choice exceeds.
+
+    With a time limit, that may be more than the choice reaches; the bound on quality is for the weight that it reaches.
+    """
+
+    choice: Ints
+    weight_bound: float
+    quality_bound: float
+
+
+def exact_choice(rows: Rows, limit_s: float = float("inf")) -> Exact:
+    """The best choice; the best found within the limit for each of two solves, if there is a limit.
 
     Raises:
         RuntimeError: the solver gave up.
     """
-    choice = np.full(len(rows.weight), UNMET, dtype=np.intp)
-    option, row = np.nonzero(np.isfinite(rows.need_mbps))
-    if not len(row):
-        return choice
-    weight = rows.weight[row]
-    chosen = _maximize(rows, option, row, weight, None)
-    if rows.quality[option, row].any():
-        met = weight[chosen].sum()
-        least = met - _WEIGHT_TOLERANCE * rows.weight.sum()
-        chosen = _maximize(rows, option, row, rows.quality[option, row], (weight, least))
-    choice[row[chosen]] = option[chosen]
-    return choice
+    try:
+        return _solve(rows, _Programme(rows, merge=True), limit_s)
+    except _Overrun:
+        return _solve(rows, _Programme(rows, merge=False), limit_s)
 
 
-def _maximize(rows: Rows, option: Ints, row: Ints, gain: Floats, floor: tuple[Floats, float] | None) -> Ints:
-    """Indices of the variables that are 1 when their summed `gain` is highest: one binary for each option of a row.
+def _solve(rows: Rows, programme: "_Programme", limit_s: float) -> Exact:
+    if not len(programme.row):
+        return Exact(np.full(len(rows.weight), UNMET, dtype=np.intp), 0.0, 0.0)
+    weight = rows.weight[programme.row]
+    choice, weight_bound = programme.maximize(weight, None, limit_s)
+    if not programme.quality.any():
+        return Exact(choice, weight_bound, 0.0)
+    least = rows.worth(choice)[0] - _WEIGHT_TOLERANCE * rows.weight.sum()
+    choice, quality_bound = programme.maximize(programme.quality, (weight, least), limit_s)
+    return Exact(choice, weight_bound, quality_bound)
 
-    The solver accepts budgets overrun by one in a million. A selection that truly overruns is a cover (no solution has
-    all of it) and is cut off as such, until one is left that holds.
+
+class _Overrun(Exception):
+    """A budget is overrun by the solver's rounding, and no cut of merged variables excludes just that."""
+
+
+class _Programme:
+    """A variable for each useful option of a row; equal rows are one, with a variable that counts.
+
+    An option is useless that needs no less of anything than another of its row and isn't better.
     """
-    variables = np.arange(len(row))
-    ones = np.ones(len(row))
-    need = rows.need_mbps[option, row] / rows.uplink_mbps
-    cloud_ms = rows.cloud_ms[option, row]
-    # One option a row, then the uplink, then the cloud until each deadline: all of them as shares of 1.
-    at_most = [coo_array((ones, (row, variables))).tocsr(), csr_array(need[None, :])]
-    for stage, budget_ms in enumerate(rows.budget_ms):
-        share = cloud_ms / max(budget_ms, np.finfo(float).tiny)
-        at_most.append(csr_array(np.where(rows.stage[row] <= stage, share, 0.0)[None, :]))
-    constraints = [LinearConstraint(vstack(at_most), ub=1.0)]
-    if floor is not None:
-        scale = np.abs(floor[0]).max() or 1.0
-        constraints.append(LinearConstraint(floor[0][None, :] / scale, lb=floor[1] / scale))
-    while True:
-        found = milp(
-            -gain,
-            integrality=ones,
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
-        if found.x is None:
-            raise RuntimeError(f"optimal: {found.message}")
-        chosen = np.flatnonzero(found.x > 0.5)
-        choice = np.full(len(rows.weight), UNMET, dtype=np.intp)
-        choice[row[chosen]] = option[chosen]
-        if rows.fits(choice):
-            return chosen
-        cover = np.zeros(len(row))
-        cover[chosen] = 1.0
-        constraints.append(LinearConstraint(cover[None, :], ub=len(chosen) - 1))
+
+    def __init__(self, rows: Rows, merge: bool) -> None:
+        self._rows = rows
+        columns = np.vstack((rows.need_mbps, rows.cloud_ms, rows.quality, rows.weight, rows.stage))
+        if merge and columns.shape[1]:
+            _, first, group = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+        else:
+            first = group = np.arange(columns.shape[1])
+        self._members = [np.flatnonzero(group == index) for index in range(len(first))]
+        useful = _useful(rows.need_mbps[:, first], rows.cloud_ms[:, first], rows.quality[:, first])
+        self._option, self._group = np.nonzero(useful)
+        self.row: Ints = first[self._group]
+        self.quality = rows.quality[self._option, self.row]
+        self._count = np.array([len(self._members[group]) for group in self._group.tolist()], dtype=float)
+        self._constraints = [LinearConstraint(self._budgets(), ub=self._limits())] if len(self.row) else []
+
+    def _budgets(self) -> csr_array:
+        """Rows: each group's members, then the uplink, then the cloud time until each deadline."""
+        rows, ones, variables = self._rows, np.ones(len(self.row)), np.arange(len(self.row))
+        shares = [rows.need_mbps[self._option, self.row] / rows.uplink_mbps]
+        for stage, budget_ms in enumerate(rows.budget_ms):
+            share = rows.cloud_ms[self._option, self.row] / max(budget_ms, np.finfo(float).tiny)
+            shares.append(np.where(rows.stage[self.row] <= stage, share, 0.0))
+        members = coo_array((ones, (self._group, variables)), shape=(len(self._members), len(variables)))
+        return vstack([members.tocsr(), csr_array(np.array(shares) * _SCALE)])
+
+    def _limits(self) -> Floats:
+        members = [len(rows) for rows in self._members]
+        return np.array([*members, *[_SCALE] * (1 + len(self._rows.budget_ms))], dtype=float)
+
+    def maximize(self, gain: Floats, floor: tuple[Floats, float] | None, limit_s: float) -> tuple[Ints, float]:
+        """The choice of the highest summed `gain` that keeps the budgets, and what no choice exceeds.
+
+        Args:
+            floor: what another sum of the variables must at least be.
+        """
+        constraints = list(self._constraints)
+        if floor is not None:
+            scale = _SCALE / max(np.abs(floor[0]).max(), abs(floor[1]), np.finfo(float).tiny)
+            constraints.append(LinearConstraint(floor[0][None, :] * scale, lb=floor[1] * scale))
+        while True:
+            found = milp(
+                -gain,
+                integrality=np.ones(len(gain)),
+                bounds=Bounds(0, self._count),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0, "time_limit": limit_s},
+            )
+            if found.x is None:
+                raise RuntimeError(f"optimal: {found.message}")
+            counts = np.rint(found.x)
+            choice = self._choice(counts)
+            if self._rows.fits(choice):
+                return choice, -found.mip_dual_bound
+            # Overrun by the solver's rounding. All of these options together are too many: that is a cut.
+            if (self._count[counts > 0] > 1).any():
+                raise _Overrun
+            constraints.append(LinearConstraint((counts > 0).astype(float)[None, :], ub=counts.sum() - 1))
+
+    def _choice(self, counts: Floats) -> Ints:
+        choice = np.full(len(self._rows.weight), UNMET, dtype=np.intp)
+        given = [0] * len(self._members)
+        for variable in np.flatnonzero(counts).tolist():
+            group, count = int(self._group[variable]), int(counts[variable])
+            choice[self._members[group][given[group] : given[group] + count]] = self._option[variable]
+            given[group] += count
+        return choice
+
+
+def _useful(need: Floats, cloud_ms: Floats, quality: Floats) -> NDArray[np.bool_]:
+    """Of each (options, rows), which are possible and not beaten by another option of the row. Of equals, the first."""
+    useful = np.isfinite(need)
+    for option in range(len(need)):
+        for other in range(len(need)):
+            beaten = (need[other] <= need[option]) & (cloud_ms[other] <= cloud_ms[option])
+            beaten &= quality[other] >= quality[option]
+            useful[option] &= ~(beaten & useful[other]) if other != option else True
+    return useful
