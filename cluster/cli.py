@@ -198,6 +198,22 @@ def bench_links(
     result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
 
 
+@bench.command("allocator")
+def bench_allocator(
+    quick: Annotated[bool, typer.Option(help="Half a minute: fewer and smaller problems.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the policies: how near to the best answer, and how long a decision takes. Some minutes."""
+    from allocator.bench import bench_allocator as measure
+    from allocator.bench import bench_tables
+
+    result = ResultStream(as_json)
+    found = measure(quick, progress=lambda line: messages.print(line, highlight=False))
+    result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
+    if not found["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
 @bench.command("simulate")
 def bench_simulate(
     quick: Annotated[bool, typer.Option(help="A few seconds: 64 agents only.")] = False, as_json: Json = False
