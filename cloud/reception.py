@@ -121,9 +121,9 @@ class _Connection:
             self._worker.withdraw(key)
             self._hedged.discard(key)
             return
+        self._hedged.discard(key)
         try:
             await self._worker.submit(Job(key, header, now_s(), self._reply))
-            self._hedged.discard(key)
         except QueueFull:
             await self._refuse(header, "queue_full")
 

@@ -75,8 +75,9 @@ class Worker:
             expected_ms = self.runtime.expected_ms
             self._queued_ms += expected_ms(job.header) - expected_ms(hedge.header)
             hedge.header, hedge.received_s = job.header, job.received_s
-        else:
-            self._enqueue(job)
+        elif not self._enqueue(job):
+            self.counts["refused_queue_full"] += 1
+            raise QueueFull
         try:
             await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
         except OSError:
@@ -95,6 +96,7 @@ class Worker:
     def withdraw(self, key: Hashable) -> None:
         """Nobody wants this request any more, or the rest of it will never come."""
         self._holds.drop(key)
+        self._queued_hedges.pop(key, None)  # its turn will come, and find that nobody wants it
         self._served_from_hedge.discard(key)
 
     async def settle(self) -> None:
@@ -122,8 +124,11 @@ class Worker:
         started_s = now_s()
         expected_ms = self.runtime.expected_ms(job.header)
         self._queued_ms -= expected_ms
+        from_hedge = job.header.kind is Kind.HEDGE
+        if from_hedge and self._queued_hedges.pop(job.key, None) is None:
+            return
         self._free_s = started_s + expected_ms / 1e3
-        if self._queued_hedges.pop(job.key, None) is not None:
+        if from_hedge:
             self._served_from_hedge.add(job.key)
             self.counts["hedges_served"] += 1
             try:  # a receipt that names the hedge's mode: the rest of the cache can stay where it is
@@ -146,13 +151,13 @@ class Worker:
         except OSError:
             self.counts["unanswered"] += 1
 
-    def _enqueue(self, job: Job) -> None:
-        try:
-            self._queue.put_nowait(job)
-        except asyncio.QueueFull:
-            self.counts["refused_queue_full"] += 1
-            raise QueueFull from None
+    def _enqueue(self, job: Job) -> bool:
+        """Whether there was room."""
+        if self._queue.full():
+            return False
+        self._queue.put_nowait(job)
         self._queued_ms += self.runtime.expected_ms(job.header)
+        return True
 
     def _release_due(self) -> None:
         """Queue the hedges that can't wait any longer, and look again when the next one can't."""
@@ -163,10 +168,9 @@ class Worker:
             return
         busy_until_s = max(now_s(), self._free_s) + self._queued_ms / 1e3 + HOLD_MARGIN_S
         for job in self._holds.due(busy_until_s):
-            try:
-                self._enqueue(job)
+            if self._enqueue(job):
                 self._queued_hedges[job.key] = job
-            except QueueFull:
+            else:
                 self.counts["hedges_dropped"] += 1
         start_s = self._holds.next_start_s()
         if start_s is not None:
