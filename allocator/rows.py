@@ -73,8 +73,8 @@ def rows_of(problem: Problem) -> Rows:
     """The arrays of a problem."""
     requests, transfers = problem.requests, problem.transfers
     kbit, busy_ms, cloud_ms, quality = _options(problem)
-    late_ms = np.array([r.time_left_ms for r in requests] + [t.due_in_ms for t in transfers])
-    weight = np.array([r.weight for r in requests] + [t.weight for t in transfers])
+    late_ms = np.array([r.time_left_ms for r in requests] + [t.due_in_ms for t in transfers], dtype=float)
+    weight = np.array([r.weight for r in requests] + [t.weight for t in transfers], dtype=float)
     uplink_mbps = problem.uplink_mbps * (1 + ROUNDING)
     transfer_ms = late_ms - busy_ms
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -140,8 +140,10 @@ def _stages(problem: Problem, deadline_ms: Floats, most_ms: Floats) -> tuple[Int
     A budget binds only if the most that rows may ask until then exceeds it; rows go to the next deadline that may.
     """
     distinct, stage = np.unique(deadline_ms, return_inverse=True)
-    free_ms = np.maximum(0.0, np.array(problem.workers_free_in_ms, dtype=float))
-    budget = np.maximum(0.0, distinct[:, None] - free_ms).sum(axis=1) * (1 + ROUNDING)
+    free_ms = np.sort(np.maximum(0.0, np.array(problem.workers_free_in_ms, dtype=float)))
+    # Until a deadline, each worker that is free before has the time from when it is.
+    workers = np.searchsorted(free_ms, distinct)
+    budget = (workers * distinct - np.append(0.0, np.cumsum(free_ms))[workers]) * (1 + ROUNDING)
     binding = np.cumsum(np.bincount(stage, most_ms)) > budget
     if not binding.any():
         return np.zeros(len(deadline_ms), dtype=np.intp), np.empty(0)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from allocator.choice import Choice
+from allocator.few import few_choice
 from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
 from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
@@ -23,7 +24,8 @@ class Deadline:
     standing = False
 
     def solve(self, problem: Problem) -> Solution:
-        return hand_out(problem, *choices_of(problem, near_choice(rows_of(problem)).tolist()))
+        few = few_choice(problem)
+        return hand_out(problem, *(few or choices_of(problem, near_choice(rows_of(problem)).tolist())))
 
 
 def near_choice(rows: Rows) -> Ints:
