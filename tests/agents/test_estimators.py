@@ -52,6 +52,61 @@ def test_oracle_knows_the_present() -> None:
     assert oracle.estimate() == 33
 
 
+def seen(kind: str, past: list[float], now: float | None = None) -> EstimatorSettings:
+    """An estimator that has had these reports; after each it may peek at the rate that then began."""
+    made = make(kind)
+    for mbps in past:
+        made.report(mbps)
+        made.peek(mbps)
+    if now is not None:
+        made.peek(now)
+    return made
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+@given(past=rates, now=st.floats(0.1, 1000))
+def test_a_spread_is_ascending_positive_and_as_blind_as_its_estimate(kind: str, past: list[float], now: float) -> None:
+    spread = list(seen(kind, past).spread())
+    assert spread == sorted(spread) and spread[0] > 0
+    if kind in CAUSAL:
+        assert spread == list(seen(kind, past, now).spread())
+    if kind in ("fixed", "oracle"):
+        assert spread == [seen(kind, past).estimate()], "no doubt"
+    else:
+        assert len(spread) > 1
+
+
+@pytest.mark.parametrize("kind", ["ewma", "published_ewma"])
+@given(past=rates, scale=st.sampled_from([0.5, 2.0, 8.0]))
+def test_a_spread_scales_with_the_channel(kind: str, past: list[float], scale: float) -> None:
+    scaled = [mbps * scale for mbps in past]
+    expected = [mbps * scale for mbps in seen(kind, past).spread()]
+    assert list(seen(kind, scaled).spread()) == pytest.approx(expected)
+
+
+def test_a_spread_learns_what_the_channel_is_like() -> None:
+    steady = seen("ewma", [50.0] * 300).spread()
+    assert list(steady) == pytest.approx([50.0] * len(steady)), "outages that never come are forgotten"
+    # Every fifth report an outage: about as much of the spread foresees one.
+    shaky = seen("ewma", [2.0 if number % 5 == 0 else 50.0 for number in range(1, 301)]).spread()
+    assert sum(mbps < 10 for mbps in shaky) / len(shaky) == pytest.approx(0.2, abs=0.07)
+    assert max(shaky) > 40
+
+
+def test_copies_learn_apart() -> None:
+    one = seen("ewma", [50.0] * 3)
+    other = one.model_copy(deep=True)
+    before = list(one.spread())
+    other.report(1)
+    assert list(one.spread()) == before != list(other.spread())
+
+
+@pytest.mark.parametrize("kind", sorted(set(ESTIMATORS) - {"fixed"}))
+def test_a_spread_needs_a_report(kind: str) -> None:
+    with pytest.raises(RuntimeError, match="one report first"):
+        make(kind).spread()
+
+
 @pytest.mark.parametrize("kind", sorted(set(ESTIMATORS) - {"fixed"}))
 def test_an_estimate_needs_a_report(kind: str) -> None:
     with pytest.raises(RuntimeError, match="one report first"):
