@@ -59,6 +59,23 @@ class Poisson(ArrivalProcess):
         return arrivals
 
 
+class Bursts(ArrivalProcess):
+    """Bursts at Poisson times: each one `size` different agents on average (geometric), within `spread_s`."""
+
+    kind: Literal["bursts"] = "bursts"
+    rate_per_s: float = Field(gt=0, le=10_000, description="bursts, of all agents together")
+    size: float = Field(ge=1, le=100_000, description="mean requests in a burst; never more than agents")
+    spread_s: float = Field(default=0.1, ge=0, le=3600)
+    duration_s: float = Field(gt=0, le=1e6)
+
+    def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
+        arrivals = []
+        for begins_s in rng.uniform(0, self.duration_s, rng.poisson(self.rate_per_s * self.duration_s)):
+            members = rng.choice(agents, min(agents, int(rng.geometric(1 / self.size))), replace=False)
+            arrivals += [(float(begins_s + rng.uniform(0, self.spread_s)), int(agent), -1) for agent in members]
+        return arrivals
+
+
 class ArrivalTraceError(ValueError):
     """An arrival trace can't be read; the message names file, line, what was found and what is allowed."""
 
@@ -112,6 +129,7 @@ def read_arrival_trace(path: Path) -> list[tuple[float, int]]:
 ARRIVALS: dict[str, type[ArrivalProcess]] = {
     "synchronized": Synchronized,
     "poisson": Poisson,
+    "bursts": Bursts,
     "trace": TraceArrivals,
 }
-AnyArrivals = Annotated[Synchronized | Poisson | TraceArrivals, Field(discriminator="kind")]
+AnyArrivals = Annotated[Synchronized | Poisson | Bursts | TraceArrivals, Field(discriminator="kind")]

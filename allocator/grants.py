@@ -6,17 +6,17 @@ from allocator.problem import ROUNDING, Assignment, ModeOption, Problem, Request
 
 # What a request is told that has no need to reserve: announced, and late whatever is done.
 TRICKLE_MBPS = 0.01
-# Due times that differ by less are the same, so that float noise doesn't pass what is left from one to another.
-_SAME_MS = 1e-6
+# Sizes that differ by less are the same, so that float noise doesn't pass what is left from one to another.
+_SAME_BYTES = 1e-3
 
 
 def hand_out(problem: Problem, chosen: Sequence[ModeOption | None], kept: Sequence[bool]) -> Solution:
     """Grants for the rows that meet their deadlines, then what is left of the uplink for others.
 
     Everybody who meets gets exactly what is needed. What is left goes to those who are late anyway, in equal parts; if
-    there are none, all of it goes to whoever is due first among those sending now, so that other grants stay as they
-    are from call to call and arrivals at the cloud are staggered. Announced requests don't send yet: what is reserved
-    for them counts as left.
+    there are none, all of it goes to whoever has least left to send now: that frees an uplink soonest, the other grants
+    stay as they are from call to call, and arrivals at the cloud are staggered. Announced requests don't send yet: what
+    is reserved for them counts as left.
 
     Args:
         chosen: for every request the option that meets its deadline, or None.
@@ -26,7 +26,7 @@ def hand_out(problem: Problem, chosen: Sequence[ModeOption | None], kept: Sequen
     grants: dict[int, float] = {}
     late: list[tuple[Request, ModeOption]] = []
     late_agents: list[int] = []
-    first_ms = float("inf")
+    least_bytes = float("inf")
     first_agent = -1
     first: tuple[Request, ModeOption] | None = None
     for transfer, meets in zip(problem.transfers, kept, strict=True):
@@ -37,8 +37,8 @@ def hand_out(problem: Problem, chosen: Sequence[ModeOption | None], kept: Sequen
         need_mbps = transfer.bytes_left * 8 / (transfer.due_in_ms * 1e3)
         grants[agent] = grants.get(agent, 0.0) + need_mbps
         left_mbps -= need_mbps
-        if transfer.due_in_ms < first_ms - _SAME_MS:
-            first_ms, first_agent = transfer.due_in_ms, agent
+        if transfer.bytes_left < least_bytes - _SAME_BYTES:
+            least_bytes, first_agent = transfer.bytes_left, agent
     assignments = {}
     for request, option in zip(problem.requests, chosen, strict=True):
         number, agent = request.request_id, request.agent_id
@@ -49,15 +49,15 @@ def hand_out(problem: Problem, chosen: Sequence[ModeOption | None], kept: Sequen
             assignments[number] = Assignment(number, option.mode, 0.0, ends_ms, True)
         else:
             time_left_ms = request.time_left_ms
-            need_mbps = option.least_mbps(time_left_ms)
+            need_mbps = option.wire_bytes * 8 / ((time_left_ms - option.edge_ms - option.cloud_ms) * 1e3)
             # On just enough the answer comes just in time, whether the cloud is waited for or not.
             assignments[number] = Assignment(number, option.mode, need_mbps, time_left_ms, True)
             if request.starts_in_ms > 0:
                 continue
             grants[agent] = grants.get(agent, 0.0) + need_mbps
             left_mbps -= need_mbps
-            if time_left_ms - option.cloud_ms < first_ms - _SAME_MS:
-                first_ms, first_agent, first = time_left_ms - option.cloud_ms, agent, (request, option)
+            if option.wire_bytes < least_bytes - _SAME_BYTES:
+                least_bytes, first_agent, first = option.wire_bytes, agent, (request, option)
     sending = [request.agent_id for request, option in late if option.wire_bytes and request.starts_in_ms <= 0]
     late_agents += sending
     share_mbps = 0.0

@@ -90,12 +90,14 @@ class Rules:
         cloud_time: whether the problem knows when cloud workers are free (two budgets) or not (one).
         unsaved: see `Problem`.
         hedge: whether small modes go ahead of caches at risk.
+        modes: the modes that may be assigned; None for all that agents offer.
     """
 
     margin_ms: float = 0.0
     cloud_time: bool = True
     unsaved: Unsaved = "local"
     hedge: bool = False
+    modes: frozenset[str] | None = None
 
 
 @dataclass(slots=True)
@@ -148,6 +150,7 @@ class Allocator:
         self._credited_bytes = 0.0
         self._reported_s: float | None = None
         self._regranting: asyncio.Task[None] | None = None
+        self._allowed_of: dict[tuple[ModeOption, ...], tuple[ModeOption, ...]] = {}
         self._solve_s: list[float] = []
 
     async def report(self, mbps: float) -> None:
@@ -266,10 +269,7 @@ class Allocator:
             busy = {sending.agent_id for sending in self._sending.values()}
             if asker is not None:
                 busy.add(asker.agent_id)
-                for waiting in self._waiting.values():
-                    if waiting.request.agent_id not in busy:  # of several at one agent, the first
-                        busy.add(waiting.request.agent_id)
-                        requests.append(self._as_of(now_s, waiting))
+                requests += [self._as_of(now_s, waiting, busy) for waiting in self._waiting.values()]
             due_s = self._due_s()
             for request_id, sending in self._sending.items():
                 due_in_ms = (due_s[request_id] - max(now_s, sending.starts_s)) * 1e3 - margin_ms
@@ -283,29 +283,50 @@ class Allocator:
             self._rules.unsaved,
         )
 
-    def _as_of(self, now_s: float, waiting: _Waiting) -> Request:
-        """An announced request as it looks now; it may be late in asking."""
-        starts_s = max(now_s + 1e-6, waiting.starts_s)
+    def _as_of(self, now_s: float, waiting: _Waiting, busy: set[int]) -> Request:
+        """An announced request as it looks now; it may be late in asking.
+
+        If its agent is sending already, it waits for that: what it needs can go to the agent at once, so that the one
+        before it is done in time for both.
+        """
+        starts_s = max(now_s, waiting.starts_s)
+        if waiting.request.agent_id not in busy:
+            starts_s = max(now_s + 1e-6, starts_s)
+        else:
+            starts_s = now_s
         return self._planned(waiting.request, (waiting.deadline_s - starts_s) * 1e3, (starts_s - now_s) * 1e3)
 
     def _planned(self, r: Request, left_ms: float, starts_in_ms: float) -> Request:
-        """The request with the margin taken off."""
+        """The request with the margin taken off, in the modes that may be assigned."""
         left_ms -= self._rules.margin_ms
-        return Request(r.request_id, r.agent_id, left_ms, r.options, r.weight, starts_in_ms)
+        return Request(r.request_id, r.agent_id, left_ms, self._allowed(r.options), r.weight, starts_in_ms)
+
+    def _allowed(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
+        modes = self._rules.modes
+        if modes is None:
+            return options
+        if options not in self._allowed_of:
+            self._allowed_of[options] = tuple(option for option in options if option.mode in modes)
+        return self._allowed_of[options]
 
     def _due_s(self) -> dict[int, float]:
         """When the cloud must have the last byte of each transfer.
 
         With cloud time in the problem, requests that share a worker must come one after the other: scheduled backwards
-        from the latest deadline, each is due when its own service must begin.
+        from the latest deadline, each is due when its own service must begin, less the longest service of the others,
+        which may just have begun when it comes.
         """
         if not self._rules.cloud_time:
             return {r: s.deadline_s - s.option.cloud_ms / 1e3 for r, s in self._sending.items()}
         latest_s: dict[int, float] = {}
+        longest_s: dict[int, float] = {}
         due_s = {}
         for request_id, sending in sorted(self._sending.items(), key=lambda item: (-item[1].deadline_s, -item[0])):
-            ends_s = min(sending.deadline_s, latest_s.get(sending.worker, sending.deadline_s))
-            due_s[request_id] = latest_s[sending.worker] = ends_s - sending.option.cloud_ms / 1e3
+            worker, service_s = sending.worker, sending.option.cloud_ms / 1e3
+            ends_s = min(sending.deadline_s, latest_s.get(worker, sending.deadline_s))
+            latest_s[worker] = ends_s - service_s
+            due_s[request_id] = latest_s[worker] - longest_s.get(worker, 0.0)
+            longest_s[worker] = max(service_s, longest_s.get(worker, 0.0))
         return due_s
 
     def _credit_progress(self, now_s: float) -> None:

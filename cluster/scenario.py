@@ -82,6 +82,7 @@ class AllocatorSettings(Settings):
     label: str | None = Field(default=None, pattern=NAME, description="default: the policy, with `+hedge` if it hedges")
     hedge: bool | None = Field(default=None, description="default: the scenario's")
     cloud_time: bool = Field(default=True, description="whether it knows when workers are free, or only the uplink")
+    modes: list[str] | None = Field(default=None, min_length=1, description="which it may assign; default: all allowed")
     estimator: AnyEstimator | None = Field(default=None, description="default: the uplink's")
 
     @property
@@ -242,12 +243,14 @@ class Scenario(Settings):
                 policy = make_policy(allocator.policy)
                 if self.allocator_names.index(name) != i:
                     raise ValueError(f"allocator {name!r} is there twice; give one a `label`")
-                if isinstance(policy, Static):
-                    for profile in self.models:
-                        options = mode_options(profile, self.modes_of(profile), self.context)
-                        if policy.mode not in [option.mode for option in options]:
-                            offered = ", ".join(option.mode for option in options)
-                            raise ValueError(f"{name}: {profile.name} may not use {policy.mode!r}, only {offered}")
+                for profile in self.models:
+                    offered = [m for m in self.modes_of(profile) if allocator.modes is None or m in allocator.modes]
+                    if isinstance(policy, Static) and policy.mode not in offered:
+                        only = ", ".join(offered)
+                        raise ValueError(f"{name}: {profile.name} may not use {policy.mode!r}, only {only}")
+                    if not offered:
+                        only = ", ".join(self.modes_of(profile))
+                        raise ValueError(f"{name}: {profile.name} has none of the allocator's modes, only {only}")
             except ValueError as error:
                 yield ("allocators", i), str(error)
         if self.margin_ms is not None and self.margin_ms >= self.deadline_ms:

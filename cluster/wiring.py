@@ -37,6 +37,7 @@ def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) 
             cloud_time=settings.cloud_time,
             unsaved=scenario.unsaved,
             hedge=scenario.hedge if settings.hedge is None else settings.hedge,
+            modes=None if settings.modes is None else frozenset(settings.modes),
         ),
     )
 

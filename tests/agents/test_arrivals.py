@@ -16,6 +16,7 @@ def settings(tmp_path: Path) -> dict[str, dict]:
     return {
         "synchronized": {"rounds": 3, "period_s": 2},
         "poisson": {"rate_per_s": 5, "duration_s": 20},
+        "bursts": {"rate_per_s": 1, "size": 2, "duration_s": 30},
         "trace": {"path": str(tmp_path / "a.csv")},
     }
 
