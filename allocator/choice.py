@@ -9,6 +9,7 @@ knapsack problem", 1995, with one budget).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,10 +44,14 @@ class Choice:
         self._columns = np.arange(value.shape[1])
         self._flat_value = value.ravel()
         self._flat_uses = uses.reshape(len(budgets), -1)
+        scale = float(np.abs(value[np.isfinite(value)]).max())
         # Many rows are alike, and would all change their option at the same price. A little difference between them
         # lets a price split them; and of options of equal value the sparing one is better. Bounds go without it.
+        looks = np.sin(1.0 + np.arange(value.size // value.shape[1] * (1 + len(budgets)))) @ np.vstack(
+            (np.where(np.isfinite(value), value, -scale), *uses * scale)
+        )
+        self._kind = np.unique(np.round(looks, 9), return_inverse=True)[1]
         apart = 1 + _APART * self._columns / value.shape[1]
-        scale = float(np.abs(value[np.isfinite(value)]).max())
         self._told_apart = value * apart - _SPARING * scale * uses.sum(axis=0)
 
     def worth(self, choice: Ints) -> float:
@@ -124,22 +129,27 @@ class Choice:
             further = loss - loss[centre, self._columns]
             further[centre, self._columns] = np.inf
             candidates = np.flatnonzero((further < np.inf) & (loss < gap))
-            rank = further.ravel()[candidates]
-            order = np.argsort(rank, kind="stable")
-            candidates, rank = candidates[order], rank[order]
-            # Of options alike, some are as good as all.
-            number = np.arange(len(rank))
-            alike = number - np.maximum.accumulate(np.where(np.diff(rank, prepend=-np.inf) > 1e-7, number, 0))
-            candidates, rank = candidates[alike < 3 + round_], rank[alike < 3 + round_]
+            candidates = candidates[np.argsort(further.ravel()[candidates], kind="stable")]
+            # Of rows that are alike now, the first stands for all.
+            option, row = np.divmod(candidates, len(self._columns))
+            state = self._kind * len(self.value) + centre
+            _, first = np.unique(state[row] * len(self.value) + option, return_index=True)
+            first.sort()
+            option, row = option[first], row[first]
             if round_ > 1:
                 # The same few again would find nothing new: others, of little loss still, by lot.
                 random = random or np.random.default_rng(round_)
-                candidates = candidates[np.argsort((rank + near_enough) * random.random(len(rank)), kind="stable")]
+                lot = np.argsort((further[option, row] + gap / 4) * random.random(len(row)), kind="stable")
+                option, row = option[lot], row[lot]
             core: dict[int, list[int]] = {}
-            for flat in candidates[:options].tolist():
-                option, row = divmod(flat, len(self._columns))
-                core.setdefault(row, []).append(option)
-            found = self._best_of(centre, core, worth, width)
+            for of_state, other in zip(state[row[:options]].tolist(), option[:options].tolist(), strict=True):
+                core.setdefault(of_state, []).append(other)
+            bundles = [
+                (rows, others)
+                for of_state, others in core.items()
+                for rows in _bundles(np.flatnonzero(state == of_state))
+            ]
+            found = self._best_of(centre, bundles, worth, width)
             if found is not None:
                 best = found
                 worth = self.worth(best)
@@ -149,7 +159,7 @@ class Choice:
         at: Ints = choice * len(self._columns) + self._columns
         return at
 
-    def _best_of(self, centre: Ints, core: dict[int, list[int]], worth: float, width: int) -> Ints | None:
+    def _best_of(self, centre: Ints, core: list[tuple[Ints, list[int]]], worth: float, width: int) -> Ints | None:
         """The best choice found that differs from `centre` by options of `core` only; None if not worth over `worth`.
 
         Row by row, all partial choices are extended by all options of the row. Those are dropped that can't come to
@@ -157,13 +167,13 @@ class Choice:
         """
         slack = self.budgets - self.used(centre)
         steps = []
-        for row, options in core.items():
-            own = int(centre[row])
+        for rows, options in core:
+            row, own = rows[0], centre[rows[0]]
             step = np.zeros((2 + len(slack), 1 + len(options)))
             step[1, 1:] = self.value[options, row] - self.value[own, row]
             step[2:, 1:] = self.uses[:, options, row] - self.uses[:, own, row][:, None]
             step[0] = step[1] - self.prices @ step[2:]
-            steps.append((row, options, step))
+            steps.append((rows, options, step * len(rows)))
         if not steps:
             return None
         # Long steps first: short ones then fill what is left.
@@ -196,13 +206,19 @@ class Choice:
         better = np.flatnonzero(totals[1] > enough)
         for index in better[np.argsort(-totals[1, better], kind="stable")[:_TRIED]].tolist():
             choice = centre.copy()
-            for (row, options, _), (kept, count) in zip(reversed(steps), reversed(history), strict=True):
+            for (rows, options, _), (kept, count) in zip(reversed(steps), reversed(history), strict=True):
                 index, position = divmod(int(kept[index]), count)
                 if position:
-                    choice[row] = options[position - 1]
+                    choice[rows] = options[position - 1]
             if self.fits(choice):
                 return choice
         return None
+
+
+def _bundles(rows: Ints) -> list[Ints]:
+    """Rows that are alike, some of them at most, as bundles of 1, 2, 4, ...: any number is a sum of these."""
+    bounds = [0, 1, 3, 7, 15]
+    return [rows[start:end] for start, end in pairwise(bounds) if start < len(rows)]
 
 
 class _Mixture:

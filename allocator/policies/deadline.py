@@ -8,7 +8,7 @@ from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
 from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
 
-_NEAR = 4e-4  # of the quality: a choice this near its bound is good enough
+_NEAR = 9e-4  # of the quality: a choice this near its bound is good enough
 _MOST_PRICED = 8192  # deadlines times rows; the cloud time until other deadlines has no price and is just checked
 _STEPS = 40  # prices tried
 _ROUNDS = ((20, 32), (20, 32), (40, 128), (40, 128), (64, 512), (64, 512), (64, 1024))
