@@ -22,7 +22,7 @@ from allocator.rows import rows_of
 
 SEED = 20261124
 NEAR = 1e-3  # the share of the quality that `deadline` may fall short of `optimal`
-_LIMIT_S = 5.0  # for each of optimal's two solves; what it can't prove until then is counted
+_LIMIT_S = 2.0  # for each of optimal's two solves; what it can't prove until then is counted
 _SAME = 1e-6
 
 

@@ -20,6 +20,7 @@ _APART = 1e-4
 _SPARING = 1e-7
 _CLOSED = 1e-8  # of the bound: a mixture this near it is the best
 _CARRIED = 5
+_PAIRED = 256  # options that are tried two by two
 _TRIED = 8  # of a product, how many of its best are checked against the budgets that have no price
 _RAISES = (1.003, 1.01, 1.03, 1.1, 1.3, 2.0, 10.0)
 
@@ -153,7 +154,45 @@ class Choice:
             if found is not None:
                 best = found
                 worth = self.worth(best)
+        for centre in (*mixture, best):
+            if self.bound - worth > near_enough:
+                further = loss - loss[centre, self._columns]
+                further[centre, self._columns] = np.inf
+                candidates = np.flatnonzero((further < np.inf) & (loss < self.bound - worth))
+                candidates = candidates[np.argsort(further.ravel()[candidates], kind="stable")[:_PAIRED]]
+                found = self._best_pair(centre, candidates, worth)
+                if found is not None:
+                    best, worth = found, self.worth(found)
         return best
+
+    def _best_pair(self, centre: Ints, candidates: Ints, worth: float) -> Ints | None:
+        """The best choice that differs from `centre` in two rows, by `candidates`; None if not worth over `worth`."""
+        row = candidates % len(self._columns)
+        own = self._at(centre)[row]
+        gain = self._flat_value[candidates] - self._flat_value[own]
+        good = np.add.outer(gain, gain) > worth - self.worth(centre) + _ROUNDING * (1 + abs(worth))
+        good &= row[:, None] < row
+        slack = self.budgets - self.used(centre)
+        more = self._flat_uses[:, candidates] - self._flat_uses[:, own]
+        tight = self._tight(2 * more.max(axis=1, initial=0.0) - slack)
+        first, second = np.nonzero(good)
+        more = more[tight]
+        fitting = np.flatnonzero((more[:, first] + more[:, second] <= slack[tight, None]).all(axis=0))
+        together = gain[first[fitting]] + gain[second[fitting]]
+        for pair in fitting[np.argsort(-together, kind="stable")[:_TRIED]].tolist():
+            choice = centre.copy()
+            for candidate in candidates[[first[pair], second[pair]]].tolist():
+                option, changed = divmod(candidate, len(self._columns))
+                choice[changed] = option
+            if self.fits(choice):
+                return choice
+        return None
+
+    def _tight(self, over: Floats) -> Ints:
+        """Those budgets that may be overrun by `over`, a few at most and first those with a price: what is watched."""
+        over = np.where(self.prices > 0, over + 1e3, over)
+        most: Ints = np.argsort(-over, kind="stable")[:_CARRIED]
+        return most[over[most] > 0]
 
     def _at(self, choice: Ints) -> Ints:
         at: Ints = choice * len(self._columns) + self._columns
@@ -179,10 +218,7 @@ class Choice:
         # Long steps first: short ones then fill what is left.
         steps.sort(key=lambda item: -float(np.abs(item[2][1] - item[2][0]).max()))
         # Budgets that the whole core can't overrun need not be added up.
-        over = sum((step[2:].max(axis=1) for _, _, step in steps), -slack)
-        over[self.prices > 0] += 1e3
-        tight = np.argsort(-over)[:_CARRIED]
-        tight = tight[over[tight] > 0]
+        tight = self._tight(sum((step[2:].max(axis=1) for _, _, step in steps), -slack))
         carried = np.concatenate(([0, 1], 2 + tight))
         limit = slack[tight, None]
         ahead = np.array([[step[0].max(), *step[2 + tight].min(axis=1)] for _, _, step in steps])
