@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 
+from cloud.backlog import Backlog
 from cloud.frames import CloudStages, Header, Kind
 from cloud.holds import Holds
 from cloud.runtime import CloudRuntime
@@ -49,9 +50,10 @@ class Worker:
     def __init__(self, runtime: CloudRuntime, queue_limit: int) -> None:
         self.runtime = runtime
         self.counts: Counter[str] = Counter()
-        self._queue: asyncio.Queue[Job] = asyncio.Queue(queue_limit)
+        self._backlog: Backlog[Job] = Backlog(queue_limit)
         self._queue_limit = queue_limit
-        self._queued_ms = 0.0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._free_s = 0.0  # when the request being served should be done
         self._holds: Holds[Job] = Holds()
         self._queued_hedges: dict[Hashable, Job] = {}
@@ -72,25 +74,25 @@ class Worker:
         self._holds.drop(job.key)
         hedge = self._queued_hedges.pop(job.key, None)
         if hedge is not None:
-            expected_ms = self.runtime.expected_ms
-            self._queued_ms += expected_ms(job.header) - expected_ms(hedge.header)
             hedge.header, hedge.received_s = job.header, job.received_s
-        elif not self._enqueue(job):
-            self.counts["refused_queue_full"] += 1
-            raise QueueFull
+            self._release_due()
+        else:
+            self._release_due(self.runtime.expected_ms(job.header))
+            if not self._enqueue(job):
+                self.counts["refused_queue_full"] += 1
+                raise QueueFull
         try:
             await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
         except OSError:
             pass  # serving it will show, and count, that nobody waits
-        self._release_due()
 
-    def hold(self, job: Job, deadline_s: float) -> None:
+    def hold(self, job: Job) -> None:
         """A hedge has come: if its request isn't whole by the last safe moment, answer from this."""
         if len(self._holds) >= self._queue_limit:
             self.counts["hedges_dropped"] += 1
             return
         self.counts["hedges_held"] += 1
-        self._holds.add(job.key, job, deadline_s, self.runtime.expected_ms(job.header))
+        self._holds.add(job.key, job, job.header.deadline_s, self.runtime.expected_ms(job.header))
         self._release_due()
 
     def withdraw(self, key: Hashable) -> None:
@@ -102,28 +104,24 @@ class Worker:
     async def settle(self) -> None:
         """Forget what waits and finish the request being served, so that the next turn finds the worker idle."""
         self._holds = Holds()
-        while not self._queue.empty():
-            self._queue.get_nowait()
-            self._queue.task_done()
-            self.counts["forgotten"] += 1
-        self._queued_ms = 0.0
+        self.counts["forgotten"] += self._backlog.clear()
         self._queued_hedges.clear()
-        await self._queue.join()
+        await self._idle.wait()
         self._served_from_hedge.clear()
 
     async def serve_queue(self) -> None:
         """Serve queued requests one after the other, for ever."""
         while True:
-            job = await self._queue.get()
+            job = await self._backlog.get()
+            self._idle.clear()
             try:
                 await self._serve(job)
             finally:
-                self._queue.task_done()
+                self._idle.set()
 
     async def _serve(self, job: Job) -> None:
         started_s = now_s()
         expected_ms = self.runtime.expected_ms(job.header)
-        self._queued_ms -= expected_ms
         from_hedge = job.header.kind is Kind.HEDGE
         if from_hedge and self._queued_hedges.pop(job.key, None) is None:
             return
@@ -153,26 +151,28 @@ class Worker:
 
     def _enqueue(self, job: Job) -> bool:
         """Whether there was room."""
-        if self._queue.full():
-            return False
-        self._queue.put_nowait(job)
-        self._queued_ms += self.runtime.expected_ms(job.header)
-        return True
+        return self._backlog.put(job, job.header.deadline_s, self.runtime.expected_ms(job.header))
 
-    def _release_due(self) -> None:
-        """Queue the hedges that can't wait any longer, and look again when the next one can't."""
+    def _release_due(self, coming_ms: float = 0.0) -> None:
+        """Queue the hedges that can't wait any longer, and look again when the next one can't.
+
+        Args:
+            coming_ms: of work that is about to be queued; hedges that can't wait for it go before it.
+        """
         if self._check is not None:
             self._check.cancel()
             self._check = None
-        if not len(self._holds):
-            return
-        busy_until_s = max(now_s(), self._free_s) + self._queued_ms / 1e3 + HOLD_MARGIN_S
-        for job in self._holds.due(busy_until_s):
-            if self._enqueue(job):
-                self._queued_hedges[job.key] = job
-            else:
-                self.counts["hedges_dropped"] += 1
+        while due := self._holds.due(self._busy_until_s() + coming_ms / 1e3):
+            for job in due:
+                if self._enqueue(job):
+                    self._queued_hedges[job.key] = job
+                else:
+                    self.counts["hedges_dropped"] += 1
         start_s = self._holds.next_start_s()
         if start_s is not None:
             # Earlier than that only new work can make one due, and whoever brings new work looks again.
             self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)
+
+    def _busy_until_s(self) -> float:
+        """When work that is queued now would be begun, and a margin."""
+        return max(now_s(), self._free_s) + self._backlog.timely_ms / 1e3 + HOLD_MARGIN_S
