@@ -3,7 +3,7 @@
 Budgets get prices. At any prices, the sum of every row's best reduced value bounds the value of all choices; the lowest
 such bound is what a mixture of choices could reach, and `relax` finds both together (Dantzig and Wolfe 1960). An
 option's loss is what it falls short of its row's best at those prices. A choice that is better than the best known one
-has no option whose loss exceeds the gap between the bound and that one: so `improve` enumerates products of options of
+has no option whose loss exceeds the gap between the bound and that one: so `improve` combines only options of
 little loss until the gap is closed or the work is used up (Pisinger, "A minimal algorithm for the multiple-choice
 knapsack problem", 1995, with one budget).
 """
@@ -16,12 +16,12 @@ import numpy as np
 from allocator.rows import Floats, Ints
 
 _ROUNDING = 1e-9
-_APART = 1e-4
-_SPARING = 1e-7
+_APART = 1e-4  # of its value, by which a row differs from its like
+_SPARING = 1e-7  # of the highest value, for which a whole budget is worth sparing
 _CLOSED = 1e-8  # of the bound: a mixture this near it is the best
-_CARRIED = 5
+_CARRIED = 5  # budgets that are watched while combinations grow; all are checked in the end
 _PAIRED = 256  # options that are tried two by two
-_TRIED = 8  # of a product, how many of its best are checked against the budgets that have no price
+_TRIED = 8  # the best so many combinations are checked against all budgets
 _RAISES = (1.003, 1.01, 1.03, 1.1, 1.3, 2.0, 10.0)
 
 
@@ -48,10 +48,6 @@ class Choice:
         scale = float(np.abs(value[np.isfinite(value)]).max())
         # Many rows are alike, and would all change their option at the same price. A little difference between them
         # lets a price split them; and of options of equal value the sparing one is better. Bounds go without it.
-        looks = np.sin(1.0 + np.arange(value.size // value.shape[1] * (1 + len(budgets)))) @ np.vstack(
-            (np.where(np.isfinite(value), value, -scale), *uses * scale)
-        )
-        self._kind = np.unique(np.round(looks, 9), return_inverse=True)[1]
         apart = 1 + _APART * self._columns / value.shape[1]
         self._told_apart = value * apart - _SPARING * scale * uses.sum(axis=0)
 
@@ -127,43 +123,46 @@ class Choice:
             if gap <= near_enough:
                 break
             centre = mixture[round_ // 2 % len(mixture)] if round_ % 2 == 0 else best
-            further = loss - loss[centre, self._columns]
-            further[centre, self._columns] = np.inf
-            candidates = np.flatnonzero((further < np.inf) & (loss < gap))
-            candidates = candidates[np.argsort(further.ravel()[candidates], kind="stable")]
-            # Of rows that are alike now, the first stands for all.
-            option, row = np.divmod(candidates, len(self._columns))
-            state = self._kind * len(self.value) + centre
-            _, first = np.unique(state[row] * len(self.value) + option, return_index=True)
-            first.sort()
-            option, row = option[first], row[first]
+            further = self._further(loss, centre, gap)
             if round_ > 1:
                 # The same few again would find nothing new: others, of little loss still, by lot.
                 random = random or np.random.default_rng(round_)
-                lot = np.argsort((further[option, row] + gap / 4) * random.random(len(row)), kind="stable")
-                option, row = option[lot], row[lot]
-            core: dict[int, list[int]] = {}
-            for of_state, other in zip(state[row[:options]].tolist(), option[:options].tolist(), strict=True):
-                core.setdefault(of_state, []).append(other)
-            bundles = [
-                (rows, others)
-                for of_state, others in core.items()
-                for rows in _bundles(np.flatnonzero(state == of_state))
-            ]
+                further = (further + gap / 4) * random.random(further.shape)
+            bundles = self._bundled(further, centre, options)
             found = self._best_of(centre, bundles, worth, width)
             if found is not None:
-                best = found
-                worth = self.worth(best)
+                best, worth = found, self.worth(found)
         for centre in (*mixture, best):
             if self.bound - worth > near_enough:
-                further = loss - loss[centre, self._columns]
-                further[centre, self._columns] = np.inf
-                candidates = np.flatnonzero((further < np.inf) & (loss < self.bound - worth))
-                candidates = candidates[np.argsort(further.ravel()[candidates], kind="stable")[:_PAIRED]]
-                found = self._best_pair(centre, candidates, worth)
+                further = self._further(loss, centre, self.bound - worth)
+                found = self._best_pair(centre, _least(further, _PAIRED), worth)
                 if found is not None:
                     best, worth = found, self.worth(found)
         return best
+
+    def _further(self, loss: Floats, centre: Ints, gap: float) -> Floats:
+        """How much more every option loses than that of `centre`; inf for the latter and where too much is lost."""
+        further = np.where(loss < gap, loss - loss[centre, self._columns], np.inf)
+        further[centre, self._columns] = np.inf
+        return further
+
+    def _bundled(self, further: Floats, centre: Ints, count: int) -> list[tuple[Ints, list[int]]]:
+        """The `count` options that lose least, for bundles of rows that are alike and have the same option now."""
+        state = self._kinds() * len(self.value) + centre
+        candidates = _least(further, further.size)
+        option, row = np.divmod(candidates, len(self._columns))
+        # Of rows that are alike, the first stands for all.
+        first = np.sort(np.unique(state[row] * len(self.value) + option, return_index=True)[1])[:count]
+        core: dict[int, list[int]] = {}
+        for of_state, other in zip(state[row[first]].tolist(), option[first].tolist(), strict=True):
+            core.setdefault(of_state, []).append(other)
+        return [(rows, core[of_state]) for of_state in core for rows in _bundles(np.flatnonzero(state == of_state))]
+
+    def _kinds(self) -> Ints:
+        """A number for each row, the same for rows that are alike in values and uses."""
+        layers = np.vstack((np.where(np.isfinite(self.value), self.value, -1.0), *self.uses))
+        _, kinds = np.unique(np.round(np.sin(1.0 + np.arange(len(layers))) @ layers, 9), return_inverse=True)
+        return kinds
 
     def _best_pair(self, centre: Ints, candidates: Ints, worth: float) -> Ints | None:
         """The best choice that differs from `centre` in two rows, by `candidates`; None if not worth over `worth`."""
@@ -184,7 +183,7 @@ class Choice:
             for candidate in candidates[[first[pair], second[pair]]].tolist():
                 option, changed = divmod(candidate, len(self._columns))
                 choice[changed] = option
-            if self.fits(choice):
+            if self.fits(choice) and self.worth(choice) > worth:
                 return choice
         return None
 
@@ -246,9 +245,16 @@ class Choice:
                 index, position = divmod(int(kept[index]), count)
                 if position:
                     choice[rows] = options[position - 1]
-            if self.fits(choice):
+            if self.fits(choice) and self.worth(choice) > worth:
                 return choice
         return None
+
+
+def _least(further: Floats, count: int) -> Ints:
+    """Flat indices of the `count` least finite values, ascending."""
+    candidates = np.flatnonzero(further < np.inf)
+    ascending: Ints = candidates[np.argsort(further.ravel()[candidates], kind="stable")[:count]]
+    return ascending
 
 
 def _bundles(rows: Ints) -> list[Ints]:
