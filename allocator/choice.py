@@ -20,6 +20,7 @@ _APART = 1e-4  # of its value, by which a row differs from its like
 _SPARING = 1e-7  # of the highest value, for which a whole budget is worth sparing
 _CLOSED = 1e-8  # of the bound: a mixture this near it is the best
 _CARRIED = 5  # budgets that are watched while combinations grow; all are checked in the end
+_PATIENCE = 3  # rounds in a row that find nothing, after which more of them hardly would
 _PAIRED = 256  # options that are tried two by two
 _TRIED = 8  # the best so many combinations are checked against all budgets
 _RAISES = (1.003, 1.01, 1.03, 1.1, 1.3, 2.0, 10.0)
@@ -118,6 +119,7 @@ class Choice:
         loss = reduced.max(axis=0) - reduced
         worth = self.worth(best)
         random = None
+        idle = 0
         for round_, (options, width) in enumerate(rounds):
             gap = self.bound - worth
             if gap <= near_enough:
@@ -131,7 +133,11 @@ class Choice:
             bundles = self._bundled(further, centre, options)
             found = self._best_of(centre, bundles, worth, width)
             if found is not None:
-                best, worth = found, self.worth(found)
+                best, worth, idle = found, self.worth(found), 0
+            else:
+                idle += 1
+                if idle == _PATIENCE:
+                    break
         for centre in (*mixture, best):
             if self.bound - worth > near_enough:
                 further = self._further(loss, centre, self.bound - worth)

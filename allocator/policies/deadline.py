@@ -11,6 +11,8 @@ from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
 _NEAR = 9e-4  # of the quality: a choice this near its bound is good enough
 _MOST_PRICED = 8192  # deadlines times rows; the cloud time until other deadlines has no price and is just checked
 _STEPS = 40  # prices tried
+_WIDER = 64  # with fewer rows than this, more partial choices are kept
+# Options that may change in each round of the search, and partial choices that are kept; see `Choice.improve`.
 _ROUNDS = ((20, 32), (20, 32), (40, 128), (40, 128), (64, 512), (64, 512), (64, 1024))
 
 
@@ -93,7 +95,9 @@ class _Solver:
         rounded = choice.rounded(mixture)
         if rounded is not None and choice.worth(rounded) > choice.worth(start):
             start = rounded
-        return choice.improve(start, mixture, near_enough, _ROUNDS)
+        # With few rows there is more to lose by one of them, and time for more.
+        wider = max(1, _WIDER // len(self.weight))
+        return choice.improve(start, mixture, near_enough, [(options, width * wider) for options, width in _ROUNDS])
 
     def _priced(self, value: Floats, uses: Floats, budgets: Floats) -> Choice:
         """With prices on the uplink and on the cloud time until some deadlines, all of them if there are few."""
