@@ -15,6 +15,7 @@ from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
 _WEIGHT_TOLERANCE = 1e-7
 # Budgets are scaled to this, so that the solver's absolute tolerance of 1e-6 is our relative one of 1e-9.
 _SCALE = 1e3
+_STATUS_TIME = 1  # scipy's, for a limit reached
 
 
 class Optimal:
@@ -59,8 +60,15 @@ def _solve(rows: Rows, programme: "_Programme", limit_s: float) -> Exact:
     if not programme.quality.any():
         return Exact(choice, weight_bound, 0.0)
     least = rows.worth(choice)[0] - _WEIGHT_TOLERANCE * rows.weight.sum()
-    choice, quality_bound = programme.maximize(programme.quality, (weight, least), limit_s)
+    try:
+        choice, quality_bound = programme.maximize(programme.quality, (weight, least), limit_s)
+    except _NothingInTime:
+        quality_bound = float("inf")  # the choice of the first solve stands
     return Exact(choice, weight_bound, quality_bound)
+
+
+class _NothingInTime(RuntimeError):
+    """The solver's time was over before it had any solution."""
 
 
 class _Overrun(Exception):
@@ -120,6 +128,8 @@ class _Programme:
                 constraints=constraints,
                 options={"mip_rel_gap": 0.0, "time_limit": limit_s},
             )
+            if found.x is None and found.status == _STATUS_TIME:
+                raise _NothingInTime(f"optimal: {found.message}")
             if found.x is None:
                 raise RuntimeError(f"optimal: {found.message}")
             counts = np.rint(found.x)
