@@ -176,10 +176,11 @@ class Agent:
             hedge = None
             if ahead is not None:
                 payload = await self._edge.encode(ahead.mode, ahead.edge_ms)
-                hedge = Hedge(s.mode_codes[ahead.mode], payload, deadline_s)
+                hedge = Hedge(s.mode_codes[ahead.mode], payload)
             payload = await self._edge.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
-        header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, s.mode_codes[option.mode])
+        mode = s.mode_codes[option.mode]
+        header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, mode, deadline_s=deadline_s)
         sent_s = self._time_s()
         delivery = await self._uplink.send(record.worker, header, payload, hedge)
         receipt = await delivery.receipt

@@ -6,12 +6,11 @@ import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 from agents.edge import Payload
 from cloud.frames import (
     CRC,
-    DEADLINE,
     LENGTH,
     UNREADABLE,
     CloudStages,
@@ -42,12 +41,10 @@ class Hedge:
 
     Attributes:
         mode: its code in the run's list of modes of that model.
-        deadline_s: of the answer at the agent, on the event loop's clock.
     """
 
     mode: int
     payload: Payload
-    deadline_s: float
 
 
 @dataclass(slots=True)
@@ -111,6 +108,7 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._deliveries: dict[int, Delivery] = {}
+        self._sending: asyncio.Task[None] | None = None
         self._numbers = count()
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read())
@@ -120,29 +118,34 @@ class _Connection:
         return self._lost.done()
 
     async def send(self, header: Header, payload: Payload, hedge: Hedge | None) -> Delivery:
+        if self._sending is not None:  # a withdrawn request's last piece
+            await asyncio.wait({self._sending})
         loop = asyncio.get_running_loop()
         delivery = Delivery(loop.create_future(), loop.create_future())
         number = next(self._numbers)
         self._deliveries[number] = delivery
         header = replace(header, request_id=number, chunked=hedge is not None)
-        sending = asyncio.create_task(self._transmit(header, payload, hedge, delivery))
+        self._sending = asyncio.create_task(self._transmit(header, payload, hedge, delivery))
         try:
-            # The peer may hang up while a write waits for room: then nothing but the reading side notices.
-            await asyncio.wait({sending, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            # The peer may hang up while a write waits for room, or answer from the hedge: then nothing but the reading
+            # side notices.
+            awaited: set[asyncio.Future[Any]] = {self._sending, self._lost, delivery.receipt}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # Half a frame is on the wire: nothing else can ever follow it on this connection.
-            sending.cancel()
             self.close()
             raise
         if self._lost.done():
-            sending.cancel()
             await delivery.receipt  # raises what happened
-        elif error := sending.exception():
-            self.close()
-            raise ConnectionLost(str(error)) from None
         return delivery
 
     async def _transmit(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
+        try:
+            await self._write(header, payload, hedge, delivery)
+        except OSError as error:
+            self.close(str(error))
+
+    async def _write(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
         """A frame in as few segments as it needs: header and checksum don't travel in segments of their own."""
         loop = asyncio.get_running_loop()
         if hedge is not None:
@@ -165,12 +168,14 @@ class _Connection:
                 held = bytearray()
         await loop.sock_sendall(self._sock, held + CRC.pack(checksum))
 
-    def close(self) -> None:
+    def close(self, reason: str = "connection closed") -> None:
         if not self._lost.done():
             self._lost.set_result(None)
             self._reading.cancel()
+            if self._sending is not None and self._sending is not asyncio.current_task():
+                self._sending.cancel()
             close_socket(self._sock)
-            self._fail(ConnectionLost("connection closed"))
+            self._fail(ConnectionLost(reason))
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -207,6 +212,5 @@ class _Connection:
 
 
 def _hedge_frame(header: Header, hedge: Hedge) -> bytes:
-    body = DEADLINE.pack(hedge.deadline_s) + b"".join(hedge.payload.pieces())
-    frame = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=len(body), chunked=False)
-    return small_frame(frame, body)
+    body = b"".join(hedge.payload.pieces())
+    return small_frame(replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=len(body), chunked=False), body)

@@ -1,6 +1,6 @@
 """The frame format between edge agents and cloud workers: bounded, checksummed, nothing in it is ever evaluated.
 
-A frame is a 36-byte little-endian header, a body, and the CRC-32 of the body (of what came of it):
+A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (of what came of it):
 
     offset size field
          0    4 magic "SCUT"
@@ -13,15 +13,18 @@ A frame is a 36-byte little-endian header, a body, and the CRC-32 of the body (o
         12    4 agent id
         16    8 request id
         24    8 body length in bytes
-        32    4 CRC-32 of the 32 bytes before
+        32    8 deadline of the answer at the agent (requests and hedges): a double, seconds on the clock of
+                `CloudStages`, infinite for none; 0 otherwise
+        40    4 CRC-32 of the 40 bytes before
 
 A receiver checks the header before it reads, or allocates for, any of the body.
 
-A hedge is the small thing that goes ahead of a request with the same id: 8 bytes of deadline (a double, seconds on the
-clock of `CloudStages`), then the payload of its mode. A body in chunks can be cut short without losing the connection: each
-chunk is a 4-byte length and as many bytes of the body; a length of 0 withdraws the rest.
+A hedge is the small thing that goes ahead of a request with the same id, in a mode of its own. A body in chunks can be
+cut short without losing the connection: each chunk is a 4-byte length and as many bytes of the body; a length of 0
+withdraws the rest.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
@@ -31,12 +34,11 @@ from typing import Self
 
 MAGIC = b"SCUT"
 VERSION = 1
-HEADER = struct.Struct("<4sBBBBHHIQQ")
+HEADER = struct.Struct("<4sBBBBHHIQQd")
 CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
 OVERHEAD_BYTES = HEADER_BYTES + CRC.size
 LENGTH = struct.Struct("<I")
-DEADLINE = struct.Struct("<d")
 CHUNKED = 1
 READ_BYTES = 256 * 1024
 MAX_HEDGE_BYTES = 64 * 1024
@@ -54,6 +56,7 @@ class Kind(IntEnum):
 
 
 KINDS = frozenset(map(int, Kind))
+WITH_DEADLINE = (Kind.REQUEST, Kind.HEDGE)
 
 
 class FrameError(Exception):
@@ -79,9 +82,10 @@ class Header:
     model: int = 0
     mode: int = 0
     chunked: bool = False
+    deadline_s: float = math.inf
 
     def pack(self) -> bytes:
-        """36 bytes."""
+        """44 bytes."""
         fields = HEADER.pack(
             MAGIC,
             VERSION,
@@ -93,18 +97,21 @@ class Header:
             self.agent_id,
             self.request_id,
             self.body_bytes,
+            self.deadline_s if self.kind in WITH_DEADLINE else 0.0,
         )
         return fields + CRC.pack(zlib.crc32(fields))
 
     @classmethod
     def unpack(cls, raw: bytes, max_body_bytes: int) -> Self:
-        """The header in 36 bytes.
+        """The header in 44 bytes.
 
         Raises:
             FrameError: magic, version, checksum, kind or length is not acceptable.
         """
         fields, (checksum,) = raw[: HEADER.size], CRC.unpack(raw[HEADER.size : HEADER_BYTES])
-        magic, version, kind, mode, flags, model, reserved, agent_id, request_id, body_bytes = HEADER.unpack(fields)
+        magic, version, kind, mode, flags, model, reserved, agent_id, number, body_bytes, deadline_s = HEADER.unpack(
+            fields
+        )
         if magic != MAGIC:
             raise FrameError("magic", f"not a Scout frame: it begins with {magic!r}")
         if version != VERSION:
@@ -113,9 +120,13 @@ class Header:
             raise FrameError("header_checksum", "header checksum differs")
         if kind not in KINDS or flags not in (0, CHUNKED) or reserved or (flags and kind != Kind.REQUEST):
             raise FrameError("header", f"kind {kind} with flags {flags}, reserved field {reserved} is not allowed")
+        if math.isnan(deadline_s) or (kind == Kind.HEDGE and math.isinf(deadline_s)):
+            raise FrameError("deadline", f"{Kind(kind).name} with the deadline {deadline_s}")
         if body_bytes > max_body_bytes:
             raise FrameError("oversized", f"body of {body_bytes} bytes; at most {max_body_bytes} are accepted")
-        return cls(Kind(kind), request_id, body_bytes, agent_id, model, mode, flags == CHUNKED)
+        if kind not in WITH_DEADLINE:
+            deadline_s = math.inf
+        return cls(Kind(kind), number, body_bytes, agent_id, model, mode, flags == CHUNKED, deadline_s)
 
 
 Receive = Callable[[memoryview], Awaitable[int]]

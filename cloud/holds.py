@@ -1,6 +1,6 @@
 """Hedges that wait in the cloud for the cache they went ahead of, and when waiting must end."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -31,11 +31,14 @@ class Holds(Generic[T]):
         """Its cache is there, or nobody wants it any more; unknown keys are fine."""
         self._held.pop(key, None)
 
-    def due(self, busy_until_s: float) -> list[T]:
-        """Take out what can't wait any longer on a worker that has other work until then, most urgent first."""
-        return [
-            self._held.pop(key)[2] for start_s, key in self._latest_starts() if start_s <= busy_until_s + ROUNDING_S
-        ]
+    def due(self, busy_until_s: Callable[[float], float]) -> list[T]:
+        """Take out what can't wait any longer, most urgent first.
+
+        Args:
+            busy_until_s: for something that must be begun at a time, until when the worker has other work before it.
+        """
+        latest = self._latest_starts()
+        return [self._held.pop(key)[2] for start_s, key in latest if start_s <= busy_until_s(start_s) + ROUNDING_S]
 
     def next_start_s(self) -> float | None:
         """When serving the most urgent one must start; None if nothing is held."""

@@ -1,12 +1,10 @@
 """Where a cloud worker's frames come in: its listening socket, and one connection for each agent."""
 
 import asyncio
-import math
 import socket
 from collections.abc import Hashable
 
 from cloud.frames import (
-    DEADLINE,
     MAX_HEDGE_BYTES,
     UNREADABLE,
     CloudStages,
@@ -128,17 +126,14 @@ class _Connection:
             await self._refuse(header, "queue_full")
 
     async def _take_hedge(self, header: Header) -> None:
-        if not DEADLINE.size < header.body_bytes <= DEADLINE.size + MAX_HEDGE_BYTES:
+        if header.body_bytes > MAX_HEDGE_BYTES:
             raise FrameError(
                 "oversized", f"a hedge of {header.body_bytes} bytes; at most {MAX_HEDGE_BYTES} are accepted"
             )
-        body = await self._reader.small_body(header)
-        (deadline_s,) = DEADLINE.unpack_from(body)
-        if not math.isfinite(deadline_s):
-            raise FrameError("hedge", f"a hedge with the deadline {deadline_s}")
+        await self._reader.body(header)
         key = (self, header.request_id)
         self._hedged.add(key)
-        self._worker.hold(Job(key, header, now_s(), self._reply), deadline_s)
+        self._worker.hold(Job(key, header, now_s(), self._reply))
 
     async def _reply(self, kind: Kind, header: Header, stages: CloudStages) -> None:
         await self._send(kind, header, stages.pack())

@@ -75,12 +75,10 @@ class Worker:
         hedge = self._queued_hedges.pop(job.key, None)
         if hedge is not None:
             hedge.header, hedge.received_s = job.header, job.received_s
-            self._release_due()
-        else:
-            self._release_due(self.runtime.expected_ms(job.header))
-            if not self._enqueue(job):
-                self.counts["refused_queue_full"] += 1
-                raise QueueFull
+        elif not self._enqueue(job):
+            self.counts["refused_queue_full"] += 1
+            raise QueueFull
+        self._release_due()
         try:
             await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
         except OSError:
@@ -104,7 +102,8 @@ class Worker:
     async def settle(self) -> None:
         """Forget what waits and finish the request being served, so that the next turn finds the worker idle."""
         self._holds = Holds()
-        self.counts["forgotten"] += self._backlog.clear()
+        if forgotten := self._backlog.clear():
+            self.counts["forgotten"] += forgotten
         self._queued_hedges.clear()
         await self._idle.wait()
         self._served_from_hedge.clear()
@@ -112,11 +111,13 @@ class Worker:
     async def serve_queue(self) -> None:
         """Serve queued requests one after the other, for ever."""
         while True:
-            job = await self._backlog.get()
+            await self._backlog.filled()
+            self._release_due()  # what can't wait until the next job is done goes first
             self._idle.clear()
             try:
-                await self._serve(job)
+                await self._serve(self._backlog.next())
             finally:
+                self._free_s = now_s()
                 self._idle.set()
 
     async def _serve(self, job: Job) -> None:
@@ -153,26 +154,27 @@ class Worker:
         """Whether there was room."""
         return self._backlog.put(job, job.header.deadline_s, self.runtime.expected_ms(job.header))
 
-    def _release_due(self, coming_ms: float = 0.0) -> None:
-        """Queue the hedges that can't wait any longer, and look again when the next one can't.
-
-        Args:
-            coming_ms: of work that is about to be queued; hedges that can't wait for it go before it.
-        """
+    def _release_due(self) -> None:
+        """Queue the hedges that can't wait any longer, and look again when the next one can't."""
         if self._check is not None:
             self._check.cancel()
             self._check = None
-        while due := self._holds.due(self._busy_until_s() + coming_ms / 1e3):
-            for job in due:
-                if self._enqueue(job):
-                    self._queued_hedges[job.key] = job
-                else:
-                    self.counts["hedges_dropped"] += 1
+        if not len(self._holds):
+            return
+        for job in self._holds.due(self._busy_until_s):
+            if self._enqueue(job):
+                self._queued_hedges[job.key] = job
+            else:
+                self.counts["hedges_dropped"] += 1
         start_s = self._holds.next_start_s()
         if start_s is not None:
-            # Earlier than that only new work can make one due, and whoever brings new work looks again.
+            # Earlier than that only new work can make one due, and whoever brings or begins new work looks again.
             self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)
 
-    def _busy_until_s(self) -> float:
-        """When work that is queued now would be begun, and a margin."""
-        return max(now_s(), self._free_s) + self._backlog.timely_ms / 1e3 + HOLD_MARGIN_S
+    def _busy_until_s(self, start_by_s: float) -> float:
+        """When something that must be begun at `start_by_s` would be begun if it waited no longer; and a margin."""
+        now = now_s()
+        other_ms = self._backlog.before_ms(start_by_s)
+        if self._free_s <= now and not other_ms:
+            other_ms = self._backlog.blocking_ms(start_by_s)
+        return max(now, self._free_s) + other_ms / 1e3 + HOLD_MARGIN_S

@@ -6,6 +6,7 @@ max-min fairly (hop 2). Rates are piecewise constant, so when a transfer ends is
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from agents.edge import Payload
 from agents.uplink import Delivery, Hedge, Refused
@@ -150,10 +151,8 @@ class FluidUplink:
         try:
             if hedge is not None:
                 await self._link.carry(self._agent_id, wire_bytes(frame_bytes(hedge.payload.size)))
-                ahead = Header(
-                    Kind.HEDGE, header.request_id, hedge.payload.size, self._agent_id, header.model, hedge.mode
-                )
-                to.hold(Job(key, ahead, now_s(), reply), hedge.deadline_s)
+                ahead = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=hedge.payload.size)
+                to.hold(Job(key, ahead, now_s(), reply))
             size_bytes = wire_bytes(frame_bytes(payload.size))
             carried_bytes = await self._link.carry(self._agent_id, size_bytes, delivery.receipt if hedge else None)
         except asyncio.CancelledError:

@@ -11,7 +11,7 @@ from allocator.policies import make_policy
 from allocator.problem import AgentInfo
 from allocator.service import Allocator, Link, Rules
 from cloud.dispatch import LeastLoaded
-from cloud.frames import DEADLINE, MAX_HEDGE_BYTES
+from cloud.frames import MAX_HEDGE_BYTES
 from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
@@ -56,7 +56,7 @@ def make_reception(scenario: Scenario, worker: Worker) -> Reception:
     )
     return Reception(
         worker,
-        max_body_bytes=max(largest, DEADLINE.size + MAX_HEDGE_BYTES),
+        max_body_bytes=max(largest, MAX_HEDGE_BYTES),
         # Each agent keeps one connection; while it replaces a broken one, the old one may linger.
         max_connections=2 * len(scenario.agent_profiles) + 16,
     )

@@ -102,5 +102,5 @@ def _percent(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.2%}"
 
 
-def _number(value: float) -> float | None:
+def _number(value: Any) -> float | None:
     return None if pd.isna(value) else float(value)

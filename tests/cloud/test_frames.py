@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import struct
 import zlib
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from cloud.frames import (
     CRC,
     HEADER,
     HEADER_BYTES,
+    WITH_DEADLINE,
     CloudStages,
     Disconnected,
     FrameError,
@@ -34,7 +36,8 @@ headers = st.builds(
     agent_id=st.integers(0, 2**32 - 1),
     model=st.integers(0, 2**16 - 1),
     mode=st.integers(0, 255),
-)
+    deadline_s=st.floats(0, 1e6),
+).map(lambda h: h if h.kind in WITH_DEADLINE else dataclasses.replace(h, deadline_s=math.inf))
 
 
 def reader_of(data: bytes, cuts: Iterable[int] = ()) -> FrameReader:
@@ -98,7 +101,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 def header_with(**changes: object) -> bytes:
     """A header with a right checksum and wrong fields."""
     fields = {"magic": b"SCUT", "version": 1, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
-    fields |= {"agent": 0, "request": 0, "body": 0} | changes
+    fields |= {"agent": 0, "request": 0, "body": 0, "deadline": 1.0} | changes
     packed = HEADER.pack(*fields.values())
     return packed + CRC.pack(zlib.crc32(packed))
 
@@ -111,6 +114,8 @@ def header_with(**changes: object) -> bytes:
         ({"kind": 9}, "header"),
         ({"flags": 2}, "header"),
         ({"reserved": 1}, "header"),
+        ({"deadline": math.nan}, "deadline"),
+        ({"kind": 5, "deadline": math.inf}, "deadline"),
         ({"body": LIMIT + 1}, "oversized"),
         ({"body": 2**64 - 1}, "oversized"),
     ],
@@ -122,10 +127,10 @@ def test_wrong_headers_are_refused_by_name(changes: dict, reason: str) -> None:
 
 
 def test_header_layout_is_the_documented_one() -> None:
-    raw = Header(Kind.REQUEST, request_id=7, body_bytes=9, agent_id=3, model=2, mode=1).pack()
-    assert len(raw) == 36
+    raw = Header(Kind.REQUEST, request_id=7, body_bytes=9, agent_id=3, model=2, mode=1, deadline_s=1.5).pack()
+    assert len(raw) == 44
     assert raw[:12] == b"SCUT" + bytes([1, 1, 1, 0, 2, 0, 0, 0])
-    assert struct.unpack("<IQQ", raw[12:32]) == (3, 7, 9)
+    assert struct.unpack("<IQQd", raw[12:40]) == (3, 7, 9, 1.5)
 
 
 @given(st.binary(max_size=64).filter(lambda body: len(body) != 32))

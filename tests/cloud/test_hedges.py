@@ -231,20 +231,19 @@ async def test_hedges_with_one_deadline_are_all_answered_in_time_one_after_the_o
         assert worker.counts == {"served": 4, "hedges_held": 4, "hedges_served": 4}
 
 
-async def test_new_work_releases_what_would_otherwise_wait_too_long() -> None:
-    """A queue that reaches beyond a last safe moment doesn't leave the hedge behind what comes later still."""
+async def test_work_without_haste_makes_way_for_a_hedge_at_its_last_safe_moment() -> None:
     async with serving(queue_limit=20) as (worker, address):
         client, other = await Client.open(address), await Client.open(address)
-        deadline_s = now_s() + 0.3
+        deadline_s = now_s() + 0.4
         await client.send(hedge(1, deadline_s), opened(1))
         await asyncio.sleep(0.05)
-        for number in range(14):  # 420 ms of work
+        for number in range(14):  # 420 ms of work that has no deadline
             await other.send(whole(number))
             await other.expect(Kind.RECEIPT, number, FULL)
         await client.expect(Kind.RECEIPT, 1, PROMPT)
-        served_before = worker.counts["served"]
-        assert 5 <= served_before <= 12, "between those that came early enough and those that came too late"
+        assert 5 <= worker.counts["served"] <= 12, "it was held meanwhile, and did not wait for all of them"
         await client.expect(Kind.ANSWER, 1, PROMPT)
+        assert now_s() < deadline_s + 0.1
 
 
 async def test_hedges_beyond_the_room_are_dropped_and_counted() -> None:
@@ -354,7 +353,7 @@ class Replies:
         self.receipts: list[tuple[object, int, float]] = []
         self.answers: dict[object, tuple[int, float]] = {}
 
-    def _job(self, key: object, kind: Kind, mode: int) -> Job:
+    def _job(self, key: object, kind: Kind, mode: int, deadline_s: float = math.inf) -> Job:
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
             if kind is Kind.RECEIPT:
                 self.receipts.append((key, stages.mode, now_s()))
@@ -362,10 +361,10 @@ class Replies:
                 assert key not in self.answers, "one answer for each"
                 self.answers[key] = stages.mode, now_s()
 
-        return Job(key, Header(kind, 0, 0, mode=mode), now_s(), reply)
+        return Job(key, Header(kind, 0, 0, mode=mode, deadline_s=deadline_s), now_s(), reply)
 
     def hold(self, key: object, deadline_s: float) -> None:
-        self.worker.hold(self._job(key, Kind.HEDGE, PROMPT), deadline_s)
+        self.worker.hold(self._job(key, Kind.HEDGE, PROMPT, deadline_s))
 
     async def submit(self, key: object) -> None:
         await self.worker.submit(self._job(key, Kind.REQUEST, FULL))
@@ -425,7 +424,7 @@ def test_whatever_work_comes_hedges_are_in_time_if_they_can_be(deadlines: list[i
             mode, at_s = r.answers[number]
             assert mode == PROMPT and at_s <= deadline_ms / 1e3
         assert not r.worker._served_from_hedge - set(range(len(spaced))) and not r.worker._queued_hedges
-        assert r.worker._queued_ms == pytest.approx(0, abs=1e-9)
+        assert not len(r.worker._backlog)
 
     virtually(main)
 
@@ -580,7 +579,6 @@ async def test_an_agent_on_a_bad_link_is_answered_from_its_hedge_and_goes_on() -
         assert worker.counts == {"served": 2, "hedges_held": 2, "hedges_served": 1, "withdrawn": 1}
 
 
-@pytest.mark.xfail(reason="open: an agent looks for the answer only when it has sent, or withdrawn, the rest")
 async def test_an_answer_counts_from_when_it_is_there_however_slow_the_link() -> None:
     async with rig() as (r, _):
         r.relay.bytes_per_s = 30_000
