@@ -66,7 +66,7 @@ def test_served_as_released_everything_is_in_time_if_anything_could(
     served = 0
     looks = iter(steps_ms)
     while len(holds):
-        for number in holds.due(lambda start_s, busy_s=max(now_s, free_s): busy_s):
+        for number in holds.due(partial(max, max(now_s, free_s))):
             free_s = max(now_s, free_s) + items[number][1] / 1e3
             assert free_s <= items[number][0] + 1e-5
             served += 1
