@@ -1,6 +1,7 @@
 """What is held is released at its last safe moment: never later, never earlier, whatever else is held."""
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
 
 from hypothesis import given
@@ -18,6 +19,11 @@ def holding(items: list[tuple[float, int]]) -> Holds[int]:
     for number, (deadline_s, cost_ms) in enumerate(items):
         holds.add(number, number, deadline_s, cost_ms)
     return holds
+
+
+def busy_until(at_s: float) -> Callable[[float], float]:
+    """Other work until then, however urgent what is held is."""
+    return lambda start_s: at_s
 
 
 def all_in_time(items: list[tuple[float, int]], from_s: float) -> bool:
@@ -40,7 +46,7 @@ def test_waiting_until_the_first_start_is_safe_and_any_longer_is_not(items: list
 @given(held_items, moments)
 def test_what_is_released_can_t_wait_and_what_is_not_can(items: list[tuple[float, int]], busy_until_s: float) -> None:
     holds = holding(items)
-    released = holds.due(lambda start_s: busy_until_s)
+    released = holds.due(busy_until(busy_until_s))
     kept = [items[number] for number in range(len(items)) if number in holds]
     assert sorted(released) == [number for number in range(len(items)) if number not in holds]
     assert len(kept) == len(holds)
@@ -66,7 +72,8 @@ def test_served_as_released_everything_is_in_time_if_anything_could(
     served = 0
     looks = iter(steps_ms)
     while len(holds):
-        for number in holds.due(partial(max, max(now_s, free_s))):
+        busy_s = max(now_s, free_s)
+        for number in holds.due(lambda start_s, busy_s=busy_s: busy_s):  # type: ignore[misc]
             free_s = max(now_s, free_s) + items[number][1] / 1e3
             assert free_s <= items[number][0] + 1e-5
             served += 1
@@ -84,7 +91,7 @@ def test_what_is_dropped_counts_no_more(items: list[tuple[float, int]], dropped:
         holds.drop(number)
     left = [number for number in range(len(items)) if number not in dropped]
     assert holds.next_start_s() == holding([items[number] for number in left]).next_start_s()
-    assert sorted(holds.due(lambda start_s: math.inf)) == left
+    assert sorted(holds.due(busy_until(math.inf))) == left
     assert len(holds) == 0 and holds.next_start_s() is None
 
 
@@ -92,4 +99,4 @@ def test_one_key_holds_one_thing() -> None:
     holds: Holds[str] = Holds()
     holds.add("key", "old", 1.0, 100)
     holds.add("key", "new", 2.0, 100)
-    assert (len(holds), holds.next_start_s(), holds.due(lambda start_s: 5.0)) == (1, 1.9, ["new"])
+    assert (len(holds), holds.next_start_s(), holds.due(busy_until(5.0))) == (1, 1.9, ["new"])
