@@ -15,6 +15,7 @@ import pytest
 
 from agents.record import Status
 from allocator.policies import POLICIES
+from cluster import wiring
 from cluster.documents import Document
 from cluster.finish import INTERRUPTED
 from cluster.ledger import assemble
@@ -191,6 +192,20 @@ def test_stopped_before_it_began_it_has_no_turns(scenario: Write) -> None:
     engine.stop("again")
     result = engine.run()
     assert (result.turns, result.problems) == ([], [INTERRUPTED])
+
+
+@pytest.mark.xfail(reason="open: a stop while a turn is being set up lets it run to its end")
+def test_stopped_while_a_turn_is_set_up_it_releases_nothing(scenario: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SimulatedEngine(Scenario.load(scenario()))
+
+    def make_and_stop(*arguments: Any) -> Any:
+        engine.stop(INTERRUPTED)
+        return wiring.make_allocator(*arguments)
+
+    monkeypatch.setattr("cluster.simulated.make_allocator", make_and_stop)
+    result = engine.run()
+    assert result.problems == [INTERRUPTED]
+    assert [record.reason for turn in result.turns for record in turn.records] == []
 
 
 LONG = {"kind": "poisson", "rate_per_s": 5, "duration_s": 20_000}
