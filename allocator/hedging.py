@@ -10,6 +10,7 @@ from dataclasses import replace
 from allocator.grants import predicted_ms
 from allocator.policies.base import Policy
 from allocator.problem import ROUNDING, Assignment, ModeOption, Problem, Request, Solution
+from allocator.uplink import beside_transfers
 
 HEDGE_MODES = ("prompt", "scout")
 
@@ -26,11 +27,15 @@ def solve_hedged(policy: Policy, problem: Problem, rates_mbps: Sequence[float]) 
     Returns:
         The chosen plan, and for every request that has a cache in it the mode that should go ahead.
     """
-    hedges = {r.request_id: hedge for r in problem.requests if (hedge := _hedge(problem, r, rates_mbps[0]))}
+    problems = [_at(policy, problem, rate_mbps) for rate_mbps in rates_mbps]
+    slowest = problems[0]
+    hedges = {r.request_id: hedge for r in slowest.requests if (hedge := _hedge(slowest, r))}
     best: tuple[tuple[float, float], Solution] | None = None
-    for rate_mbps in dict.fromkeys(rates_mbps):
-        solution = policy.solve(replace(problem, uplink_mbps=rate_mbps))
-        value = _expected(problem, solution, hedges, rates_mbps)
+    for i, planned in enumerate(problems):
+        if i and planned.uplink_mbps == problems[i - 1].uplink_mbps:
+            continue
+        solution = policy.solve(planned)
+        value = _expected(problems, solution, hedges)
         if best is None or value > best[0]:
             best = value, solution
     assert best is not None
@@ -43,27 +48,32 @@ def solve_hedged(policy: Policy, problem: Problem, rates_mbps: Sequence[float]) 
     return best[1], ahead
 
 
-def _hedge(problem: Problem, request: Request, slowest_mbps: float) -> ModeOption | None:
-    """The best of what may go ahead and can itself be relied on."""
-    candidates = [o for o in request.options if o.mode in HEDGE_MODES and _in_time(problem, request, o, slowest_mbps)]
+def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
+    at_rate = replace(problem, uplink_mbps=rate_mbps)
+    return beside_transfers(at_rate) if policy.by_need else at_rate
+
+
+def _hedge(slowest: Problem, request: Request) -> ModeOption | None:
+    """The best of what may go ahead and can itself be relied on, even if all share the slowest rate."""
+    share_mbps = slowest.uplink_mbps / len(slowest.requests)
+    candidates = [o for o in request.options if o.mode in HEDGE_MODES and _in_time(slowest, request, o, share_mbps)]
     return max(candidates, key=lambda o: o.quality, default=None)
 
 
-def _expected(
-    problem: Problem, solution: Solution, hedges: dict[int, ModeOption], rates_mbps: Sequence[float]
-) -> tuple[float, float]:
+def _expected(problems: Sequence[Problem], solution: Solution, hedges: dict[int, ModeOption]) -> tuple[float, float]:
     """Expected (weight met, weighted delivered quality) of a plan, rounded so that noise decides nothing.
 
     Answering from hedges may take more cloud time than was planned; what exceeds the budget is lost by all alike.
     """
-    budget_ms = problem.cloud_budget_ms(max(r.starts_in_ms + r.time_left_ms for r in problem.requests))
     met = quality = 0.0
-    for rate_mbps in rates_mbps:
-        slowdown = _slowdown(solution, rate_mbps)
+    granted_mbps = sum(solution.grants_mbps.values())
+    for problem in problems:
+        # As if the channel squeezed all grants alike.
+        slowdown = min(1.0, problem.uplink_mbps / granted_mbps) if granted_mbps > 0 else 1.0
         met_now = quality_now = cloud_ms = 0.0
         for request in problem.requests:
             assignment: Assignment = solution.assignments[request.request_id]
-            option = _option(request, assignment.mode)
+            option = next(option for option in request.options if option.mode == assignment.mode)
             if not _in_time(problem, request, option, assignment.grant_mbps * slowdown):
                 if request.request_id not in hedges:
                     continue
@@ -71,21 +81,12 @@ def _expected(
             met_now += request.weight
             quality_now += request.weight * option.quality
             cloud_ms += option.cloud_ms
+        budget_ms = problem.cloud_budget_ms(max(r.starts_in_ms + r.time_left_ms for r in problem.requests))
         kept = min(1.0, budget_ms / cloud_ms) if cloud_ms else 1.0
         met += kept * met_now
         quality += kept * quality_now
-    return round(met / len(rates_mbps), 9), round(quality / len(rates_mbps), 9)
-
-
-def _slowdown(solution: Solution, rate_mbps: float) -> float:
-    """By how much grants shrink on a channel that carries `rate_mbps` (as if it squeezed all alike)."""
-    granted_mbps = sum(solution.grants_mbps.values())
-    return min(1.0, rate_mbps / granted_mbps) if granted_mbps > 0 else 1.0
+    return round(met / len(problems), 9), round(quality / len(problems), 9)
 
 
 def _in_time(problem: Problem, request: Request, option: ModeOption, mbps: float) -> bool:
     return predicted_ms(problem, request, option, mbps) <= request.time_left_ms * (1 + ROUNDING)
-
-
-def _option(request: Request, mode: str) -> ModeOption:
-    return next(option for option in request.options if option.mode == mode)

@@ -9,6 +9,7 @@ from typing import Protocol
 from allocator.hedging import solve_hedged
 from allocator.policies import Policy
 from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer, Unsaved
+from allocator.uplink import beside_transfers, share_by_due
 
 # What a transfer has left is known only by what it was granted. So much of it is always believed to be left, lest a
 # transfer that is a little behind loses its grant.
@@ -138,6 +139,7 @@ class Allocator:
     ) -> None:
         self._agents = tuple(agents)
         self._policy = policy
+        self._by_need = policy.by_need
         self._estimator = estimator
         self._dispatcher = dispatcher
         self._link = link
@@ -199,7 +201,7 @@ class Allocator:
                 at_s=now_s,
                 bytes_left=option.wire_bytes,
             )
-        await self._grant(solution.grants_mbps)
+        await self._grant(self._shares(now_s) if self._by_need else solution.grants_mbps)
         hedge = hedges.get(request.request_id, "")
         return Decision(assignment, worker, self._estimate_mbps, hedge)
 
@@ -230,7 +232,9 @@ class Allocator:
 
     async def _regrant(self) -> None:
         """Fit the grants to what is believed and in flight now; no request is decided."""
-        if self._policy.standing or self._sending:
+        if self._by_need:
+            await self._grant(self._shares(_now_s()))
+        elif self._policy.standing or self._sending:
             solution, _ = self._solve(_now_s())
             await self._grant(solution.grants_mbps)
 
@@ -252,28 +256,18 @@ class Allocator:
         if len(rates_mbps) > 1 and asker is not None:
             solution, hedges = solve_hedged(self._policy, problem, rates_mbps)
         else:
-            if (
-                rates_mbps
-            ):  # what a hedged plan counted on may be more than the estimate: grants must not take that back
-                problem = replace(problem, uplink_mbps=max(problem.uplink_mbps, *rates_mbps))
-            solution, hedges = self._policy.solve(problem), {}
+            solution, hedges = self._policy.solve(beside_transfers(problem) if self._by_need else problem), {}
         self._solve_s.append(time.perf_counter() - began_s)
         return solution, hedges
 
     def _problem(self, now_s: float, asker: Request | None) -> Problem:
-        margin_ms = self._rules.margin_ms
         requests = [] if asker is None else [self._planned(asker, asker.time_left_ms, 0.0)]
         transfers: list[Transfer] = []
         if not self._policy.standing:
-            self._credit_progress(now_s)
-            busy = {sending.agent_id for sending in self._sending.values()}
             if asker is not None:
-                busy.add(asker.agent_id)
+                busy = {sending.agent_id for sending in self._sending.values()} | {asker.agent_id}
                 requests += [self._as_of(now_s, waiting, busy) for waiting in self._waiting.values()]
-            due_s = self._due_s()
-            for request_id, sending in self._sending.items():
-                due_in_ms = (due_s[request_id] - max(now_s, sending.starts_s)) * 1e3 - margin_ms
-                transfers.append(Transfer(request_id, sending.agent_id, sending.bytes_left, due_in_ms, sending.weight))
+            transfers = self._transfers(now_s)
         return Problem(
             self._estimate_mbps,
             self._agents,
@@ -282,6 +276,43 @@ class Allocator:
             self._dispatcher.free_in_ms() if self._rules.cloud_time and not self._policy.standing else None,
             self._rules.unsaved,
         )
+
+    def _transfers(self, now_s: float) -> list[Transfer]:
+        self._credit_progress(now_s)
+        due_s = self._due_s()
+        return [
+            Transfer(
+                request_id,
+                sending.agent_id,
+                sending.bytes_left,
+                (due_s[request_id] - max(now_s, sending.starts_s)) * 1e3 - self._rules.margin_ms,
+                sending.weight,
+            )
+            for request_id, sending in self._sending.items()
+        ]
+
+    def _shares(self, now_s: float) -> Mapping[int, float]:
+        """The uplink shared among those who send now, for policies that choose by need."""
+        transfers = self._transfers(now_s)
+        behind: dict[int, _Waiting] = {}
+        for waiting in self._waiting.values():
+            behind.setdefault(waiting.request.agent_id, waiting)
+        if behind:
+            transfers = [
+                replace(t, due_in_ms=self._due_before(t, behind[t.agent_id], now_s)) if t.agent_id in behind else t
+                for t in transfers
+            ]
+        # What a hedged plan counted on may be more than the estimate: grants must not take that back.
+        uplink_mbps = max(self._estimator.spread()) if self._rules.hedge else self._estimate_mbps
+        last_ms = [(s.deadline_s - max(now_s, s.starts_s)) * 1e3 - s.option.cloud_ms for s in self._sending.values()]
+        return share_by_due(transfers, last_ms, uplink_mbps)
+
+    def _due_before(self, transfer: Transfer, behind: _Waiting, now_s: float) -> float:
+        """When a transfer must be through so that the next one of its agent has its part of the time, by size."""
+        least = min(self._allowed(behind.request.options), key=lambda option: option.wire_bytes)
+        left_ms = (behind.deadline_s - now_s) * 1e3 - self._rules.margin_ms - least.edge_ms - least.cloud_ms
+        part = transfer.bytes_left / (transfer.bytes_left + least.wire_bytes)
+        return min(transfer.due_in_ms, left_ms * part) if left_ms > 0 else transfer.due_in_ms
 
     def _as_of(self, now_s: float, waiting: _Waiting, busy: set[int]) -> Request:
         """An announced request as it looks now; it may be late in asking.

@@ -21,8 +21,8 @@ class Backlog(Generic[T]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._timely: list[tuple[float, int, float, T]] = []  # (must start by, tie, ms, item)
-        self._late: deque[T] = deque()
+        self._timely: list[tuple[float, int, float, T]] = []  # (deadline in s, tie, ms, item)
+        self._late: deque[tuple[float, T]] = deque()
         self._ties = count()
         self._filled = asyncio.Event()
 
@@ -33,7 +33,7 @@ class Backlog(Generic[T]):
         """Queue what is due at `deadline_s` (loop time) and takes `cost_ms`; False if there is no room."""
         if len(self) >= self._limit:
             return False
-        heappush(self._timely, (deadline_s - cost_ms / 1e3, next(self._ties), cost_ms, item))
+        heappush(self._timely, (deadline_s, next(self._ties), cost_ms, item))
         self._filled.set()
         return True
 
@@ -46,22 +46,22 @@ class Backlog(Generic[T]):
     def next(self) -> T:
         """Take out what is to be served next. There must be something."""
         while self._timely:
-            start_by_s, _, _, item = heappop(self._timely)
-            if start_by_s >= now_s() - ROUNDING_S:
+            deadline_s, _, cost_ms, item = heappop(self._timely)
+            if deadline_s - cost_ms / 1e3 >= now_s() - ROUNDING_S:
                 return item
-            self._late.append(item)
-        return self._late.popleft()
+            self._late.append((cost_ms, item))
+        return self._late.popleft()[1]
 
-    def before_ms(self, start_by_s: float) -> float:
-        """Work that is served before something that must be begun then."""
-        return sum(cost_ms for own_s, _, cost_ms, _ in self._timely if own_s <= start_by_s)
+    def before_ms(self, deadline_s: float) -> float:
+        """Work that is served before something with this deadline."""
+        return sum(cost_ms for own_s, _, cost_ms, _ in self._timely if own_s <= deadline_s)
 
-    def blocking_ms(self, start_by_s: float) -> float:
-        """Work that would be begun now although something must be begun then: what is next, if it is less urgent."""
-        if not self._timely:
-            return 0.0
-        own_s, _, cost_ms, _ = self._timely[0]
-        return cost_ms if own_s > start_by_s else 0.0
+    def blocking_ms(self, deadline_s: float) -> float:
+        """Work that would be begun now although it is less urgent than something with this deadline."""
+        if self._timely:
+            own_s, _, cost_ms, _ = self._timely[0]
+            return cost_ms if own_s > deadline_s else 0.0
+        return self._late[0][0] if self._late else 0.0
 
     def clear(self) -> int:
         """Forget everything; returns how many that were."""

@@ -35,10 +35,11 @@ class Holds(Generic[T]):
         """Take out what can't wait any longer, most urgent first.
 
         Args:
-            busy_until_s: for something that must be begun at a time, until when the worker has other work before it.
+            busy_until_s: for something with a deadline, until when the worker has other work before it.
         """
         latest = self._latest_starts()
-        return [self._held.pop(key)[2] for start_s, key in latest if start_s <= busy_until_s(start_s) + ROUNDING_S]
+        due = [key for start_s, key in latest if start_s <= busy_until_s(self._held[key][0]) + ROUNDING_S]
+        return [self._held.pop(key)[2] for key in due]
 
     def next_start_s(self) -> float | None:
         """When serving the most urgent one must start; None if nothing is held."""

@@ -171,10 +171,10 @@ class Worker:
             # Earlier than that only new work can make one due, and whoever brings or begins new work looks again.
             self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)
 
-    def _busy_until_s(self, start_by_s: float) -> float:
-        """When something that must be begun at `start_by_s` would be begun if it waited no longer; and a margin."""
+    def _busy_until_s(self, deadline_s: float) -> float:
+        """When something with this deadline would be begun if it waited any longer; and a margin."""
         now = now_s()
-        other_ms = self._backlog.before_ms(start_by_s)
+        other_ms = self._backlog.before_ms(deadline_s)
         if self._free_s <= now and not other_ms:
-            other_ms = self._backlog.blocking_ms(start_by_s)
+            other_ms = self._backlog.blocking_ms(deadline_s)
         return max(now, self._free_s) + other_ms / 1e3 + HOLD_MARGIN_S

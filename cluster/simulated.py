@@ -83,6 +83,8 @@ class SimulatedEngine:
         serving = [asyncio.create_task(worker.serve_queue()) for worker in workers]
         playing = asyncio.create_task(play(s, epoch_s, set_channel, allocator.report, allocator.peek, turn.channel))
         self._playing = asyncio.create_task(host.run(s.schedule(), allocator, _TurnLedger(turn), epoch_s))
+        if self._stopped:  # by a signal before there was anything to stop
+            self._playing.cancel()
         await asyncio.wait([self._playing, playing, *serving], return_when=asyncio.FIRST_COMPLETED)
         for task in (*serving, playing):
             if task.done():

@@ -13,10 +13,14 @@ class Policy(Protocol):
     Attributes:
         standing: its grants depend on nothing but the uplink and the agents, so that neither announcements nor
             departures can change them.
+        by_need: it chooses modes by what they need of the uplink. Where requests come at any moment it is asked about
+            what those in flight leave, and the uplink is shared by due time (see `allocator.uplink`) instead of by
+            its grants, which are for requests that start together.
     """
 
     name: str
     standing: bool
+    by_need: bool
 
     def solve(self, problem: Problem) -> Solution:
         """An assignment for every request in `problem.requests`; grants add up to at most `uplink_mbps`."""
@@ -28,6 +32,7 @@ class SharePolicy:
 
     name: str
     standing = True
+    by_need = False
     _solved_for: tuple[float, int] | None = None
     _agents: tuple[AgentInfo, ...]
     _grants: Mapping[int, float]

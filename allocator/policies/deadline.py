@@ -24,6 +24,7 @@ class Deadline:
 
     name = "deadline"
     standing = False
+    by_need = True
 
     def solve(self, problem: Problem) -> Solution:
         few = few_choice(problem)

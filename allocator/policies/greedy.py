@@ -17,6 +17,7 @@ class Greedy:
 
     name = "greedy"
     standing = False
+    by_need = True
 
     def solve(self, problem: Problem) -> Solution:
         return hand_out(problem, *choices_of(problem, greedy_choice(rows_of(problem)).tolist()))

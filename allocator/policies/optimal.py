@@ -23,6 +23,7 @@ class Optimal:
 
     name = "optimal"
     standing = False
+    by_need = True
 
     def solve(self, problem: Problem) -> Solution:
         return hand_out(problem, *choices_of(problem, exact_choice(rows_of(problem)).choice.tolist()))

@@ -83,6 +83,7 @@ class Stub:
 
     def __init__(self, standing: bool = False) -> None:
         self.standing = standing
+        self.by_need = False
         self.problems: list[Problem] = []
         self.grant_mbps = 10.0
 

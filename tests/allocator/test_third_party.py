@@ -16,6 +16,7 @@ from allocator.problem import Solution
 class Mine:
     name = "mine"
     standing = False
+    by_need = False
     def solve(self, problem):
         return Solution({}, {7: problem.uplink_mbps})
 

@@ -375,7 +375,6 @@ def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(main())
 
 
-@pytest.mark.xfail(reason="open: the backlog goes by when requests must be begun and not by their deadlines")
 @given(st.lists(st.tuples(st.integers(30, 400), st.sampled_from([FULL, PROMPT])), max_size=8))
 @example([(79, FULL), (90, PROMPT)])
 def test_requests_are_served_by_deadline_and_so_in_time_if_they_can_be(asked: list[tuple[int, int]]) -> None:
@@ -423,7 +422,6 @@ def test_a_hedge_waits_while_the_queue_is_long_if_it_is_more_urgent_than_what_is
     virtually(main)
 
 
-@pytest.mark.xfail(reason="open: requests that are lost already don't count as work that would be begun now")
 def test_a_lost_request_isn_t_begun_just_before_a_hedge_s_last_safe_moment() -> None:
     async def main() -> None:
         r = Replies()
