@@ -320,11 +320,7 @@ class Allocator:
         If its agent is sending already, it waits for that: what it needs can go to the agent at once, so that the one
         before it is done in time for both.
         """
-        starts_s = max(now_s, waiting.starts_s)
-        if waiting.request.agent_id not in busy:
-            starts_s = max(now_s + 1e-6, starts_s)
-        else:
-            starts_s = now_s
+        starts_s = now_s if waiting.request.agent_id in busy else max(now_s + 1e-6, waiting.starts_s)
         return self._planned(waiting.request, (waiting.deadline_s - starts_s) * 1e3, (starts_s - now_s) * 1e3)
 
     def _planned(self, r: Request, left_ms: float, starts_in_ms: float) -> Request:

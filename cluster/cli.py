@@ -179,6 +179,20 @@ def doctor(as_json: Json = False) -> None:
     result.write([asdict(finding) for finding in findings], lambda: show(console, findings))
 
 
+@app.command()
+def study(
+    name: Annotated[Literal["5g", "border"], typer.Argument(help="5g: hedging; border: prompts against caches.")],
+    quick: Annotated[bool, typer.Option(help="A few seconds: fewer requests and channels.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run one of our experiments on virtual time (minutes), and print its table."""
+    from cluster.studies import STUDIES, study_table
+
+    result = ResultStream(as_json)
+    found = STUDIES[name](quick)
+    result.write(found, lambda: console.print(study_table(found)))
+
+
 @bench.command("links")
 def bench_links(
     link: Annotated[Literal["auto", "kernel", "paced"], typer.Option(help="Which link to measure.")] = "auto",

@@ -13,8 +13,8 @@ EXIT_FAILED = 1  # a run that ended, but is partial through no wish of the user'
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-# Files and pipes have no width of their own; the table needs 110.
-console = Console(width=None if sys.stdout.isatty() else 110)
+# Files and pipes have no width of their own; the table needs 126 where allocators have long names.
+console = Console(width=None if sys.stdout.isatty() else 126)
 messages = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
