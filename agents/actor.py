@@ -8,6 +8,7 @@ from pathlib import Path
 import ray
 from ray.actor import ActorHandle
 
+from agents.agent import Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.record import Journal
@@ -46,10 +47,12 @@ class HostActor:
         self._host = await self._make()
         return os.getpid()
 
-    async def run(self, arrivals: Sequence[Arrival], allocator: ActorHandle, journal: Path, epoch_s: float) -> None:
+    async def run(
+        self, arrivals: Sequence[Arrival], allocator: ActorHandle, journal: Path, epoch_s: float, terms: Terms
+    ) -> None:
         file = Journal(journal)
         try:
-            await self._host.run(arrivals, RayAllocator(allocator), file, epoch_s)
+            await self._host.run(arrivals, RayAllocator(allocator), file, epoch_s, terms)
         except asyncio.CancelledError:
             pass  # stopped: every request in flight has its row
         finally:

@@ -59,6 +59,21 @@ class AgentSettings:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What agents know of an allocator before they ask it.
+
+    Attributes:
+        modes: which it may assign; None for all that agents offer.
+        fall_back: whether a request stays local when its agent's uplink is busy until nothing else is left.
+        margin_ms: how much before the deadline answers are planned.
+    """
+
+    modes: frozenset[str] | None = None
+    fall_back: bool = False
+    margin_ms: float = 0.0
+
+
 class Agent:
     """One edge agent. Its compute and its uplink serve one request at a time each, first come first served.
 
@@ -73,6 +88,7 @@ class Agent:
         allocator: AllocatorClient,
         ledger: Ledger,
         epoch_s: float,
+        terms: Terms,
     ) -> None:
         self.settings = settings
         self._edge = edge
@@ -83,6 +99,9 @@ class Agent:
         self._time_s = asyncio.get_running_loop().time
         self._modes = {code: mode for mode, code in settings.mode_codes.items()}
         self._options = {option.mode: option for option in settings.options}
+        silent = [option for option in settings.options if not option.wire_bytes]
+        self._last_resort = silent[0] if silent and terms.fall_back else None
+        self._margin_ms = terms.margin_ms
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._backlog = 0
@@ -132,11 +151,18 @@ class Agent:
                 record.queue_ms = lap_ms()
                 await self._edge.prefill()
                 record.prefill_ms = lap_ms()
-            async with self._turn:
-                record.uplink_wait_ms = lap_ms()
-                option, hedge = await self._assign(record)
-                record.allocate_ms = lap_ms()
-                delivery = await self._transfer(record, option, hedge) if option.wire_bytes else None
+            in_turn = await self._take_turn(record)
+            record.uplink_wait_ms = lap_ms()
+            try:
+                if in_turn:
+                    option, hedge = await self._assign(record)
+                    record.allocate_ms = lap_ms()
+                    delivery = await self._transfer(record, option, hedge) if option.wire_bytes else None
+                else:
+                    option, delivery = self._stay(record), None
+            finally:
+                if in_turn:
+                    self._turn.release()
         finally:
             self._backlog -= 1
         lap_ms()
@@ -153,6 +179,26 @@ class Agent:
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
         record.answer_ms = (self._time_s() - served_s) * 1e3
         return self._modes[stages.mode]
+
+    async def _take_turn(self, record: Record) -> bool:
+        """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge."""
+        if self._last_resort is None or not self._turn.locked():
+            await self._turn.acquire()
+            return True
+        spare_ms = record.deadline_ms - self._last_resort.edge_ms - self._margin_ms
+        try:
+            async with asyncio.timeout_at(self._epoch_s + record.intended_s + spare_ms / 1e3):
+                await self._turn.acquire()
+                return True
+        except TimeoutError:
+            return False
+
+    def _stay(self, record: Record) -> ModeOption:
+        """The last resort, for which nobody has to be asked."""
+        assert self._last_resort is not None
+        record.mode = self._last_resort.mode
+        record.predicted_ms = self._since_ms(record.intended_s) + self._last_resort.edge_ms
+        return self._last_resort
 
     async def _assign(self, record: Record) -> tuple[ModeOption, ModeOption | None]:
         """The assigned mode, and what goes ahead of it."""

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agents.agent import Agent, AgentSettings, AllocatorClient
+from agents.agent import Agent, AgentSettings, AllocatorClient, Terms
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
 from agents.record import Ledger
 from agents.uplink import Uplink
+from allocator.problem import ModeOption
 from models.clock import sleep_until
 
 
@@ -34,10 +35,21 @@ class AgentHost:
         allocator: AllocatorClient,
         ledger: Ledger,
         epoch_s: float,
+        terms: Terms | None = None,
     ) -> None:
         """Release `arrivals` (in order of time) at `epoch_s` plus their intended time; returns when all have ended."""
+        terms = terms or Terms()
+        offered = _Offers(terms.modes)
         agents = {
-            seat.settings.agent_id: Agent(seat.settings, seat.edge, seat.uplink, allocator, ledger, epoch_s)
+            seat.settings.agent_id: Agent(
+                replace(seat.settings, options=offered.of(seat.settings.options)),
+                seat.edge,
+                seat.uplink,
+                allocator,
+                ledger,
+                epoch_s,
+                terms,
+            )
             for seat in self._seats
         }
         self._running = asyncio.current_task()
@@ -53,3 +65,18 @@ class AgentHost:
         """End a running schedule: nothing more is released, what is in flight fails as interrupted."""
         if self._running is not None:
             self._running.cancel()
+
+
+class _Offers:
+    """Options in the modes that may be assigned; agents of one model go on sharing one tuple."""
+
+    def __init__(self, modes: frozenset[str] | None) -> None:
+        self._modes = modes
+        self._found: dict[tuple[ModeOption, ...], tuple[ModeOption, ...]] = {}
+
+    def of(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
+        if self._modes is None:
+            return options
+        if options not in self._found:
+            self._found[options] = tuple(option for option in options if option.mode in self._modes)
+        return self._found[options]

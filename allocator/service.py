@@ -91,14 +91,12 @@ class Rules:
         cloud_time: whether the problem knows when cloud workers are free (two budgets) or not (one).
         unsaved: see `Problem`.
         hedge: whether small modes go ahead of caches at risk.
-        modes: the modes that may be assigned; None for all that agents offer.
     """
 
     margin_ms: float = 0.0
     cloud_time: bool = True
     unsaved: Unsaved = "local"
     hedge: bool = False
-    modes: frozenset[str] | None = None
 
 
 @dataclass(slots=True)
@@ -152,7 +150,6 @@ class Allocator:
         self._credited_bytes = 0.0
         self._reported_s: float | None = None
         self._regranting: asyncio.Task[None] | None = None
-        self._allowed_of: dict[tuple[ModeOption, ...], tuple[ModeOption, ...]] = {}
         self._solve_s: list[float] = []
 
     async def report(self, mbps: float) -> None:
@@ -309,7 +306,7 @@ class Allocator:
 
     def _due_before(self, transfer: Transfer, behind: _Waiting, now_s: float) -> float:
         """When a transfer must be through so that the next one of its agent has its part of the time, by size."""
-        least = min(self._allowed(behind.request.options), key=lambda option: option.wire_bytes)
+        least = min(behind.request.options, key=lambda option: option.wire_bytes)
         left_ms = (behind.deadline_s - now_s) * 1e3 - self._rules.margin_ms - least.edge_ms - least.cloud_ms
         part = transfer.bytes_left / (transfer.bytes_left + least.wire_bytes)
         return min(transfer.due_in_ms, left_ms * part) if left_ms > 0 else transfer.due_in_ms
@@ -324,17 +321,9 @@ class Allocator:
         return self._planned(waiting.request, (waiting.deadline_s - starts_s) * 1e3, (starts_s - now_s) * 1e3)
 
     def _planned(self, r: Request, left_ms: float, starts_in_ms: float) -> Request:
-        """The request with the margin taken off, in the modes that may be assigned."""
+        """The request with the margin taken off."""
         left_ms -= self._rules.margin_ms
-        return Request(r.request_id, r.agent_id, left_ms, self._allowed(r.options), r.weight, starts_in_ms)
-
-    def _allowed(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
-        modes = self._rules.modes
-        if modes is None:
-            return options
-        if options not in self._allowed_of:
-            self._allowed_of[options] = tuple(option for option in options if option.mode in modes)
-        return self._allowed_of[options]
+        return Request(r.request_id, r.agent_id, left_ms, r.options, r.weight, starts_in_ms)
 
     def _due_s(self) -> dict[int, float]:
         """When the cloud must have the last byte of each transfer.

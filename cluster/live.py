@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from agents.actor import HostActor
+from agents.agent import Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.uplink import SocketUplink
@@ -27,7 +28,7 @@ from cluster.result import RunResult, Turn
 from cluster.scenario import AllocatorSettings, Scenario
 from cluster.uplink_events import play
 from cluster.watch import children, ended, parent
-from cluster.wiring import make_allocator, make_host, make_reception, make_worker
+from cluster.wiring import make_allocator, make_host, make_reception, make_terms, make_worker
 from netem.client import LinkClient, LinkLost, LinkRefused
 from netem.session import LinkSession
 
@@ -142,7 +143,7 @@ class LiveEngine:
             epoch_s = time.monotonic() + START_DELAY_S
             player = asyncio.create_task(self._play(turn, client, allocator, epoch_s))
             try:
-                await self._release(arrivals, allocator, folder, epoch_s)
+                await self._release(arrivals, allocator, folder, epoch_s, make_terms(s, settings))
             finally:
                 player.cancel()
             if not self._stop.is_set():
@@ -160,11 +161,11 @@ class LiveEngine:
         return arrivals
 
     async def _release(
-        self, arrivals: list[list[Arrival]], allocator: ActorHandle, folder: Path, epoch_s: float
+        self, arrivals: list[list[Arrival]], allocator: ActorHandle, folder: Path, epoch_s: float, terms: Terms
     ) -> None:
         """Let every host play its agents' arrivals, until all are done or the run is stopped."""
         runs = [
-            asyncio.ensure_future(host.run.remote(part, allocator, folder / f"host-{number}.jsonl", epoch_s))
+            asyncio.ensure_future(host.run.remote(part, allocator, folder / f"host-{number}.jsonl", epoch_s, terms))
             for number, (host, part) in enumerate(zip(self._hosts, arrivals, strict=True))
         ]
         stopped = asyncio.create_task(self._stop.wait())

@@ -16,7 +16,7 @@ from cluster.result import RunResult, Turn
 from cluster.scenario import AllocatorSettings, Scenario
 from cluster.uplink_events import play
 from cluster.virtual import VirtualLoop
-from cluster.wiring import make_allocator, make_host, make_worker
+from cluster.wiring import make_allocator, make_host, make_terms, make_worker
 
 
 class _TurnLedger:
@@ -76,13 +76,14 @@ class SimulatedEngine:
         await allocator.report(first_mbps)
         await allocator.peek(first_mbps)
         epoch_s = asyncio.get_running_loop().time()
+        terms = make_terms(s, settings)
 
         async def set_channel(mbps: float) -> None:
             link.set_channel(mbps)
 
         serving = [asyncio.create_task(worker.serve_queue()) for worker in workers]
         playing = asyncio.create_task(play(s, epoch_s, set_channel, allocator.report, allocator.peek, turn.channel))
-        self._playing = asyncio.create_task(host.run(s.schedule(), allocator, _TurnLedger(turn), epoch_s))
+        self._playing = asyncio.create_task(host.run(s.schedule(), allocator, _TurnLedger(turn), epoch_s, terms))
         if self._stopped:  # by a signal before there was anything to stop
             self._playing.cancel()
         await asyncio.wait([self._playing, playing, *serving], return_when=asyncio.FIRST_COMPLETED)

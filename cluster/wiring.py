@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from agents.agent import AgentSettings
+from agents.agent import AgentSettings, Terms
 from agents.edge import ProfileEdge, common_prefill_ms
 from agents.host import AgentHost, Seat
 from agents.offer import payload_bytes
@@ -37,8 +37,17 @@ def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) 
             cloud_time=settings.cloud_time,
             unsaved=scenario.unsaved,
             hedge=scenario.hedge if settings.hedge is None else settings.hedge,
-            modes=None if settings.modes is None else frozenset(settings.modes),
         ),
+    )
+
+
+def make_terms(scenario: Scenario, settings: AllocatorSettings) -> Terms:
+    """What agents must know of an allocator before they ask it."""
+    return Terms(
+        modes=None if settings.modes is None else frozenset(settings.modes),
+        # The published policies know nothing of staying local because the uplink is busy.
+        fall_back=scenario.unsaved == "local" and make_policy(settings.policy).by_need,
+        margin_ms=scenario.planning_margin_ms,
     )
 
 
