@@ -6,11 +6,12 @@ uplink has left on average until its own due time, and that is more than what is
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from heapq import heappop, heappush
+from heapq import heappush, heapreplace
 
 from allocator.problem import Problem, Transfer
 
-# Sizes that differ by less are the same, so that float noise doesn't pass what is left from one to another.
+# Sizes that differ by less are the same, so that float noise neither passes what is left from one to another nor gives
+# up a transfer that just fits.
 SAME_BYTES = 1.0
 NOTHING_MBPS = 1e-6
 
@@ -63,10 +64,14 @@ def _timely(transfers: Sequence[Transfer], last_ms: Sequence[float], uplink_mbps
     total_bytes = 0.0
     in_order = sorted(range(len(transfers)), key=lambda i: (transfers[i].due_in_ms, transfers[i].request_id))
     for i in in_order:
-        heappush(largest, (-transfers[i].bytes_left, i))
-        total_bytes += transfers[i].bytes_left
-        if total_bytes > bytes_per_ms * last_ms[i]:
-            minus_bytes, dropped = heappop(largest)
-            total_bytes += minus_bytes
+        own_bytes, possible_bytes = transfers[i].bytes_left, bytes_per_ms * last_ms[i] + SAME_BYTES
+        if total_bytes + own_bytes <= possible_bytes:
+            heappush(largest, (-own_bytes, i))
+            total_bytes += own_bytes
+        elif largest and -largest[0][0] > own_bytes and total_bytes + own_bytes + largest[0][0] <= possible_bytes:
+            minus_bytes, dropped = heapreplace(largest, (-own_bytes, i))
+            total_bytes += own_bytes + minus_bytes
             given_up.add(dropped)
+        else:  # the largest itself, or late even without the largest: precautions differ, and so does what is last
+            given_up.add(i)
     return [transfers[i] for i in in_order if i not in given_up]
