@@ -45,19 +45,17 @@ class Backlog(Generic[T]):
 
     def next(self) -> T:
         """Take out what is to be served next. There must be something."""
-        while self._timely:
-            deadline_s, _, cost_ms, item = heappop(self._timely)
-            if deadline_s - cost_ms / 1e3 >= now_s() - ROUNDING_S:
-                return item
-            self._late.append((cost_ms, item))
-        return self._late.popleft()[1]
+        self._set_lost_aside()
+        return heappop(self._timely)[3] if self._timely else self._late.popleft()[1]
 
     def before_ms(self, deadline_s: float) -> float:
         """Work that is served before something with this deadline."""
-        return sum(cost_ms for own_s, _, cost_ms, _ in self._timely if own_s <= deadline_s)
+        at_s = now_s()
+        return sum(c for own_s, _, c, _ in self._timely if own_s <= deadline_s and not _is_lost(own_s, c, at_s))
 
     def blocking_ms(self, deadline_s: float) -> float:
         """Work that would be begun now although it is less urgent than something with this deadline."""
+        self._set_lost_aside()
         if self._timely:
             own_s, _, cost_ms, _ = self._timely[0]
             return cost_ms if own_s > deadline_s else 0.0
@@ -69,3 +67,14 @@ class Backlog(Generic[T]):
         self._timely.clear()
         self._late.clear()
         return forgotten
+
+    def _set_lost_aside(self) -> None:
+        """Have first in order what can be in time, if anything can."""
+        at_s = now_s()
+        while self._timely and _is_lost(self._timely[0][0], self._timely[0][2], at_s):
+            _, _, cost_ms, item = heappop(self._timely)
+            self._late.append((cost_ms, item))
+
+
+def _is_lost(deadline_s: float, cost_ms: float, at_s: float) -> bool:
+    return deadline_s - cost_ms / 1e3 < at_s - ROUNDING_S
