@@ -95,15 +95,12 @@ def rows_of(problem: Problem) -> Rows:
 
 def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
     """kbit, busy_ms, cloud_ms and quality, each (options, rows). Options that a row lacks take forever."""
-    position: dict[int, int] = {}
-    tables: list[_Table] = []
-    of_request = []
-    for request in problem.requests:
-        index = position.get(id(request.options))
-        if index is None:
-            index = position[id(request.options)] = len(tables)
-            tables.append(_table(request.options))
-        of_request.append(index)
+    offered = [request.options for request in problem.requests]
+    keys = list(map(id, offered))
+    distinct = dict(zip(keys, offered, strict=True))
+    tables = [_table(options) for options in distinct.values()]
+    position = dict(zip(distinct, range(len(tables)), strict=True))
+    of_request = np.fromiter(map(position.__getitem__, keys), dtype=np.intp, count=len(keys))
     layers = max((len(table.kbit) for table in tables), default=1)
     n, rows = len(of_request), len(of_request) + len(problem.transfers)
     spread = []
@@ -111,7 +108,7 @@ def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
         columns = [getattr(table, name) for table in tables]
         padded = np.array([[*c, *[padding] * (layers - len(c))] for c in columns]).reshape(-1, layers)
         values = np.full((layers, rows), padding)
-        values[:, :n] = padded.T[:, of_request]
+        values[:, :n] = padded.T.take(of_request, axis=1)
         spread.append(values)
     kbit, busy_ms, cloud_ms, quality = spread
     kbit[0, n:] = [transfer.bytes_left * 8e-3 for transfer in problem.transfers]

@@ -8,12 +8,18 @@ from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
 from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
 
-_NEAR = 9e-4  # of the quality: a choice this near its bound is good enough
-_MOST_PRICED = 8192  # deadlines times rows; the cloud time until other deadlines has no price and is just checked
+_NEAR = 8.7e-4  # of the quality: a choice this near its bound is good enough
+_CLEAR = 2.6e-3  # after a search that found nothing better: few that are longer do
+_SPARING = 0.2  # of the least weight, for which the whole uplink and all cloud time are worth sparing
+_TIE = 1e-5  # of the quality, the same for a row: of rows that are alike, those with later deadlines go first
 _STEPS = 40  # prices tried
-_WIDER = 64  # with fewer rows than this, more partial choices are kept
+_CLOSED = 1e-5  # of the bound: a mixture this near it is the best
+_MANY = 256  # rows, from which on a mixture need not be as near its bound,
+_MOST_SEARCHED = 2048  # and above which exchanges of a few rows must do
 # Options that may change in each round of the search, and partial choices that are kept; see `Choice.improve`.
-_ROUNDS = ((20, 32), (20, 32), (40, 128), (40, 128), (64, 512), (64, 512), (64, 1024))
+_ROUNDS = ((24, 64), (32, 256), (48, 256))
+_FEW = 48  # rows, up to which there are more rounds for one more that meets its deadline
+_MORE_ROUNDS = ((48, 512), (64, 1024))
 
 
 class Deadline:
@@ -24,6 +30,7 @@ class Deadline:
 
     name = "deadline"
     standing = False
+    by_need = True
     by_need = True
 
     def solve(self, problem: Problem) -> Solution:
@@ -55,6 +62,7 @@ class _Solver:
         self.met = np.vstack((np.broadcast_to(self.weight, need.shape), nothing))
         self.stage = rows.stage[can]
         self.budget_ms = rows.budget_ms
+        self.columns = np.arange(len(can))
 
     def solve(self) -> Ints:
         """Indices of options for the rows that can be met, UNMET for those that are not."""
@@ -67,55 +75,53 @@ class _Solver:
     def _everybody(self) -> Ints | None:
         """All met, by what needs least of the uplink; None if that fails."""
         best: Ints = np.where(self.offered[:-1], self.need[:-1], np.inf).argmin(axis=0)
-        columns = np.arange(len(best))
-        return best if self.need[best, columns].sum() <= 1 and self._cloud_holds(best) else None
+        return best if self.need[best, self.columns].sum() <= 1 and self._overrun(best) is None else None
 
     def _most_weight(self) -> Ints:
-        value = np.where(self.offered, self.met, -np.inf)
-        whole = (self.weight == np.floor(self.weight)).all()
+        unit = float(self.weight.min())
+        whole = np.abs(self.weight / unit - np.rint(self.weight / unit)).max() < 1e-9
+        # Of choices that meet the same weight, those are better that leave more: that leads to others.
+        spared = (_SPARING if whole else 1e-6) * unit
+        most_ms = max(self.budget_ms[-1], 1e-9) if len(self.budget_ms) else np.inf
+        value = self.met - spared / 2 * (self.need + self.cloud_ms / most_ms)
+        value[~self.offered] = -np.inf
         nobody = np.full(len(self.weight), self.unmet)
-        return self._best(
-            self._priced(value, np.empty((0, *value.shape)), np.empty(0)), nobody, 1 - 1e-6 if whole else 0.0
-        )
+        choice = Choice(value, self.need[None], np.ones(1), self._overrun)
+        near = choice.relax(nobody, _STEPS, _CLOSED)
+        near_enough = (1 - _SPARING - 1e-6) * unit if whole else 0.0
+        if len(nobody) <= _FEW:
+            return choice.improve(nobody, near, near_enough, near_enough, _ROUNDS + _MORE_ROUNDS)
+        return choice.improve(nobody, near, near_enough, 2 * near_enough, self._rounds())
 
     def _best_quality(self, start: Ints) -> Ints:
-        value = np.where(self.offered, self.quality, -np.inf)
+        tie = _TIE * float(self.quality.max())
+        early = 1 - self.stage / max(len(self.budget_ms), 1)
+        taken = self.need / max(self.need.max(), 1e-9) + self.cloud_ms / max(self.cloud_ms.max(), 1e-9) * early
+        value = np.where(self.offered, self.quality - tie * taken, -np.inf)
+        worth = float(value[start, self.columns].sum())
+        uses, budgets = self.need[None], np.ones(1)
         if (start != self.unmet).all():
             value[self.unmet] = -np.inf
-            choice = self._priced(value, np.empty((0, *value.shape)), np.empty(0))
         else:
-            # The weight that is met is two more budgets: it can't be more, and what is used of the other is negative.
-            weight = self.met[start, np.arange(len(start))].sum()
-            uses = np.stack((self.met, -self.met))
-            choice = self._priced(value, uses, np.array([weight * (1 + 1e-9), -weight * (1 - 1e-9)]))
-        return self._best(choice, start, _NEAR * choice.worth(start))
+            # The weight that is met is another budget, of which every request uses less than nothing.
+            weight = self.met[start, self.columns].sum()
+            uses = np.stack((self.need, -self.met / max(weight, 1e-9)))
+            budgets = np.array([1.0, -1 + 1e-9])
+        choice = Choice(value, uses, budgets, self._overrun)
+        near = choice.relax(start, _STEPS, _CLOSED if len(start) <= _MANY else 10 * _CLOSED)
+        return choice.improve(start, near, _NEAR * worth, _CLEAR * worth, self._rounds())
 
-    def _best(self, choice: Choice, start: Ints, near_enough: float) -> Ints:
-        """The best choice found, from one that keeps all budgets."""
-        mixture = choice.relax(start, _STEPS)
-        rounded = choice.rounded(mixture)
-        if rounded is not None and choice.worth(rounded) > choice.worth(start):
-            start = rounded
-        # With few rows there is more to lose by one of them, and time for more.
-        wider = max(1, _WIDER // len(self.weight))
-        return choice.improve(start, mixture, near_enough, [(options, width * wider) for options, width in _ROUNDS])
+    def _rounds(self) -> tuple[tuple[int, int], ...]:
+        return _ROUNDS if len(self.weight) <= _MOST_SEARCHED else ()
 
-    def _priced(self, value: Floats, uses: Floats, budgets: Floats) -> Choice:
-        """With prices on the uplink and on the cloud time until some deadlines, all of them if there are few."""
-        deadlines = len(self.budget_ms)
-        priced = min(deadlines, max(4, _MOST_PRICED // len(self.weight)))
-        stages = [deadlines - 1 - deadlines * i // priced for i in range(priced)]
-        shares = [self.cloud_ms / max(self.budget_ms[stage], 1e-9) for stage in stages]
-        cloud = [np.where(self.stage <= stage, share, 0.0) for stage, share in zip(stages, shares, strict=True)]
-        return Choice(
-            value,
-            np.concatenate((self.need[None], np.array(cloud).reshape(-1, *self.need.shape), uses)),
-            np.concatenate((np.ones(1 + len(cloud)), budgets)),
-            self._cloud_holds,
-        )
-
-    def _cloud_holds(self, choice: Ints) -> bool:
+    def _overrun(self, choice: Ints) -> tuple[Floats, float] | None:
+        """Until which deadline the cloud time is overrun most: what every option uses of it, as shares; and all."""
         if not len(self.budget_ms):
-            return True
-        cloud_ms = np.bincount(self.stage, self.cloud_ms[choice, np.arange(len(choice))], len(self.budget_ms))
-        return bool((np.cumsum(cloud_ms)[: len(self.budget_ms)] <= self.budget_ms).all())
+            return None
+        cloud_ms = np.bincount(self.stage, self.cloud_ms[choice, self.columns], len(self.budget_ms))
+        over_ms = np.cumsum(cloud_ms)[: len(self.budget_ms)] - self.budget_ms
+        worst = int((over_ms / np.maximum(self.budget_ms, 1e-9)).argmax())
+        if over_ms[worst] <= 0:
+            return None
+        scale = max(self.budget_ms[worst], 1e-9)
+        return np.where(self.stage <= worst, self.cloud_ms / scale, 0.0), self.budget_ms[worst] / scale

@@ -57,7 +57,10 @@ def _solve(rows: Rows, programme: "_Programme", limit_s: float) -> Exact:
     if not len(programme.row):
         return Exact(np.full(len(rows.weight), UNMET, dtype=np.intp), 0.0, 0.0)
     weight = rows.weight[programme.row]
-    choice, weight_bound = programme.maximize(weight, None, limit_s)
+    try:
+        choice, weight_bound = programme.maximize(weight, None, limit_s)
+    except _NothingInTime:
+        return Exact(np.full(len(rows.weight), UNMET, dtype=np.intp), float("inf"), float("inf"))
     if not programme.quality.any():
         return Exact(choice, weight_bound, 0.0)
     least = rows.worth(choice)[0] - _WEIGHT_TOLERANCE * rows.weight.sum()
