@@ -180,9 +180,13 @@ def test_grants_stay_as_they_are_while_time_passes(drawn: Drawn, part: float) ->
         for t in transfers
     ]
     later = share_by_due(carried, [last - passed_ms for last in last_ms], uplink_mbps)
-    at_need = [t.agent_id for t in transfers if grants[t.agent_id] == t.least_mbps]
-    for agent_id in at_need:
-        assert later[agent_id] == pytest.approx(grants[agent_id], rel=1e-6, abs=1e-6 * uplink_mbps)
+    # What nobody needs may pass to another, which has the least left now.
+    least_bytes = min(t.bytes_left for t in carried)
+    for before, t in zip(transfers, carried, strict=True):
+        if grants[t.agent_id] == before.least_mbps:
+            assert later[t.agent_id] >= grants[t.agent_id] - 1e-6 * uplink_mbps
+            if t.bytes_left > least_bytes + SAME_BYTES:
+                assert later[t.agent_id] == pytest.approx(grants[t.agent_id], rel=1e-6, abs=1e-6 * uplink_mbps)
 
 
 def test_what_nobody_needs_goes_to_who_has_the_least_left() -> None:

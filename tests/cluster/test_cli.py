@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from allocator.policies import policy_names
 from tests.cluster.conftest import scout
 
 Write = Callable[..., Path]
@@ -44,9 +45,8 @@ def test_wrong_scenarios(scenario: Write, tmp_path: Path, changes: dict[str, Any
 def test_other_mistakes(scenario: Write, tmp_path: Path) -> None:
     path = str(scenario())
     assert "gone.yaml: No such file" in refused("run", "gone.yaml")
-    assert "no allocator 'best'; there are equal, model_aware, static_<mode>" in refused(
-        "run", path, "--allocator", "best"
-    )
+    unknown = refused("run", path, "--allocator", "best")
+    assert f"no allocator 'best'; there are {policy_names()}" in unknown
     assert "is not empty" in refused("run", path, "--out", str(tmp_path))
     assert "is not a run folder" in refused("recover", str(tmp_path))
     assert "is `ray start --head` running" in refused(
