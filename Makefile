@@ -19,8 +19,10 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bench: setup  ## How exact the links are on this machine; some four minutes.
+bench: setup  ## How exact the links are on this machine, how near and fast the allocators, how fast the simulation.
 	$(BIN)/scout bench links
+	$(BIN)/scout bench allocator
+	$(BIN)/scout bench simulate
 
 setup: $(VENV)/.ready
 

@@ -14,6 +14,10 @@ from allocator.uplink import beside_transfers, share_by_due
 # What a transfer has left is known only by what it was granted. So much of it is always believed to be left, lest a
 # transfer that is a little behind loses its grant.
 LEAST_LEFT = 0.03
+# A shaper lets an agent wait for its next frame as long as its rate at that time says, whatever the rate becomes
+# meanwhile: after a grant near zero for seconds. So no grant that will change is smaller; a frame at this rate takes
+# 24 ms. (A grant is a cap: the channel's own rate still holds.)
+LEAST_GRANT_MBPS = 0.5
 # Grants that differ by less from what they are stay as they are.
 TOLERANCE = 1e-3
 
@@ -240,8 +244,13 @@ class Allocator:
         if grants_mbps is self._granted:
             return
         self._granted = grants_mbps
+        least_mbps = 0.0 if self._policy.standing else LEAST_GRANT_MBPS
         known = self._grants_mbps
-        changed = {a: mbps for a, mbps in grants_mbps.items() if abs(mbps - known.get(a, -1.0)) > TOLERANCE * mbps}
+        changed = {}
+        for agent_id, asked_mbps in grants_mbps.items():
+            mbps = max(asked_mbps, least_mbps)
+            if abs(mbps - known.get(agent_id, -1.0)) > TOLERANCE * mbps:
+                changed[agent_id] = mbps
         if changed:
             known |= changed
             await self._link.set_grants(changed)

@@ -12,6 +12,7 @@ from cluster.scenario import Scenario
 from reports.summary import summarize
 
 INTERRUPTED = "interrupted"
+STOLEN_LIMIT = 0.05  # of the machine's CPU time
 KILLED = "the driver was killed; recovered from journals"
 
 
@@ -57,6 +58,7 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
             solve_ms = pd.Series(turn.solve_ms, dtype=float)
             times = {f"p{p}": float(solve_ms.quantile(p / 100)) for p in (50, 99)} if len(solve_ms) else {}
             allocators[turn.allocator]["solve_ms"] = times
+            allocators[turn.allocator]["stolen"] = turn.stolen
     late = [
         f"{name}: the emulator started requests {s['lateness_ms']['p99']:.0f} ms late (p99), more than "
         f"{scenario.lateness_limit_ms:g} ms: this run is INVALID; use fewer agents, lower rates or more cores"
@@ -72,6 +74,12 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
                 f"{turn.allocator}: the channel's rates were set {p99_ms:.0f} ms late (p99), more than "
                 f"{scenario.lateness_limit_ms:g} ms: this run is INVALID; use slower changes or more cores"
             )
+    stolen = [
+        f"{turn.allocator}: the host gave {100 * turn.stolen:.0f} % of this machine's CPU time to others: "
+        "transfers and answers may be late for that alone"
+        for turn in result.turns
+        if turn.stolen > STOLEN_LIMIT
+    ]
     bases = sorted({profile.quality_basis for profile in scenario.models})
     mixed = [f"qualities of {len(bases)} bases are averaged here: {'; '.join(bases)}"] if len(bases) > 1 else []
     summary = {
@@ -81,7 +89,7 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         "run_dir": str(run_dir),
         "partial": bool(result.problems),
         "valid": not late,
-        "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + mixed,
+        "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + stolen + mixed,
         "footnote": (
             f"{_how(facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; sent MB are wire bytes; "
             "credited counts late answers in full, delivered not at all"

@@ -26,6 +26,7 @@ from cluster.placement import ALLOCATOR_CPUS, Placement
 from cluster.raysession import RaySession
 from cluster.result import RunResult, Turn
 from cluster.scenario import AllocatorSettings, Scenario
+from cluster.steal import StealMeter
 from cluster.uplink_events import play
 from cluster.watch import children, ended, parent
 from cluster.wiring import make_allocator, make_host, make_reception, make_terms, make_worker
@@ -142,10 +143,12 @@ class LiveEngine:
             self._report(f"allocator {name}: {sum(map(len, arrivals))} requests")
             epoch_s = time.monotonic() + START_DELAY_S
             player = asyncio.create_task(self._play(turn, client, allocator, epoch_s))
+            steal = StealMeter()
             try:
                 await self._release(arrivals, allocator, folder, epoch_s, make_terms(s, settings))
             finally:
                 player.cancel()
+                turn.stolen = steal.share()
             if not self._stop.is_set():
                 turn.solve_ms = await self._unless_stopped(allocator.solve_times_ms.remote(), READY_TIMEOUT_S)
                 # What timed out may still be queued there; the next allocator must not pay for it.

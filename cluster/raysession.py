@@ -3,12 +3,15 @@
 import atexit
 import logging
 import os
+import signal
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -22,6 +25,8 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 SHUTDOWN_S = 1.5
 KNOCK_S = 3.0
+T = TypeVar("T")
+
 NO_CLUSTER = "is `ray start --head` running? Without --address and RAY_ADDRESS, scout starts its own Ray"
 
 
@@ -81,33 +86,61 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
         try:
             yield _connect(address, reaper.folder if reaper else None)
         finally:
-            # With its GCS dead, Ray's own shutdown takes 10 s; the reaper ends what it then still waits for.
-            shutdown = threading.Thread(target=ray.shutdown, daemon=True)
-            shutdown.start()
-            shutdown.join(SHUTDOWN_S)
-            if shutdown.is_alive():
+            # With its GCS dead, or while it starts, Ray's own shutdown takes long; the reaper ends what is left then.
+            try:
+                _beside(ray.shutdown).result(SHUTDOWN_S)
+            except TimeoutError:
                 atexit.unregister(ray.shutdown)  # it would wait for the first one
+
+
+def _beside(call: Callable[[], T]) -> "Future[T]":
+    """Run `call` in a thread that nobody has to wait for, not even the interpreter at its end."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
 
 
 def _connect(address: str | None, folder: str | None) -> RaySession:
     """Join the cluster at `address`, or start one whose files are all in `folder`."""
     if address and address != "auto":
         _knock(address)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Warns on every start that a future Ray won't hide GPUs from actors without any; ours ask for what they use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not address:
+        # By default Ray runs its workers at the lowest priority, which makes agents late when the machine is busy.
+        options |= {"include_dashboard": False, "_temp_dir": folder, "_system_config": {"worker_niceness": 0}}
+        options["object_store_memory"] = OBJECT_STORE_BYTES
+
+    def join() -> RaySession:
+        ray.init(address or "local", **options)
+        node_id = ray.get_runtime_context().get_node_id()
+        node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
+        free = ray.available_resources()  # of the whole cluster: what others use on this node can't be told apart
+        cpus, gpus = (min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU"))
+        return RaySession(node_id, cpus, gpus, node.get("GPU", 0.0))
+
+    joining = _beside(join)  # not in this thread: interrupted in there, Ray may wait for ever
     try:
-        if address:
-            ray.init(address=address, **common)
-        else:
-            # By default Ray runs its workers at the lowest priority, which makes agents late when the machine is busy.
-            own: dict[str, Any] = {"include_dashboard": False, "_temp_dir": folder}
-            own["_system_config"] = {"worker_niceness": 0}
-            ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, **own, **common)
+        return joining.result()
+    except KeyboardInterrupt:
+        if not joining.done():
+            logging.disable()
+            atexit.register(_leave)
+        raise
     except Exception as error:
         raise RayUnavailable(in_words(error, NO_CLUSTER if address else "")) from None
-    node_id = ray.get_runtime_context().get_node_id()
-    node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
-    free = ray.available_resources()  # of the whole cluster: what others use on this node can't be told apart
-    cpus, gpus = (min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU"))
-    return RaySession(node_id, cpus, gpus, node.get("GPU", 0.0))
+
+
+def _leave() -> None:
+    """End an interrupted process in which Ray is still starting: finalized under it, Python crashes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)

@@ -12,12 +12,14 @@ class Turn:
     """What one allocator's turn left behind.
 
     Attributes:
+        stolen: the share of this machine's CPU time that its host gave to others meanwhile (live only).
         issued, records: of a simulated run, whose requests are in no journal.
     """
 
     allocator: str
     channel: ChannelLog = field(default_factory=list)
     solve_ms: list[float] = field(default_factory=list)
+    stolen: float = 0.0
     issued: set[int] = field(default_factory=set)
     records: list[Record] = field(default_factory=list)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agents.estimators import Ewma, Fixed
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer
-from allocator.service import LEAST_LEFT, Allocator, Rules
+from allocator.service import LEAST_GRANT_MBPS, LEAST_LEFT, Allocator, Rules
 from cloud.dispatch import LeastLoaded
 from cluster.virtual import VirtualLoop
 
@@ -304,6 +304,19 @@ def test_grants_that_don_t_change_are_not_touched() -> None:
         policy.grant_mbps = 10.1
         await allocator.peek(1)
         assert link.calls[2:] == [{0: 10.1, 1: 10.1}]
+
+    virtually(main)
+
+
+@pytest.mark.parametrize(("standing", "grants"), [(False, LEAST_GRANT_MBPS), (True, 0.01)])
+def test_no_grant_that_may_change_is_near_zero(standing: bool, grants: float) -> None:
+    """It would keep its agent waiting after it was raised; a standing share is what its policy says."""
+
+    async def main() -> None:
+        allocator, policy, link = stubbed(standing=standing)
+        policy.grant_mbps = 0.01
+        await allocator.assign(request(0))
+        assert link.calls == [{0: grants}]
 
     virtually(main)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agents.record import Journal, Record, Status
 from cluster import ledger
+from cluster.result import Turn
 from cluster.scenario import Scenario
 from reports.summary import summarize
 
@@ -27,6 +28,14 @@ def journal(run_dir: Path, allocator: str, host: int) -> Journal:
     return Journal(folder / f"host-{host}.jsonl")
 
 
+def turns(run_dir: Path, *allocators: str) -> list[Turn]:
+    """Turns as they stand in the journals."""
+    found = [Turn(allocator) for allocator in allocators]
+    for turn in found:
+        ledger.read_journals(run_dir, turn)
+    return found
+
+
 @given(st.lists(st.sampled_from([*Status, None]), max_size=len(ARRIVALS)))
 def test_issued_is_met_late_rejected_and_failed(
     tmp_path_factory: pytest.TempPathFactory, ends: list[Status | None]
@@ -39,7 +48,7 @@ def test_issued_is_met_late_rejected_and_failed(
         if status is not None:
             log.write(record(request_id, status))
     log.close()
-    rows = ledger.assemble(run_dir, TINY, ["equal"], "its actor died")
+    rows = ledger.assemble(turns(run_dir, "equal"), TINY, "its actor died")
     assert rows.request_id.tolist() == list(range(len(ends)))
     lost = [request_id for request_id, status in enumerate(ends) if status is None]
     assert rows[rows.reason == "its actor died"].request_id.tolist() == lost
@@ -57,7 +66,7 @@ def test_a_line_cut_off_by_a_kill_is_a_lost_record(tmp_path: Path) -> None:
     log.close()
     path = ledger.journal_folder(tmp_path, "equal") / "host-0.jsonl"
     path.write_text(path.read_text() + '{"request_id": 1, "stat')
-    rows = ledger.assemble(tmp_path, TINY, ["equal"], "killed")
+    rows = ledger.assemble(turns(tmp_path, "equal"), TINY, "killed")
     assert rows.status.tolist() == ["met", "failed"] and rows.reason.tolist() == ["", "killed"]
 
 
@@ -65,11 +74,11 @@ def test_what_doesn_t_balance_is_a_defect(tmp_path: Path) -> None:
     log = journal(tmp_path, "equal", 0)
     log.write(record(0))
     with pytest.raises(ledger.Unbalanced, match="0 issued, but 1 met"):
-        ledger.assemble(tmp_path, TINY, ["equal"], "")
+        ledger.assemble(turns(tmp_path, "equal"), TINY, "")
     log.issue(ARRIVALS[0])
     log.write(record(0, Status.LATE))
     with pytest.raises(ledger.Unbalanced, match="request 0 has two records"):
-        ledger.assemble(tmp_path, TINY, ["equal"], "")
+        ledger.assemble(turns(tmp_path, "equal"), TINY, "")
 
 
 def test_written_ledgers_keep_every_column_and_the_journals_go(tmp_path: Path) -> None:
@@ -80,7 +89,7 @@ def test_written_ledgers_keep_every_column_and_the_journals_go(tmp_path: Path) -
         log.issue(ARRIVALS[0])
         log.write(record(0))
         log.close()
-    rows = ledger.assemble(tmp_path, TINY, ["equal", "model_aware"], "")
+    rows = ledger.assemble(turns(tmp_path, "equal", "model_aware"), TINY, "")
     ledger.write(tmp_path, rows)
     ledger.remove_journals(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [ledger.LEDGER_FILE]

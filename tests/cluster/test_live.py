@@ -68,7 +68,9 @@ def test_the_headline_in_small(live_run: Run, scenario: Write) -> None:
 def test_a_small_request_is_one_frame_on_the_wire(live_run: Run, scenario: Write) -> None:
     done = live_run(scenario(modes=["prompt"], cloud={"workers": 1}), "--allocator", "equal")
     assert done.returncode == 0, done.stderr
-    assert set(done.ledger.wire_bytes) == {336 + 40 + 66}, "payload, frame, Ethernet with IP and TCP"
+    assert set(done.ledger.wire_bytes) == {336 + 44 + 4 + 66}, (
+        "payload, header, chunk's length, Ethernet with IP and TCP"
+    )
     for agent in done.summary["link"]["agents"]:
         # A handshake of two, then for each of three requests one frame and at most two acknowledgements.
         assert agent["hop1_packets"] <= 2 + 3 * (1 + 2)

@@ -19,13 +19,14 @@ MIB = 1 << 20
 
 
 def measured(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Three tries for a test that takes times: on a busy machine a transfer can be late for reasons of its own."""
+    """Four tries for a test that takes times: on a busy machine a transfer can be late for reasons of its own."""
 
     @functools.wraps(test)
     async def tried(**fixtures: Any) -> None:
-        for _ in range(2):
+        for pause_s in (0.5, 3, 10):
             with contextlib.suppress(AssertionError):
                 return await test(**fixtures)
+            await asyncio.sleep(pause_s)
         await test(**fixtures)
 
     return tried
