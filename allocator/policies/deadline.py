@@ -31,7 +31,6 @@ class Deadline:
     name = "deadline"
     standing = False
     by_need = True
-    by_need = True
 
     def solve(self, problem: Problem) -> Solution:
         few = few_choice(problem)
