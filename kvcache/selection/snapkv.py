@@ -1,0 +1,49 @@
+"""SnapKV: keep what the end of the prompt attends to, in clusters."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvcache.selection.base import ColumnMeans, RowDemand, Selection
+
+
+@dataclass(frozen=True)
+class SnapKV(Selection):
+    """SnapKV (Li et al. 2024), the global version: scores averaged over heads and layers, one set for all of them.
+
+    The observation window is the last `window` positions of the prompt, so the query first and then the end of the
+    context. Scores are the window's attention, smoothed by an average pool (pooling each head first would give the same
+    average). The window is kept, but never takes more than half of the budget: SnapKV itself refuses budgets that its
+    window fills. The original chooses per head, which neither a rectangular cache with one set of positions nor a list
+    of positions on the wire can hold.
+    """
+
+    name = "snapkv"
+    window: int = 32
+    kernel: int = 5
+
+    def rows(self, context: int, query: int) -> RowDemand:
+        return RowDemand(min(self.window, context + query))
+
+    def collector(self, context: int, query: int) -> "Pooled":
+        return Pooled(context, max(0, context + query - self.window), self.kernel)
+
+    def recent(self, budget: int, query: int) -> int:
+        return min(max(0, self.window - query), budget // 2)
+
+
+class Pooled(ColumnMeans):
+    """Column means, smoothed over neighbouring positions; what the window itself receives stays out of it."""
+
+    def __init__(self, context: int, first_row: int, kernel: int) -> None:
+        super().__init__(context, first_row)
+        self._before, self._kernel = min(context, first_row), kernel
+
+    def scores(self) -> Tensor:
+        scores = super().scores()
+        if self._before:
+            before = scores[: self._before].view(1, 1, -1)
+            pooled = F.avg_pool1d(before, self._kernel, stride=1, padding=self._kernel // 2)
+            scores[: self._before] = pooled.view(-1)
+        return scores
