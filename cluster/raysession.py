@@ -94,7 +94,10 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
 
 
 def _beside(call: Callable[[], T]) -> "Future[T]":
-    """Run `call` in a thread that nobody has to wait for, not even the interpreter at its end."""
+    """Run `call` in a thread that nobody has to wait for, not even the interpreter at its end, to which it lives.
+
+    Ray's processes are to die with their parent, which for the kernel is the thread that started them.
+    """
     outcome: Future[T] = Future()
 
     def run() -> None:
@@ -102,6 +105,7 @@ def _beside(call: Callable[[], T]) -> "Future[T]":
             outcome.set_result(call())
         except BaseException as error:
             outcome.set_exception(error)
+        threading.Event().wait()
 
     threading.Thread(target=run, daemon=True).start()
     return outcome
