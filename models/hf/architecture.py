@@ -1,0 +1,97 @@
+"""Which models can take part, and the shapes that need no download."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig, Qwen2Config
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox")
+"""Model types whose every layer attends to everything and caches rotated keys, each with tests of its own."""
+
+REASONS = {
+    "kv_lora_rank": "it caches compressed latents (MLA) instead of keys and values",
+    "layers_block_type": "it mixes attention with other layers",
+    "ssm_state_size": "it has state-space layers, which keep no cache of positions",
+    "linear_num_key_heads": "it has linear attention layers, which keep no cache of positions",
+    "attention_chunk_size": "it attends in chunks",
+}
+
+
+class ModelError(ValueError):
+    """A model that can't be had or can't take part; the message says why, in one line."""
+
+
+def check_supported(name: str, config: PreTrainedConfig) -> None:
+    """Refuse models in whose caches one index per position doesn't mean the same in every layer.
+
+    A sliding window that is no shorter than the longest sequence never hides anything: it is taken out of the config.
+
+    Raises:
+        ModelError: naming the model, its type and the reason.
+    """
+    called = f"model {name} ({config.model_type})"
+    longest = getattr(config, "max_position_embeddings", 0)
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= longest > 0:
+        config.sliding_window = window = None
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    for key, reason in REASONS.items():
+        if getattr(config, key, None):
+            raise ModelError(f"{called} is not supported: {reason}")
+    if window is not None or kinds:
+        what = ", ".join(sorted(kinds)) or "sliding_attention"
+        tokens = f" over {window} tokens" if window is not None else ""
+        raise ModelError(
+            f"{called} is not supported: it has layers of {what}{tokens}, whose cache doesn't hold every position"
+        )
+    if config.model_type not in SUPPORTED:
+        raise ModelError(f"{called} is not supported; supported are {', '.join(SUPPORTED)}")
+
+
+_QWEN25: dict[str, Any] = {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6}
+_ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5-3b": {
+        "hidden_size": 2048,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+    "qwen2.5-14b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13_824,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+    # Not a published model: small enough for benches and tests without a GPU.
+    "toy": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "tie_word_embeddings": True,
+    },
+}
+"""Published config.json numbers of Qwen2.5, for runs with random weights where no hub is within reach."""
+
+
+def shape_config(name: str) -> PreTrainedConfig:
+    """The configuration of a built-in shape."""
+    return Qwen2Config(**_QWEN25, rope_parameters=dict(_ROPE), **SHAPES[name])

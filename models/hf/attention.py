@@ -1,0 +1,119 @@
+"""Attention that tells the selections what they want to know, at the price of plain SDPA attention.
+
+Models are loaded with the attention function that is registered here. While `collecting`, it lays the last queries of
+every layer aside; their rows of the attention matrices are computed afterwards, many layers at once. Within a layer,
+each of these small operations would wait for its launch, which at a thousand tokens is half as long as all the rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from kvcache.selection import Selection
+from kvcache.selection.rows import row_chunks
+
+ATTENTION = "scout"
+"""The name under which transformers knows this attention function."""
+
+LONG_TAIL = 1024  # rows; whoever wants more gets them layer by layer: keeping all queries takes more than the cache
+LONG = 2048  # tokens; from there on prefill is bound by the GPU and tails are copied, so that the rest can be freed
+MAX_ELEMENTS = 2**24  # of probabilities at a time: 64 MB in float32 stay near a GPU's cache
+
+
+class Scoring:
+    """Scores of one sequence's context by several selections at once, from one prefill.
+
+    Args:
+        selections: no two of the same name.
+        context, query: tokens of each; the sequence is one after the other.
+        layers: of the model.
+    """
+
+    def __init__(self, selections: Sequence[Selection], context: int, query: int, layers: int) -> None:
+        self._length, self._layers = context + query, layers
+        self._collectors = {s.name: s.collector(context, query) for s in selections}
+        demands = {s.name: s.rows(context, query) for s in selections}
+        self._at_once = {name: d for name, d in demands.items() if d.tail > LONG_TAIL}
+        self._later = {name: d for name, d in demands.items() if 0 < d.tail <= LONG_TAIL}
+        self._saved: list[tuple[int, Tensor, Tensor]] = []  # layer, tail of the queries, keys
+        self._scale = 1.0
+
+    def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
+        """Take note of one layer's queries [1, heads, n, head_dim] and keys [1, kv_heads, n, head_dim], rotated.
+
+        Raises:
+            ValueError: not the one whole sequence that is to be scored.
+        """
+        if query.shape[0] != 1 or query.shape[2] != self._length or keys.shape[2] != self._length:
+            raise ValueError(f"scoring {self._length} tokens, not {tuple(query.shape)} on {tuple(keys.shape)}")
+        for name, demand in self._at_once.items():
+            if not demand.last_layer or layer == self._layers - 1:
+                self._add([name], layer, query[0, :, -demand.tail :], keys[0], scale)
+        wanting = [d.tail for d in self._later.values() if not d.last_layer or layer == self._layers - 1]
+        if wanting:
+            tail = query[0, :, -max(wanting) :]
+            self._saved.append((layer, tail.clone() if self._length > LONG else tail, keys[0]))
+            self._scale = scale
+
+    def scores(self) -> dict[str, Tensor]:
+        """float32 [context] for each selection, by name."""
+        for last_layer in (False, True):
+            names = [name for name, d in self._later.items() if d.last_layer == last_layer]
+            saved = self._saved[-1:] if last_layer else self._saved
+            if not names:
+                continue
+            tail = max(self._later[name].tail for name in names)
+            per_layer = saved[0][1].shape[0] * tail * self._length
+            step = max(1, MAX_ELEMENTS // per_layer)
+            for begin in range(0, len(saved), step):
+                some = saved[begin : begin + step]
+                query = torch.cat([query[:, -tail:] for _, query, _ in some])
+                self._add(names, some[-1][0], query, torch.cat([keys for _, _, keys in some]), self._scale)
+        self._saved.clear()
+        return {name: collector.scores() for name, collector in self._collectors.items()}
+
+    def _add(self, names: list[str], layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
+        """Give collectors the rows of these queries.
+
+        Several layers lie one behind the other, as if `layer` had their heads too: collectors average over both.
+        """
+        first = self._length - query.shape[1]
+        for row, probabilities in row_chunks(query, keys, scale, first, MAX_ELEMENTS):
+            for name in names:
+                self._collectors[name].add(layer, probabilities, row)
+
+
+_SCORING: ContextVar[Scoring | None] = ContextVar("scoring", default=None)
+
+
+@contextmanager
+def collecting(scoring: Scoring) -> Iterator[Scoring]:
+    """Let the attention of models that run within this context (and this thread or task) be scored."""
+    token = _SCORING.set(scoring)
+    try:
+        yield scoring
+    finally:
+        _SCORING.reset(token)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Transformers' SDPA attention; see its `AttentionInterface` for the arguments."""
+    scoring = _SCORING.get()
+    if scoring is not None:
+        if attention_mask is not None:
+            raise ValueError("scores are for one sequence without padding, but there is a mask")
+        scoring.see(int(module.layer_idx), query, key, settings["scaling"])  # type: ignore[arg-type]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it there would silently be no masks

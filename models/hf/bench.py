@@ -1,0 +1,213 @@
+"""What scoring adds to prefill, and what a decoded token takes against what memory allows; weights are random."""
+
+import platform
+import time
+from statistics import median
+from typing import Any, Literal
+
+import torch
+import transformers
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from kvcache.cache import KVCache
+from kvcache.selection import SELECTIONS
+from models.hf.attention import ATTENTION
+from models.hf.captured import CapturedDecoder
+from models.hf.decode import Decoder, PlainDecoder, Start, make_decoder
+from models.hf.edge import EdgeModel
+from models.hf.loading import LoadedModel, ModelSpec, load_model
+from models.hf.prefill import prefill
+from models.hf.stopwatch import Stopwatch
+
+SHAPES = ("qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b")
+LENGTHS = (170, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+QUICK_LENGTHS = (170, 1024, 2048, 8192, 32_768)
+QUERY = 24  # tokens, of the length
+RETENTION = 0.25
+SCORED = ("q2c", "snapkv")
+
+
+def bench_scoring(
+    quick: bool = False, device: str | None = None, shapes: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """Prefill with scores against transformers' plain SDPA prefill: medians of interleaved runs.
+
+    Args:
+        quick: fewer lengths and runs.
+        device: `cuda` where there is one, otherwise `cpu` with a toy shape.
+        shapes: built-in ones; all of Qwen2.5 by default.
+    """
+    device, names, lengths = _what(quick, device, shapes)
+    runs = []
+    for name in names:
+        loaded = load_model(ModelSpec(name, "random", "bfloat16" if device == "cuda" else "float32", device))
+        for length in lengths:
+            times = _interleaved(loaded, length, repeats=_repeats(length, quick))
+            added = {f"{s}_added": times[s] / times["plain"] - 1 for s in SCORED}
+            runs.append({"model": name, "tokens": length, "plain_ms": times["plain"], **added})
+        del loaded
+        _free(device)
+    return {"machine": _machine(device), "query": QUERY, "runs": runs}
+
+
+def bench_decode(
+    quick: bool = False, device: str | None = None, shapes: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """Milliseconds a decoded token, whole cache and a quarter of it, against weights and cache at copy bandwidth.
+
+    The bandwidth is measured in the same run, with as much data as the weights. Arguments as for `bench_scoring`.
+    """
+    device, names, lengths = _what(quick, device, shapes)
+    runs = []
+    for name in names:
+        loaded = load_model(ModelSpec(name, "random", "bfloat16" if device == "cuda" else "float32", device))
+        bytes_per_s = copy_bandwidth(device)
+        plain, fast = PlainDecoder(loaded), make_decoder(loaded)
+        if isinstance(fast, CapturedDecoder):
+            fast.warm_up(1, max(lengths))
+        weights = weight_bytes(loaded)
+        for length in lengths:
+            length = min(length, loaded.max_positions - 64)
+            for kept in (length, int(RETENTION * length)):
+                cache = _random_cache(loaded, kept, length)
+                limit_ms = 1e3 * (weights + cache.nbytes) / bytes_per_s
+                fast_ms = _token_ms(fast, cache, 3 if quick else 7)
+                plain_ms = fast_ms if fast.name == plain.name else _token_ms(plain, cache, 1 if quick else 3, tokens=16)
+                runs.append(
+                    {"model": name, "tokens": length, "kept": kept, "decoder": fast.name, "reason": fast.reason,
+                     "plain_ms": plain_ms, "ms": fast_ms, "limit_ms": limit_ms, "ratio": fast_ms / limit_ms,
+                     "copy_gb_per_s": bytes_per_s / 1e9}
+                )  # fmt: skip
+        del loaded, plain, fast, cache
+        _free(device)
+    return {"machine": _machine(device), "retention": RETENTION, "runs": runs}
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes read and written a second by a device's copy of a large tensor."""
+    source = torch.empty(2**32 if device == "cuda" else 2**27, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    watch = Stopwatch(source.device)
+    for _ in range(11):
+        target.copy_(source)
+        watch.lap()
+    return 2e3 * source.numel() / median(watch.laps_ms()[1:])
+
+
+def weight_bytes(loaded: LoadedModel) -> int:
+    """Bytes of all weights that a decoded token reads: all but embeddings that aren't also the head."""
+    model: Any = loaded.model
+    tables = {model.get_input_embeddings().weight.data_ptr()} - {model.get_output_embeddings().weight.data_ptr()}
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.data_ptr() not in tables)
+
+
+def _what(
+    quick: bool, device: str | None, shapes: tuple[str, ...] | None
+) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return device, shapes or ("toy",), (170, 1024) if quick else (170, 512, 1024, 2048, 4096)
+    return device, shapes or SHAPES, QUICK_LENGTHS if quick else LENGTHS
+
+
+def _repeats(length: int, quick: bool) -> int:
+    return max(3, (16_384 if quick else 65_536) // length) if length > 1024 else (15 if quick else 40)
+
+
+def _interleaved(loaded: LoadedModel, length: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds to the first token, plain and with each selection's scores, in turns after one to warm up."""
+    tokens = torch.randint(loaded.vocabulary, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    edge = EdgeModel(loaded, PlainDecoder(loaded))
+    times: dict[str, list[float]] = {way: [] for way in ("plain", *SCORED)}
+    for turn in range(repeats + 1):
+        for way, found in times.items():
+            loaded.model.set_attn_implementation("sdpa" if way == "plain" else ATTENTION)
+            watch = Stopwatch(loaded.device)
+            if way == "plain":
+                int(prefill(loaded, tokens)[1].argmax())
+            else:
+                edge.prefill(tokens[:-QUERY], tokens[-QUERY:], [SELECTIONS[way]()])
+            watch.lap()
+            if turn:
+                found += watch.laps_ms()
+    return {way: median(found) for way, found in times.items()}
+
+
+def _random_cache(loaded: LoadedModel, kept: int, length: int) -> KVCache:
+    g = loaded.geometry
+    made = [torch.randn(g.shape(kept), dtype=g.dtype, device=loaded.device) for _ in range(2 * g.layers)]
+    layers = tuple(zip(made[::2], made[1::2], strict=True))
+    positions = torch.arange(length) if kept == length else torch.randperm(length)[:kept].sort().values
+    return KVCache(layers, positions, length)
+
+
+def _token_ms(decoder: Decoder, cache: KVCache, repeats: int, tokens: int = 32) -> float:
+    """Milliseconds a token, the median: what `tokens` more of them take, so that loading the cache stays out."""
+    decoder.decode([Start(cache, 1, 4)])
+    found = []
+    for _ in range(repeats):
+        times = []
+        for count in (4, 4 + tokens):
+            began_s = time.perf_counter()
+            answer = decoder.decode([Start(cache, 1, count)])[0]
+            times.append(time.perf_counter() - began_s)
+            if len(answer.tokens) != count:
+                raise RuntimeError(f"{len(answer.tokens)} tokens instead of {count}: a stop token came up")
+        found.append(1e3 * (times[1] - times[0]) / tokens)
+    return median(found)
+
+
+def _free(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _machine(device: str) -> dict[str, str]:
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+
+
+def scoring_table(found: dict[str, Any]) -> Table:
+    """What `bench_scoring` found, for a terminal."""
+    table = _table(f"prefill with scores by {found['query']} query tokens", found["machine"])
+    for title in ("model", "tokens", "plain SDPA ms", *(f"{s} adds" for s in SCORED)):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for run in found["runs"]:
+        added = (f"{run[f'{s}_added']:+.1%}" for s in SCORED)
+        table.add_row(run["model"], f"{run['tokens']:,}", f"{run['plain_ms']:,.1f}", *added)
+    return table
+
+
+def decode_table(found: dict[str, Any]) -> Table:
+    """What `bench_decode` found, for a terminal."""
+    reasons = "".join(f"; {r}" for r in dict.fromkeys(run["reason"] for run in found["runs"]) if r)
+    table = _table("a decoded token; limit: weights and cache at copy bandwidth" + reasons, found["machine"])
+    columns: list[tuple[str, Literal["left", "right"]]] = [("model", "left"), ("tokens", "right"), ("kept", "right")]
+    columns += [
+        ("decoder", "left"),
+        ("plain ms", "right"),
+        ("ms", "right"),
+        ("limit ms", "right"),
+        ("of limit", "right"),
+    ]
+    for title, justify in columns:
+        table.add_column(title, justify=justify)
+    for run in found["runs"]:
+        times = (f"{run[key]:,.2f}" for key in ("plain_ms", "ms", "limit_ms"))
+        table.add_row(
+            run["model"], f"{run['tokens']:,}", f"{run['kept']:,}", run["decoder"], *times, f"{run['ratio']:.2f}x"
+        )
+    return table
+
+
+def _table(title: str, machine: dict[str, str]) -> Table:
+    about = ", ".join([machine["device"], f"torch {machine['torch']}", f"transformers {machine['transformers']}"])
+    return Table(title=f"{title}\n{about}, {machine['measured']}", title_justify="left", box=SIMPLE_HEAD)

@@ -1,0 +1,111 @@
+"""The cloud: three ways from what an agent sent to a `Start`, and answers to many of those at once.
+
+- `decode_cache`: the edge's cache came, whole or pruned (modes `full`, `int8`, ...; any selection).
+- `prefill_prune`: the tokens are here; prefill them all, keep the positions that came (mode `scout`; all: `prompt`).
+- `prefill_kept`: the tokens are here; prefill only those at the positions that came. Cheaper, and another thing: what
+  they attend to while they are prefilled is pruned too.
+
+Tokens are the whole prompt, context then query. The query's positions are always kept. In all three ways the cache
+ends before the prompt's last token, which is fed, so that the first logits are the cloud's own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvcache.cache import KVCache
+from models.hf.decode import Answer, Decoder, Start, make_decoder
+from models.hf.edge import with_query
+from models.hf.loading import LoadedModel, ModelSpec, load_model
+from models.hf.prefill import prefill
+from models.hf.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prepared:
+    """A start, and how long it took to get there."""
+
+    start: Start
+    prefill_ms: float
+
+
+class CloudModel:
+    """One model on one cloud worker."""
+
+    def __init__(self, loaded: LoadedModel, decoder: Decoder | None = None) -> None:
+        self.loaded = loaded
+        self.decoder = decoder or make_decoder(loaded)
+
+    def decode_cache(self, cache: KVCache, last_token: int, max_new_tokens: int) -> Prepared:
+        """Go on from a received cache.
+
+        Args:
+            cache: from `Prefilled.handover`, of a model with the same fingerprint (the caller has checked that).
+        """
+        watch = Stopwatch(self.loaded.device)
+        cache = cache.to(self.loaded.device)
+        watch.lap()
+        return Prepared(Start(cache, last_token, max_new_tokens), *watch.laps_ms())
+
+    def prefill_prune(
+        self, tokens: Sequence[int], query: int, kept_context: Tensor | None, max_new_tokens: int
+    ) -> Prepared:
+        """Prefill the whole prompt, then keep these positions of its context (None: all).
+
+        Raises:
+            ValueError: less than two tokens, too many, unknown ones, or positions that aren't the context's.
+        """
+        watch = Stopwatch(self.loaded.device)
+        cache, _ = prefill(self.loaded, tokens[:-1])
+        if kept_context is not None:
+            cache = cache.keep(with_query(kept_context, len(tokens) - query, query))
+        watch.lap()
+        return Prepared(Start(cache, tokens[-1], max_new_tokens), *watch.laps_ms())
+
+    def prefill_kept(self, tokens: Sequence[int], query: int, kept_context: Tensor, max_new_tokens: int) -> Prepared:
+        """Prefill only the kept tokens, at their true positions.
+
+        Raises:
+            ValueError: as `prefill_prune`, or nothing is kept.
+        """
+        watch = Stopwatch(self.loaded.device)
+        positions = with_query(kept_context, len(tokens) - query, query)
+        cache, _ = prefill(self.loaded, [tokens[p] for p in positions.tolist()], positions, len(tokens) - 1)
+        watch.lap()
+        return Prepared(Start(cache, tokens[-1], max_new_tokens), *watch.laps_ms())
+
+    def answers(self, starts: Sequence[Start]) -> tuple[list[Answer], float]:
+        """The greedy answers to all of these, decoded as one batch, and how many milliseconds that took."""
+        watch = Stopwatch(self.loaded.device)
+        answers = self.decoder.decode(starts)
+        watch.lap()
+        return answers, *watch.laps_ms()
+
+
+class CloudModels:
+    """The models of one cloud worker, each loaded once however often it is named."""
+
+    def __init__(self, specs: Iterable[ModelSpec]) -> None:
+        """Raises ModelError where a model can't be had."""
+        self._models = {spec: CloudModel(load_model(spec)) for spec in dict.fromkeys(specs)}
+
+    def __getitem__(self, spec: ModelSpec) -> CloudModel:
+        return self._models[spec]
+
+    def by_fingerprint(self, fingerprint: bytes) -> CloudModel:
+        """The model that can read the caches of a fingerprint.
+
+        Raises:
+            LookupError: none here can.
+        """
+        for model in self._models.values():
+            if model.loaded.fingerprint == fingerprint:
+                return model
+        names = ", ".join(spec.name for spec in self._models)
+        raise LookupError(f"a cache of model {fingerprint.hex()}, which none of {names} can read")
+
+    def memory_bytes(self) -> int:
+        """Of all parameters."""
+        parameters = (p for model in self._models.values() for p in model.loaded.model.parameters())
+        return sum(p.numel() * p.element_size() for p in parameters)

@@ -1,0 +1,106 @@
+"""The edge: prefill a prompt, score its context on the way, hand its cache over, or answer right here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcache.cache import KVCache
+from kvcache.selection import Selection
+from models.hf.attention import Scoring, collecting
+from models.hf.decode import Answer, Decoder, Start, make_decoder
+from models.hf.loading import LoadedModel
+from models.hf.prefill import prefill
+from models.hf.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Prefilled:
+    """A prompt after prefill.
+
+    Attributes:
+        cache: of the whole prompt, context then query.
+        context, query: tokens of each.
+        scores: float32 [context] on the model's device, by selection.
+        last_token: of the prompt. What is handed over leaves it out, so that whoever decodes feeds it and needs no
+            logits; it goes along as a number.
+        first_token: of the answer, by this model.
+        prefill_ms, score_ms: of the forward pass, with what scoring adds to it, and of scoring after it.
+    """
+
+    cache: KVCache
+    context: int
+    query: int
+    scores: dict[str, Tensor]
+    last_token: int
+    first_token: int
+    prefill_ms: float
+    score_ms: float
+
+    def handover(self, kept_context: Tensor | None = None) -> KVCache:
+        """What a cloud needs beside `last_token`: the cache without the last position, whole or pruned.
+
+        Args:
+            kept_context: int64, ascending positions of the context, as selections choose them; None keeps all. The
+                query is kept whatever they say.
+
+        Raises:
+            ValueError: positions that aren't the context's.
+        """
+        last = self.context + self.query - 1
+        layers = tuple((keys[:, :last], values[:, :last]) for keys, values in self.cache.layers)
+        cache = KVCache(layers, self.cache.positions[:last], last)
+        return cache if kept_context is None else cache.keep(with_query(kept_context, self.context, self.query))
+
+
+def with_query(kept_context: Tensor, context: int, query: int) -> Tensor:
+    """Kept positions of the context, and the query's without the prompt's last, which is fed as a token.
+
+    Raises:
+        ValueError: positions that aren't the context's.
+    """
+    if len(kept_context) and not 0 <= int(kept_context.min()) <= int(kept_context.max()) < context:
+        raise ValueError(f"positions outside the context of {context}")
+    kept_context = kept_context[kept_context < context + query - 1]  # an empty query: the context's last is fed
+    return torch.cat((kept_context, torch.arange(context, context + query - 1)))
+
+
+class EdgeModel:
+    """One model on one edge agent."""
+
+    def __init__(self, loaded: LoadedModel, decoder: Decoder | None = None) -> None:
+        self.loaded = loaded
+        self.decoder = decoder or make_decoder(loaded)
+
+    @torch.no_grad()
+    def prefill(
+        self, context_ids: Sequence[int], query_ids: Sequence[int], selections: Sequence[Selection] = ()
+    ) -> Prefilled:
+        """Prefill context and query as one prompt.
+
+        Raises:
+            ValueError: an empty prompt, one longer than the model takes, or tokens that it doesn't know; a selection
+                that can't work without a query.
+        """
+        context, query = len(context_ids), len(query_ids)
+        tokens = [*context_ids, *query_ids]
+        scoring = Scoring(selections, context, query, self.loaded.geometry.layers)
+        watch = Stopwatch(self.loaded.device)
+        with collecting(scoring):
+            cache, logits = prefill(self.loaded, tokens)
+        first_token = logits.argmax()
+        watch.lap()
+        scores = scoring.scores()
+        watch.lap()
+        prefill_ms, score_ms = watch.laps_ms()
+        return Prefilled(cache, context, query, scores, tokens[-1], int(first_token), prefill_ms, score_ms)
+
+    def answer(self, prefilled: Prefilled, max_new_tokens: int) -> Answer:
+        """The greedy answer on the edge (mode `local`)."""
+        if prefilled.first_token in self.loaded.stop_tokens:
+            return Answer((), True)
+        if max_new_tokens == 1:
+            return Answer((prefilled.first_token,), False)
+        rest = self.decoder.decode([Start(prefilled.cache, prefilled.first_token, max_new_tokens - 1)])[0]
+        return Answer((prefilled.first_token, *rest.tokens), rest.stopped)

@@ -1,0 +1,202 @@
+"""Models by hub name, path or built-in shape, and whether two of them can work together."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from transformers.utils import cached_file, logging
+
+from kvcache.cache import Geometry
+from models.hf.architecture import SHAPES, ModelError, check_supported, shape_config
+from models.hf.attention import ATTENTION
+
+Weights = Literal["pretrained", "random"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+SAMPLES = 64  # values of each parameter that make up the fingerprint
+
+logging.disable_progress_bar()  # of weights that are read from a disk; downloads still show theirs
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as a scenario asks for it.
+
+    Attributes:
+        name: a hub name, a path to a folder, or with random weights also a built-in shape such as `qwen2.5-7b`.
+        weights: `random` needs a configuration only; it is true in shape and time, and its answers mean nothing.
+        dtype: `bfloat16`, `float16` or `float32`.
+        device: as torch calls it.
+        seed: of random weights; on the same kind of device the same seed gives the same weights.
+    """
+
+    name: str
+    weights: Weights = "pretrained"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LoadedModel:
+    """A model on its device, ready to run.
+
+    Attributes:
+        tokenizer: None where random weights have none.
+        fingerprint: 16 bytes; models with the same one can use each other's caches.
+        stop_tokens: after any of these an answer is complete.
+        geometry: of its caches.
+        max_positions: the longest sequence.
+    """
+
+    spec: ModelSpec
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast | None
+    fingerprint: bytes
+    stop_tokens: frozenset[int]
+    geometry: Geometry
+    max_positions: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids that the model has embeddings for."""
+        return int(self.model.config.vocab_size)
+
+    def check_tokens(self, tokens: list[int]) -> None:
+        """Raises ValueError for a token that the model doesn't know: on a GPU it would end the process."""
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.vocabulary):
+            raise ValueError(f"tokens outside 0..{self.vocabulary - 1} for {self.spec.name}")
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Load a model, or build it with random weights right on its device.
+
+    Raises:
+        ModelError: it isn't there, isn't supported, or doesn't fit the device.
+    """
+    if spec.name in SHAPES and spec.weights != "random" and not Path(spec.name).exists():
+        raise ModelError(f"{spec.name} is a built-in shape: it has no weights but `weights: random`")
+    builtin = spec.name in SHAPES and spec.weights == "random"
+    config = shape_config(spec.name) if builtin else _read(spec, AutoConfig)
+    check_supported(spec.name, config)
+    tokenizer = None if builtin else _tokenizer(spec)
+    try:
+        device = torch.empty(0, device=spec.device).device
+        if spec.weights == "random":
+            return build_random(spec, config, tokenizer)
+        settings = {"config": config, "dtype": getattr(torch, spec.dtype), "attn_implementation": ATTENTION}
+        model = _read(spec, AutoModelForCausalLM, use_safetensors=True, **settings).to(device)
+    except torch.OutOfMemoryError:
+        raise ModelError(f"model {spec.name} in {spec.dtype} doesn't fit the memory of {spec.device}") from None
+    except (RuntimeError, AssertionError) as error:  # no such device, a torch without CUDA
+        raise ModelError(f"model {spec.name} on {spec.device}: {_one_line(error)}") from None
+    return _loaded(spec, model, tokenizer)
+
+
+def build_random(
+    spec: ModelSpec, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast | None = None
+) -> LoadedModel:
+    """A model with random weights of any configuration.
+
+    Raises:
+        ModelError: the configuration isn't supported.
+    """
+    check_supported(spec.name, config)
+    devices = [torch.device(spec.device)] if spec.device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices), torch.device(spec.device):
+        torch.manual_seed(spec.seed)
+        dtype = getattr(torch, spec.dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    return _loaded(spec, model, tokenizer)
+
+
+def _loaded(spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> LoadedModel:
+    model.eval().requires_grad_(False)
+    config = model.config
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    geometry = Geometry(config.num_hidden_layers, kv_heads, head_dim, model.dtype)
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else config.eos_token_id
+    stops = {ends} if isinstance(ends, int) else set(ends or ())
+    if tokenizer is not None and isinstance(tokenizer.eos_token_id, int):
+        stops.add(tokenizer.eos_token_id)
+    longest = int(config.max_position_embeddings)
+    return LoadedModel(spec, model, tokenizer, _fingerprint(spec, model), frozenset(stops), geometry, longest)
+
+
+def _fingerprint(spec: ModelSpec, model: PreTrainedModel) -> bytes:
+    """16 bytes of what a cache's meaning depends on: configuration and weights (as bfloat16, whatever they run in)."""
+    keys = "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size rope_parameters"
+    geometry = {key: getattr(model.config, key, None) for key in keys.split()}
+    digest = hashlib.blake2b(json.dumps(geometry, sort_keys=True, default=str).encode(), digest_size=16)
+    if spec.weights == "random":  # a GPU's random numbers are not a CPU's, and who means nothing needs no identity
+        digest.update(f"random {spec.seed}".encode())
+        return digest.digest()
+    samples = [p.detach().flatten()[:: max(1, p.numel() // SAMPLES)][:SAMPLES] for p in model.parameters()]
+    digest.update(torch.cat([s.bfloat16() for s in samples]).view(torch.int16).cpu().numpy().tobytes())
+    return digest.digest()
+
+
+def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast | None:
+    # Asked for a tokenizer that isn't there, transformers makes up one without words.
+    settings = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if not any(cached_file(spec.name, file, **settings) for file in TOKENIZER_FILES):
+        if spec.weights == "random":
+            return None
+        raise ModelError(f"model {spec.name}: no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there")
+    tokenizer = _read(spec, AutoTokenizer)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"model {spec.name} has no tokenizer.json, so that tokenizers can't be compared")
+    fast: PreTrainedTokenizerFast = tokenizer
+    return fast
+
+
+def _read(spec: ModelSpec, kind: Any, **settings: Any) -> Any:
+    """`from_pretrained`, its many ways to fail told in one line."""
+    try:
+        return kind.from_pretrained(spec.name, trust_remote_code=False, **settings)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        what = {AutoConfig: "configuration", AutoTokenizer: "tokenizer"}.get(kind, "weights")
+        raise ModelError(f"model {spec.name}: no {what}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> bytes:
+    """16 bytes of what decides which tokens a text becomes: vocabulary, merges, normalizer, pre-tokenizer, added."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = {key: value for key, value in parts["model"].items() if key not in ("dropout", "fuse_unk")}
+    added = sorted((token["id"], token["content"]) for token in parts["added_tokens"])
+    wanted = [model, parts.get("normalizer"), parts.get("pre_tokenizer"), added]
+    text = json.dumps(wanted, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def same_tokenizer(a: LoadedModel, b: LoadedModel) -> bool:
+    """Whether token positions of one model mean the same to the other, as `scout` needs.
+
+    Models without tokenizers (random weights) take any tokens: there the vocabularies' sizes must be the same.
+    """
+    if a.tokenizer is None or b.tokenizer is None:
+        return a.tokenizer is b.tokenizer and (a.vocabulary == b.vocabulary or a.spec.weights == b.spec.weights)
+    return tokenizer_fingerprint(a.tokenizer) == tokenizer_fingerprint(b.tokenizer)

@@ -1,0 +1,263 @@
+"""Edge and cloud on tiny random models of every supported type: what is handed over is enough, and nothing else is."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from kvcache.cache import KVCache
+from kvcache.selection import SELECTIONS
+from models.hf.architecture import SUPPORTED
+from models.hf.attention import Scoring, collecting
+from models.hf.cloud import CloudModel, CloudModels
+from models.hf.decode import Decoder, PlainDecoder, Start
+from models.hf.edge import EdgeModel, Prefilled
+from models.hf.loading import LoadedModel, ModelSpec, build_random
+from models.hf.prefill import prefill
+
+torch.set_num_threads(1)
+CONTEXT, QUERY, NEW = 40, 7, 12
+PROMPT = torch.randint(3, 96, (CONTEXT + QUERY,), generator=torch.Generator().manual_seed(5)).tolist()
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,  # so that attention and answers are not all the same
+}
+
+
+@cache
+def loaded(model_type: str) -> LoadedModel:
+    sizes: dict[str, Any] = dict(SIZES)
+    if model_type != "gpt_neox":
+        sizes |= {"num_key_value_heads": 2}
+    if model_type == "mistral":
+        sizes |= {"sliding_window": None}
+    if model_type == "qwen3":
+        sizes |= {"head_dim": 32}
+    return build_random(ModelSpec(f"tiny-{model_type}", "random", "float32"), AutoConfig.for_model(model_type, **sizes))
+
+
+@cache
+def prefilled(model_type: str) -> Prefilled:
+    selections = [make() for make in SELECTIONS.values()]
+    return EdgeModel(loaded(model_type)).prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], selections)
+
+
+def decoder_of(model_type: str, kind: str) -> Decoder:
+    if kind == "plain":
+        return PlainDecoder(loaded(model_type))
+    from models.hf.captured import CapturedDecoder
+
+    if reason := CapturedDecoder.unsuited(loaded(model_type)):
+        pytest.skip(reason)
+    return CapturedDecoder(loaded(model_type))
+
+
+def next_logits(model: LoadedModel, start: Start) -> Tensor:
+    """What the model says after the fed token."""
+    keys = [(k[None], v[None]) for k, v in start.cache.layers]
+    from transformers import DynamicCache
+
+    with torch.no_grad():
+        return model.model(
+            input_ids=torch.tensor([[start.token]]),
+            position_ids=torch.tensor([[start.cache.length]]),
+            past_key_values=DynamicCache(keys, config=model.model.config),
+        ).logits[0, -1]
+
+
+def masked_logits(model: LoadedModel, hidden: list[int], hide_always: bool) -> Tensor:
+    """Logits after the prompt by eager attention and an explicit mask, without any of our code.
+
+    Args:
+        hidden: context positions that the last token doesn't see.
+        hide_always: nobody sees them, not even while the prompt is prefilled.
+    """
+    n = len(PROMPT)
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    seen[:, hidden] = False
+    if not hide_always:
+        seen[:-1] = torch.ones(n, n, dtype=torch.bool).tril()[:-1]
+    seen |= torch.eye(n, dtype=torch.bool)  # a hidden row must see something; nobody looks at it
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
+    model.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            return model.model(input_ids=torch.tensor([PROMPT]), attention_mask=mask).logits[0, -1]
+    finally:
+        model.model.set_attn_implementation("scout")
+
+
+@pytest.mark.parametrize("kind", ["plain", "captured"])
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_full_equals_local_and_transformers_own(model_type: str, kind: str) -> None:
+    decoder = decoder_of(model_type, kind)
+    model = loaded(model_type)
+    edge, cloud = EdgeModel(model, decoder), CloudModel(model, decoder)
+    found = prefilled(model_type)
+    local = edge.answer(found, NEW)
+    handed = cloud.decode_cache(found.handover(), found.last_token, NEW)
+    prompt = cloud.prefill_prune(PROMPT, QUERY, None, NEW)
+    assert cloud.answers([handed.start, prompt.start])[0] == [local, local]
+    ids = torch.tensor([PROMPT])
+    reference = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
+    expected = [token for token in reference[0, len(PROMPT) :].tolist() if token != 2]
+    assert list(local.tokens) == expected and local.stopped == (len(expected) < NEW)
+    assert len(set(local.tokens)) > 1, "an answer that could not be wrong proves nothing"
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("model_type", ["qwen2", "gpt_neox"])
+def test_everything_kept_is_full(model_type: str, name: str) -> None:
+    found = prefilled(model_type)
+    everything = SELECTIONS[name]().select(found.scores[name], 1.0, QUERY)
+    cloud = CloudModel(loaded(model_type))
+    whole = found.handover()
+    starts = [
+        cloud.decode_cache(found.handover(everything), found.last_token, NEW).start,
+        cloud.prefill_prune(PROMPT, QUERY, everything, NEW).start,
+        cloud.prefill_kept(PROMPT, QUERY, everything, NEW).start,
+    ]
+    for start in starts:
+        assert torch.equal(start.cache.positions, whole.positions) and start.cache.length == whole.length
+        for ours, theirs in zip(start.cache.layers, whole.layers, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    answers = cloud.answers(starts)[0]
+    assert answers == [EdgeModel(loaded(model_type)).answer(found, NEW)] * 3
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_pruning_equals_masking(model_type: str) -> None:
+    model, found = loaded(model_type), prefilled(model_type)
+    kept = SELECTIONS["q2c"]().select(found.scores["q2c"], 0.5, QUERY)
+    hidden = sorted(set(range(CONTEXT)) - set(kept.tolist()))
+    cloud = CloudModel(model)
+    by_cache = cloud.decode_cache(found.handover(kept), found.last_token, NEW).start
+    by_tokens = cloud.prefill_prune(PROMPT, QUERY, kept, NEW).start
+    only_kept = cloud.prefill_kept(PROMPT, QUERY, kept, NEW).start
+    expected = masked_logits(model, hidden, hide_always=False)
+    torch.testing.assert_close(next_logits(model, by_cache), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(next_logits(model, by_tokens), expected, atol=1e-4, rtol=1e-4)
+    nobody_saw = masked_logits(model, hidden, hide_always=True)
+    torch.testing.assert_close(next_logits(model, only_kept), nobody_saw, atol=1e-4, rtol=1e-4)
+    unmasked = masked_logits(model, [], hide_always=False)
+    assert (expected - unmasked).abs().max() > 1e-3 < (nobody_saw - expected).abs().max(), "three different things"
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_scores_are_those_of_eager_attention(model_type: str) -> None:
+    model, found = loaded(model_type), prefilled(model_type)
+    model.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            attentions = model.model(input_ids=torch.tensor([PROMPT]), output_attentions=True).attentions
+    finally:
+        model.model.set_attn_implementation("scout")
+    matrices = torch.cat(attentions)  # [layers, heads, n, n]
+    for name, make in SELECTIONS.items():
+        collector = make().collector(CONTEXT, QUERY)
+        for layer, matrix in enumerate(matrices):
+            collector.add(layer, matrix, 0)
+        torch.testing.assert_close(found.scores[name], collector.scores(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        found.scores["q2c"], matrices[:, :, CONTEXT:, :CONTEXT].mean((0, 1, 2)), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_scoring_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = prefilled("qwen2").scores
+    monkeypatch.setattr("models.hf.attention.MAX_ELEMENTS", 4 * 5 * len(PROMPT))  # less than a layer
+    selections = [make() for make in SELECTIONS.values()]
+    edge = EdgeModel(loaded("qwen2"))
+    found = edge.prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], selections).scores
+    monkeypatch.setattr("models.hf.attention.LONG_TAIL", 10)  # some of them at once
+    at_once = edge.prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], selections).scores
+    for name in SELECTIONS:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(at_once[name], expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "captured"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "mistral"])
+def test_a_batch_answers_as_one_by_one(model_type: str, kind: str) -> None:
+    decoder = decoder_of(model_type, kind)
+    cloud = CloudModel(loaded(model_type), decoder)
+    found = prefilled(model_type)
+    starts = []
+    for share, new in ((1.0, NEW), (0.5, 3), (0.1, NEW), (0.02, 25), (0.75, 1)):
+        kept = SELECTIONS["snapkv"]().select(found.scores["snapkv"], max(share, 1 / CONTEXT), QUERY)
+        starts.append(cloud.decode_cache(found.handover(kept), found.last_token, new).start)
+    starts.append(cloud.prefill_prune(PROMPT[: CONTEXT // 2], 3, None, NEW).start)
+    alone = [cloud.answers([start])[0][0] for start in starts]
+    assert cloud.answers(starts)[0] == alone
+    assert cloud.answers(starts[::-1])[0] == alone[::-1]
+    assert [len(answer.tokens) <= start.max_new_tokens for answer, start in zip(alone, starts, strict=True)]
+    assert len(set(alone)) > 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "captured"])
+def test_what_cannot_be_decoded_is_refused(kind: str) -> None:
+    decoder = decoder_of("qwen2", kind)
+    cache = prefilled("qwen2").handover()
+    assert decoder.decode([]) == []
+    foreign = KVCache(cache.layers[:2], cache.positions, cache.length)
+    with pytest.raises(ValueError, match=r"a cache of 2 layers .* for tiny-qwen2, whose are 3 layers"):
+        decoder.decode([Start(foreign, 5, 4)])
+    with pytest.raises(ValueError, match="256"):
+        decoder.decode([Start(cache, 5, 256)])
+    with pytest.raises(ValueError, match=r"outside 0\.\.95"):
+        decoder.decode([Start(cache, 96, 4)])
+    with pytest.raises(ValueError, match="less than one token"):
+        decoder.decode([Start(cache, 5, 0)])
+
+
+def test_what_cannot_be_prefilled_is_refused() -> None:
+    model = loaded("qwen2")
+    for tokens, message in (([], "0 tokens"), ([1] * 257, "257 tokens"), ([3, -1], "outside"), ([3, 96], "outside")):
+        with pytest.raises(ValueError, match=message):
+            prefill(model, tokens)
+    cloud = CloudModel(model)
+    for positions in ([CONTEXT], [-1]):
+        with pytest.raises(ValueError, match="outside the context of 40"):
+            cloud.prefill_prune(PROMPT, QUERY, torch.tensor(positions), NEW)
+    with pytest.raises(ValueError, match="strictly ascending"):
+        cloud.prefill_prune(PROMPT, QUERY, torch.tensor([3, 3]), NEW)
+    with pytest.raises(ValueError, match="strictly ascending"):
+        cloud.prefill_kept(PROMPT, QUERY, torch.tensor([7, 3]), NEW)
+    scoring = Scoring([SELECTIONS["q2c"]()], 10, 5, model.geometry.layers)
+    with pytest.raises(ValueError, match="scoring 15 tokens"), collecting(scoring):
+        prefill(model, [5, 6, 7])
+
+
+def test_stop_tokens_end_answers() -> None:
+    model, found = loaded("qwen2"), prefilled("qwen2")
+    whole = EdgeModel(model).answer(found, NEW).tokens
+    stopping = LoadedModel(
+        model.spec, model.model, None, model.fingerprint, frozenset({whole[2]}), model.geometry, model.max_positions
+    )
+    first = whole.index(whole[2])
+    for decoder in (PlainDecoder(stopping), None):
+        answer = EdgeModel(stopping, decoder).answer(found, NEW)
+        assert answer.tokens == whole[:first] and answer.stopped
+    assert EdgeModel(model).answer(found, 1).tokens == whole[:1]
+
+
+def test_a_worker_keeps_each_model_once() -> None:
+    specs = [ModelSpec("toy", "random", "float32"), ModelSpec("toy", "random", "float32", seed=1)]
+    models = CloudModels([*specs, specs[0]])
+    a, b = models[specs[0]], models[specs[1]]
+    assert a is not b and models.by_fingerprint(a.loaded.fingerprint) is a
+    assert models.by_fingerprint(b.loaded.fingerprint) is b
+    assert models.memory_bytes() == 2 * sum(4 * p.numel() for p in a.loaded.model.parameters())
+    with pytest.raises(LookupError, match="none of toy, toy can read"):
+        models.by_fingerprint(bytes(16))
