@@ -83,11 +83,12 @@ def after_attention(
 
 def together(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of several linear layers as one; the layers keep views of it, so nothing is stored twice."""
-    weight = torch.cat([linear.weight for linear in linears])
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    weight = torch.cat(weights)
     for linear, part in zip(linears, weight.split([linear.out_features for linear in linears]), strict=True):
         linear.weight = nn.Parameter(part, requires_grad=False)
-    biases = [linear.bias for linear in linears]
-    return weight, None if biases[0] is None else torch.cat(biases)
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None
 
 
 def layer_of(module: Any) -> Layer:

@@ -1,6 +1,7 @@
 """Tokens become a cache."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def prefill(
         raise ValueError(f"{length} tokens; {loaded.spec.name} takes 1 to {loaded.max_positions}")
     loaded.check_tokens(list(tokens))
     # Without a cache of its own, transformers would take gaps between positions for the ends of packed sequences.
-    cache = DynamicCache(config=loaded.model.config)
+    cache: Any = DynamicCache(config=loaded.model.config)
     output = loaded.model(
         input_ids=torch.tensor([tokens], device=loaded.device),
         position_ids=positions[None].to(loaded.device),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 try:
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-not-found,unused-ignore]
+    import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 except ImportError:  # torch without CUDA
     triton = None
 
