@@ -1,0 +1,57 @@
+"""Token F1 and exact match as SQuAD's official evaluation computes them, and intervals for their means."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(answer: str) -> str:
+    """Lower case, then no punctuation, then no articles, then single spaces: the order of `evaluate-v2.0.py`."""
+    return " ".join(ARTICLES.sub(" ", answer.lower().translate(NO_PUNCTUATION)).split())
+
+
+def token_f1(answer: str, references: Sequence[str]) -> float:
+    """The best F1 of the answer's tokens against any reference, in [0, 1].
+
+    Where either has no tokens, it is 1 if both have none, else 0. No references at all means that the question has no
+    answer: the reference is then the empty string, as in SQuAD v2.
+    """
+    return max(_f1(normalise(answer).split(), normalise(reference).split()) for reference in references or ("",))
+
+
+def exact_match(answer: str, references: Sequence[str]) -> bool:
+    """Whether the answer equals a reference after normalisation."""
+    return normalise(answer) in {normalise(reference) for reference in references or ("",)}
+
+
+def _f1(answer: list[str], reference: list[str]) -> float:
+    if not answer or not reference:
+        return float(answer == reference)
+    common = sum((Counter(answer) & Counter(reference)).values())
+    return 2 * common / (len(answer) + len(reference))
+
+
+def mean_interval(
+    scores: Sequence[float], rng: np.random.Generator, confidence: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """Bootstrap interval (percentile) of the mean of scores; of a single score, or equal ones, that score twice.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    values = np.asarray(scores, dtype=float)
+    if not values.size:
+        raise ValueError("no scores, so no interval of their mean")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    interval = bootstrap(
+        (values,), np.mean, n_resamples=resamples, batch=100, confidence_level=confidence, method="percentile", rng=rng
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
