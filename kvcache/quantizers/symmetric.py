@@ -1,0 +1,145 @@
+"""Symmetric quantization to 8 or 4 bits with one fp16 scale a token, or a channel and group of tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, into, rounding
+
+CHUNK = 2**16  # values in one step on a CPU: few enough that all of them stay in a core's cache from read to write
+# Half of fp16's smallest step. Added before rounding, a tiny scale becomes no smaller than it should be, so that codes
+# never leave their range; 0 stays 0, and larger scales don't notice.
+NUDGE = 2.0**-25
+
+
+@dataclass(frozen=True)
+class Symmetric(Quantizer):
+    """Codes in [-qmax, qmax] times a scale, qmax = 2 ** (bits - 1) - 1, scale = max |x| / qmax in fp16.
+
+    Attributes:
+        bits: 8 or 4. Four bits are stored plus 8, two codes a byte: the first half of a row in the low nibbles, the
+            second in the high ones.
+        group: None for a scale for each head and token over head_dim; else a scale for each head and channel over so
+            many tokens (the last group of a head may be shorter): the axes that KIVI (Liu et al. 2024) takes for keys.
+
+    Bytes: all scales (little-endian fp16; by head, then token; or by head, group, channel), then all codes (by head,
+    token, channel).
+    """
+
+    bits: Literal[4, 8]
+    group: int | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        out = torch.empty(self.size(_shape(x)), dtype=torch.uint8, device=x.device)
+        scales, codes = self._split(out, _shape(x))
+        for piece, scale, code in self._pieces(x, scales, codes):
+            packed, found = pack(piece, self.bits, -1 if self.group is None else -2)
+            scale.copy_(found.view(scale.shape))
+            code.copy_(packed)
+        if not scales.isfinite().all():
+            largest = x.abs().max().item()
+            raise QuantizeError(f"values as large as {largest:g} can't be quantized to {self.bits} bits")
+        return out
+
+    def decode(self, buffer: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+        self.check_size(buffer, shape)
+        scales, codes = self._split(buffer, shape)
+        if not (scales.isfinite() & (scales >= 0)).all():
+            raise QuantizeError("scales that are negative or not finite")
+        out = torch.empty(shape, dtype=dtype, device=buffer.device)
+        for piece, scale, code in self._pieces(out, scales, codes):
+            piece.copy_(into(unpack(code, scale, self.bits, shape[2]), dtype))
+        return out
+
+    def size(self, shape: Shape) -> int:
+        heads, n, head_dim = shape
+        return 2 * self._scales(shape) + heads * n * _width(head_dim, self.bits)
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Half a step, and what rounding of the step and of the result adds."""
+        scale = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        scales, codes = self._split(self.encode(x), _shape(x))
+        for piece, found, _ in self._pieces(scale, scales, codes):
+            piece.copy_(found.expand(piece.shape))
+        step = torch.where(scale > 0, scale * (0.5 + 1e-4), x.abs().float())
+        return step + rounding(x.abs().float() + scale, x.dtype)
+
+    def _scales(self, shape: Shape) -> int:
+        heads, n, head_dim = shape
+        return heads * n if self.group is None else heads * -(-n // self.group) * head_dim
+
+    def _split(self, buffer: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+        """Scales (fp16, one row) and codes (uint8 [heads, n, width]) within a buffer."""
+        end = 2 * self._scales(shape)
+        return buffer[:end].view(torch.float16), buffer[end:].view(shape[0], shape[1], _width(shape[2], self.bits))
+
+    def _pieces(self, x: Tensor, scales: Tensor, codes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Views of the same part of values, scales and codes: on a CPU small ones, elsewhere large ones.
+
+        The values are [..., head_dim], the scales broadcast to them, the codes are [..., width].
+        """
+        heads, n, head_dim = x.shape
+        if not x.numel():
+            return
+        limit = CHUNK if x.device.type == "cpu" else x.numel()
+        if self.group is None:
+            rows, at_once = heads * n, max(1, limit // head_dim)
+            x, codes = x.reshape(rows, head_dim), codes.view(rows, -1)
+            for begin in range(0, rows, at_once):
+                part = slice(begin, begin + at_once)
+                yield x[part], scales[part, None], codes[part]
+            return
+        full, by_group = n // self.group, scales.view(heads, -1, 1, head_dim)
+        at_once = max(1, limit // (self.group * head_dim))
+        for head in range(heads):
+            for begin in range(0, full, at_once):
+                end = min(full, begin + at_once)
+                part = slice(begin * self.group, end * self.group)
+                shape = (end - begin, self.group, -1)
+                yield x[head, part].view(shape), by_group[head, begin:end], codes[head, part].view(shape)
+            if n % self.group:
+                rest = slice(full * self.group, n)
+                yield x[head, rest], by_group[head, full], codes[head, rest]
+
+
+def pack(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Codes (uint8 [..., width]) and scales (fp16, `dim` of length 1) of values [..., head_dim]."""
+    qmax = 2 ** (bits - 1) - 1
+    values = x.float()
+    scales = (values.abs().amax(dim, keepdim=True) / qmax + NUDGE).half()
+    codes = (values * _inverse(scales)).round_()
+    if bits == 8:
+        return codes.to(torch.int8).view(torch.uint8), scales
+    half = _width(x.shape[-1], 4)
+    if x.shape[-1] % 2:
+        codes = F.pad(codes, (0, 1))
+    # 136 is 8 in both nibbles: one conversion for two codes.
+    return torch.add(codes[..., :half], codes[..., half:], alpha=16).add_(136).to(torch.uint8), scales
+
+
+def unpack(codes: Tensor, scales: Tensor, bits: int, head_dim: int) -> Tensor:
+    """float32 values [..., head_dim] of codes and scales as `pack` gives them."""
+    scales = scales.float()
+    if bits == 8:
+        return codes.view(torch.int8) * scales
+    pairs = torch.cat((codes & 15, codes >> 4), -1)[..., :head_dim]
+    return (pairs.float() - 8).mul_(scales)
+
+
+def _inverse(scales: Tensor) -> Tensor:
+    inverse = scales.float().reciprocal()
+    return inverse.masked_fill_(scales == 0, 0)
+
+
+def _width(head_dim: int, bits: int) -> int:
+    """Bytes of one row of codes."""
+    return head_dim if bits == 8 else (head_dim + 1) // 2
+
+
+def _shape(x: Tensor) -> Shape:
+    heads, n, head_dim = x.shape
+    return heads, n, head_dim
