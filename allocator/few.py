@@ -9,6 +9,7 @@ from typing import NamedTuple
 from allocator.problem import ROUNDING, ModeOption, Problem, Request
 
 MOST_REQUESTS = 3
+MOST_CONTENT = 16  # requests for whom it is tried whether each can have the best it could have alone
 _MOST_COMBINATIONS = 512
 
 
@@ -31,7 +32,7 @@ def few_choice(problem: Problem) -> tuple[list[ModeOption | None], list[bool]] |
     Transfers must count alike: then as many as possible are met by meeting the least demanding first.
     """
     requests, transfers = problem.requests, problem.transfers
-    if len(requests) > MOST_REQUESTS or any(transfer.weight != transfers[0].weight for transfer in transfers):
+    if len(requests) > MOST_CONTENT or any(transfer.weight != transfers[0].weight for transfer in transfers):
         return None
     uplink_mbps = problem.uplink_mbps * (1 + ROUNDING)
     needs = [transfer.least_mbps for transfer in transfers]
@@ -39,11 +40,13 @@ def few_choice(problem: Problem) -> tuple[list[ModeOption | None], list[bool]] |
         return [], [True] * len(needs)
     budgets_ms = [problem.cloud_budget_ms(r.starts_in_ms + r.time_left_ms) * (1 + ROUNDING) for r in requests]
     ways = [_ways(problem, request, uplink_mbps, ms) for request, ms in zip(requests, budgets_ms, strict=True)]
-    if prod(map(len, ways)) > _MOST_COMBINATIONS:
-        return None
-    firsts = tuple(of_request[0] for of_request in ways)
     ascending = sorted(need for need in needs if need <= uplink_mbps)
-    together = list(accumulate(ascending))
+    together = list(accumulate(ascending, initial=0.0))
+    firsts = tuple(of_request[0] for of_request in ways)
+    if sum(way.mbps for way in firsts) + together[-1] <= uplink_mbps and _cloud_holds(requests, budgets_ms, firsts):
+        return [way.option for way in firsts], _kept(needs, len(ascending))
+    if len(requests) > MOST_REQUESTS or prod(map(len, ways)) > _MOST_COMBINATIONS:
+        return None
     each = transfers[0].weight if transfers else 0.0
     best, best_worth, best_kept = (_UNMET,) * len(requests), (-1.0, 0.0), 0
     for combination in product(*ways):
@@ -54,12 +57,10 @@ def few_choice(problem: Problem) -> tuple[list[ModeOption | None], list[bool]] |
             quality += way.quality
         if mbps > uplink_mbps:
             continue
-        kept = bisect_right(together, uplink_mbps - mbps)
+        kept = bisect_right(together, uplink_mbps - mbps) - 1
         worth = (kept * each + weight, quality)
         if worth > best_worth and _cloud_holds(requests, budgets_ms, combination):
             best, best_worth, best_kept = combination, worth, kept
-            if kept == len(ascending) and combination == firsts:
-                break  # nothing is unmet, and everybody has the best there is
     return [way.option for way in best], _kept(needs, best_kept)
 
 
@@ -87,10 +88,11 @@ def _cloud_holds(requests: Sequence[Request], budgets_ms: Sequence[float], combi
     """Whether the work due until each deadline fits until then; ways alone fit by themselves."""
     if len(requests) == 1 or budgets_ms[0:1] == [float("inf")]:
         return True
-    due_ms = [request.starts_in_ms + request.time_left_ms for request in requests]
+    due_ms = (request.starts_in_ms + request.time_left_ms for request in requests)
+    work = sorted(zip(due_ms, budgets_ms, (way.cloud_ms for way in combination), strict=True))
     return all(
-        sum(way.cloud_ms for way, by_ms in zip(combination, due_ms, strict=True) if by_ms <= until_ms) <= budget_ms
-        for until_ms, budget_ms in zip(due_ms, budgets_ms, strict=True)
+        done_ms <= budget_ms
+        for done_ms, (_, budget_ms, _) in zip(accumulate(cloud_ms for *_, cloud_ms in work), work, strict=True)
     )
 
 

@@ -79,8 +79,7 @@ class Request:
     starts_in_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """A request in flight on the uplink: its mode is fixed, its grant may change.
 
     Attributes:

@@ -1,9 +1,10 @@
 """The central allocator at work: serves requests as they come, and keeps the link's grants in step."""
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from allocator.hedging import solve_hedged
@@ -105,16 +106,22 @@ class Rules:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request that was announced and has not asked yet."""
+    """A request that was announced and has not asked yet; `least` is its option that sends least."""
 
     request: Request
     deadline_s: float
     starts_s: float
+    least: ModeOption
 
 
 @dataclass(slots=True)
 class _Sending:
-    """A request on the uplink; `bytes_left` was believed at `at_s`, `credited_bytes` came off since the last report."""
+    """A request on the uplink.
+
+    Attributes:
+        due_s: when the cloud must have its last byte.
+        bytes_left: as believed at `at_s`; `credited_bytes` came off since the last report.
+    """
 
     agent_id: int
     option: ModeOption
@@ -124,6 +131,7 @@ class _Sending:
     starts_s: float
     at_s: float
     bytes_left: float
+    due_s: float
     credited_bytes: float = 0.0
 
 
@@ -151,7 +159,9 @@ class Allocator:
         self._granted: Mapping[int, float] | None = None
         self._waiting: dict[int, _Waiting] = {}
         self._sending: dict[int, _Sending] = {}
+        self._to_worker: dict[int, dict[int, _Sending]] = {}
         self._credited_bytes = 0.0
+        self._credited_s = -math.inf
         self._reported_s: float | None = None
         self._regranting: asyncio.Task[None] | None = None
         self._solve_s: list[float] = []
@@ -176,7 +186,9 @@ class Allocator:
         """A request was released and will ask later: until then it is reckoned with."""
         if not self._policy.standing:
             starts_s = _now_s() + request.starts_in_ms / 1e3
-            self._waiting[request.request_id] = _Waiting(request, starts_s + request.time_left_ms / 1e3, starts_s)
+            deadline_s = starts_s + request.time_left_ms / 1e3
+            least = min(request.options, key=lambda option: option.wire_bytes)
+            self._waiting[request.request_id] = _Waiting(request, deadline_s, starts_s, least)
 
     async def assign(self, request: Request) -> Decision:
         """Decide mode, grant and worker of a request; its agent's grant is in force on return.
@@ -192,16 +204,20 @@ class Allocator:
         worker = -1
         if option.wire_bytes:
             worker = self._dispatcher.choose(request.request_id, option.cloud_ms)
-            self._sending[request.request_id] = _Sending(
+            deadline_s = now_s + request.time_left_ms / 1e3
+            self._sending[request.request_id] = sending = _Sending(
                 request.agent_id,
                 option,
                 request.weight,
                 worker,
-                deadline_s=now_s + request.time_left_ms / 1e3,
+                deadline_s=deadline_s,
                 starts_s=now_s + option.edge_ms / 1e3,
                 at_s=now_s,
                 bytes_left=option.wire_bytes,
+                due_s=deadline_s - option.cloud_ms / 1e3,
             )
+            self._to_worker.setdefault(worker, {})[request.request_id] = sending
+            self._stagger(worker)
         await self._grant(self._shares(now_s) if self._by_need else solution.grants_mbps)
         hedge = hedges.get(request.request_id, "")
         return Decision(assignment, worker, self._estimate_mbps, hedge)
@@ -222,7 +238,12 @@ class Allocator:
         return [s * 1e3 for s in self._solve_s]
 
     def _leave_uplink(self, request_id: int) -> None:
-        if self._sending.pop(request_id, None) is None or self._policy.standing or not self._sending:
+        sending = self._sending.pop(request_id, None)
+        if sending is None:
+            return
+        del self._to_worker[sending.worker][request_id]
+        self._stagger(sending.worker)
+        if self._policy.standing or not self._sending:
             return
         if self._regranting is None:  # one for all that leave at this moment
             self._regranting = asyncio.create_task(self._regrant_after_departures())
@@ -285,13 +306,13 @@ class Allocator:
 
     def _transfers(self, now_s: float) -> list[Transfer]:
         self._credit_progress(now_s)
-        due_s = self._due_s()
+        margin_ms = self._rules.margin_ms
         return [
             Transfer(
                 request_id,
                 sending.agent_id,
                 sending.bytes_left,
-                (due_s[request_id] - max(now_s, sending.starts_s)) * 1e3 - self._rules.margin_ms,
+                (sending.due_s - (now_s if now_s > sending.starts_s else sending.starts_s)) * 1e3 - margin_ms,
                 sending.weight,
             )
             for request_id, sending in self._sending.items()
@@ -305,7 +326,7 @@ class Allocator:
             behind.setdefault(waiting.request.agent_id, waiting)
         if behind:
             transfers = [
-                replace(t, due_in_ms=self._due_before(t, behind[t.agent_id], now_s)) if t.agent_id in behind else t
+                t._replace(due_in_ms=self._due_before(t, behind[t.agent_id], now_s)) if t.agent_id in behind else t
                 for t in transfers
             ]
         # What a hedged plan counted on may be more than the estimate: grants must not take that back.
@@ -315,7 +336,7 @@ class Allocator:
 
     def _due_before(self, transfer: Transfer, behind: _Waiting, now_s: float) -> float:
         """When a transfer must be through so that the next one of its agent has its part of the time, by size."""
-        least = min(behind.request.options, key=lambda option: option.wire_bytes)
+        least = behind.least
         left_ms = (behind.deadline_s - now_s) * 1e3 - self._rules.margin_ms - least.edge_ms - least.cloud_ms
         part = transfer.bytes_left / (transfer.bytes_left + least.wire_bytes)
         return min(transfer.due_in_ms, left_ms * part) if left_ms > 0 else transfer.due_in_ms
@@ -334,34 +355,34 @@ class Allocator:
         left_ms -= self._rules.margin_ms
         return Request(r.request_id, r.agent_id, left_ms, r.options, r.weight, starts_in_ms)
 
-    def _due_s(self) -> dict[int, float]:
-        """When the cloud must have the last byte of each transfer.
+    def _stagger(self, worker: int) -> None:
+        """Set when the cloud must have the last byte of each transfer to a worker.
 
         With cloud time in the problem, requests that share a worker must come one after the other: scheduled backwards
         from the latest deadline, each is due when its own service must begin, less the longest service of the others,
         which may just have begun when it comes.
         """
-        if not self._rules.cloud_time:
-            return {r: s.deadline_s - s.option.cloud_ms / 1e3 for r, s in self._sending.items()}
-        latest_s: dict[int, float] = {}
-        longest_s: dict[int, float] = {}
-        due_s = {}
-        for request_id, sending in sorted(self._sending.items(), key=lambda item: (-item[1].deadline_s, -item[0])):
-            worker, service_s = sending.worker, sending.option.cloud_ms / 1e3
-            ends_s = min(sending.deadline_s, latest_s.get(worker, sending.deadline_s))
-            latest_s[worker] = ends_s - service_s
-            due_s[request_id] = latest_s[worker] - longest_s.get(worker, 0.0)
-            longest_s[worker] = max(service_s, longest_s.get(worker, 0.0))
-        return due_s
+        if not self._rules.cloud_time or self._policy.standing:
+            return
+        latest_s, longest_s = math.inf, 0.0
+        later_first = sorted(self._to_worker[worker].items(), key=lambda item: (-item[1].deadline_s, -item[0]))
+        for _, sending in later_first:
+            service_s = sending.option.cloud_ms / 1e3
+            latest_s = min(sending.deadline_s, latest_s) - service_s
+            sending.due_s = latest_s - longest_s
+            longest_s = max(service_s, longest_s)
 
     def _credit_progress(self, now_s: float) -> None:
         """Take off what the grants have carried since it was last looked at."""
+        if now_s == self._credited_s:
+            return
+        self._credited_s = now_s
         for sending in self._sending.values():
             sent_s = now_s - max(sending.at_s, sending.starts_s)
             if sent_s > 0:
-                least_bytes = LEAST_LEFT * sending.option.wire_bytes
                 carried_bytes = self._grants_mbps.get(sending.agent_id, 0.0) * 1e6 / 8 * sent_s
-                carried_bytes = min(carried_bytes, max(0.0, sending.bytes_left - least_bytes))
+                possible_bytes = sending.bytes_left - LEAST_LEFT * sending.option.wire_bytes
+                carried_bytes = min(carried_bytes, max(0.0, possible_bytes))
                 sending.bytes_left -= carried_bytes
                 sending.credited_bytes += carried_bytes
                 self._credited_bytes += carried_bytes

@@ -109,10 +109,13 @@ def fidelity(
     out: Out = None,
     as_json: Json = False,
     address: Address = None,
+    twice: Annotated[
+        bool, typer.Option("--twice", help="Run live again: how far one live run is from another.")
+    ] = False,
 ) -> None:
     """Run a scenario live and simulated with the same arrivals, and say how far the simulation is off, and where."""
     from cluster import runfolder
-    from cluster.fidelity import LIVE_FOLDER, against_live
+    from cluster.fidelity import AGAIN_FOLDER, LIVE_FOLDER, against_live
     from cluster.scenario import DocumentError, Scenario
     from reports.fidelity import print_fidelity
 
@@ -121,7 +124,10 @@ def fidelity(
         loaded = Scenario.load(scenario, _names(allocator))
         folder = out or runfolder.default_folder(loaded)
         live = _run_live(loaded, runfolder.create(folder / LIVE_FOLDER, loaded), address)
-        found = against_live(folder, live, loaded)
+        again = None
+        if twice and not live["partial"]:
+            again = _run_live(loaded, runfolder.create(folder / AGAIN_FOLDER, loaded), address)
+        found = against_live(folder, live, loaded, again)
     except (DocumentError, runfolder.RunFolderError) as error:
         fail(error)
     result.write(found, lambda: print_fidelity(console, found))
@@ -237,7 +243,7 @@ def bench_simulate(
     from cluster.bench import simulate_table
 
     result = ResultStream(as_json)
-    found = measure(quick)
+    found = measure(quick, progress=lambda line: messages.print(line, highlight=False))
     result.write(found, lambda: console.print(simulate_table(found)))
 
 

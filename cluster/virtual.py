@@ -34,7 +34,9 @@ class _Handle:
 class VirtualLoop(asyncio.BaseEventLoop):
     """Runs the live engine's own coroutines on a clock that starts at 0 and takes no time to pass.
 
-    What is due at the same time runs in the order in which it was asked for, so two runs of one program schedule alike.
+    Of what is due at the same time, that runs first which was asked for first; what is asked for at once runs before
+    other timers of that moment. So two runs of one program schedule alike.
+
     Sockets, subprocesses and threads have no place here, which is what makes it several times faster than asyncio's own
     loop: it is all that a long simulation does between two lines of ours.
     """

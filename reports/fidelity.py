@@ -76,26 +76,34 @@ def print_fidelity(console: Console, document: dict[str, Any]) -> None:
         "parted",
     ):
         table.add_column(name, justify="right", no_wrap=True)
-    for allocator, c in document["allocators"].items():
-        table.add_row(
-            allocator,
-            str(c["requests"]),
-            _percent(c["latency_error"]["median"]),
-            _percent(c["latency_error"]["p95"]),
-            _percent(c["bias"], sign="+"),
-            f"{c['compliance']['live']:.1%}",
-            f"{c['compliance']['simulated']:.1%}",
-            f"{c['compliance_difference']:+.2f}",
-            f"{c['delivered_difference']:+.2f}",
-            f"{c['parted']:.1%}",
-        )
+    for allocator, compared in document["allocators"].items():
+        _add_row(table, allocator, compared)
+        if again := document["live_again"].get(allocator):
+            _add_row(table, "  live again", again)
     console.print(table)
     for allocator, c in document["allocators"].items():
         largest = list(c["stages_ms"].items())[:SHOWN_STAGES]
         stages = ", ".join(f"{stage} {ms:+.1f} ms" for stage, ms in largest)
         parted = f"; first requests that part: {', '.join(map(str, c['first_parted']))}" if c["first_parted"] else ""
         console.print(f"{allocator}: live takes longer (+) or less (-), on average: {stages}{parted}", highlight=False)
-    console.print(f"[dim]{document['footnote']}[/dim]", highlight=False)
+    asked = ", ".join(f"{name} {ms:g} ms" for name, ms in document["ask_ms"].items())
+    footnote = f"{document['footnote']}; asking the allocator takes as long as live: {asked}"
+    console.print(f"[dim]{footnote}[/dim]", highlight=False)
+
+
+def _add_row(table: Table, name: str, c: dict[str, Any]) -> None:
+    table.add_row(
+        name,
+        str(c["requests"]),
+        _percent(c["latency_error"]["median"]),
+        _percent(c["latency_error"]["p95"]),
+        _percent(c["bias"], sign="+"),
+        f"{c['compliance']['live']:.1%}",
+        f"{c['compliance']['simulated']:.1%}",
+        f"{c['compliance_difference']:+.2f}",
+        f"{c['delivered_difference']:+.2f}",
+        f"{c['parted']:.1%}",
+    )
 
 
 def _percent(value: float | None, sign: str = "") -> str:

@@ -51,7 +51,7 @@ def through_ms(transfers: Sequence[Transfer], last_ms: Sequence[float], uplink_m
         step_ms = min(sending[i].bytes_left / rates[i] for i in numbers if rates[i] > 0)
         now_ms += step_ms
         for i, t in list(sending.items()):
-            sending[i] = replace(t, bytes_left=t.bytes_left - rates[i] * step_ms, due_in_ms=t.due_in_ms - step_ms)
+            sending[i] = t._replace(bytes_left=t.bytes_left - rates[i] * step_ms, due_in_ms=t.due_in_ms - step_ms)
             if sending[i].bytes_left <= GONE_BYTES:
                 ends_ms[i] = now_ms
                 del sending[i]
@@ -101,7 +101,7 @@ def fitting(draw: st.DrawFn) -> Drawn:
 @given(shared(), st.lists(st.integers(0, 3), min_size=7, max_size=7))
 def test_grants_add_up_to_the_uplink(drawn: Drawn, agents: list[int]) -> None:
     transfers, last_ms, uplink_mbps = drawn
-    transfers = [replace(t, agent_id=agents[i]) for i, t in enumerate(transfers)]
+    transfers = [t._replace(agent_id=agents[i]) for i, t in enumerate(transfers)]
     grants = share_by_due(transfers, last_ms, uplink_mbps)
     assert set(grants) == {t.agent_id for t in transfers}
     assert all(mbps >= 0 for mbps in grants.values())
@@ -162,7 +162,7 @@ def test_somebody_is_in_time_wherever_anybody_can_be(drawn: Drawn) -> None:
 def test_transfers_of_one_agent_share_its_grant(drawn: Drawn, agents: list[int]) -> None:
     transfers, last_ms, uplink_mbps = drawn
     each = share_by_due(transfers, last_ms, uplink_mbps)
-    together = share_by_due([replace(t, agent_id=agents[i]) for i, t in enumerate(transfers)], last_ms, uplink_mbps)
+    together = share_by_due([t._replace(agent_id=agents[i]) for i, t in enumerate(transfers)], last_ms, uplink_mbps)
     for agent_id, mbps in together.items():
         own = sum(each[t.agent_id] for i, t in enumerate(transfers) if agents[i] == agent_id)
         assert mbps == pytest.approx(own, rel=1e-9, abs=1e-9 * uplink_mbps)
@@ -176,7 +176,7 @@ def test_grants_stay_as_they_are_while_time_passes(drawn: Drawn, part: float) ->
     first_ms = min(t.bytes_left / bytes_per_ms[t.agent_id] for t in transfers if bytes_per_ms[t.agent_id] > 0)
     passed_ms = part * first_ms
     carried = [
-        replace(t, bytes_left=t.bytes_left - bytes_per_ms[t.agent_id] * passed_ms, due_in_ms=t.due_in_ms - passed_ms)
+        t._replace(bytes_left=t.bytes_left - bytes_per_ms[t.agent_id] * passed_ms, due_in_ms=t.due_in_ms - passed_ms)
         for t in transfers
     ]
     later = share_by_due(carried, [last - passed_ms for last in last_ms], uplink_mbps)
@@ -247,7 +247,7 @@ def before_a_newcomer(draw: st.DrawFn) -> tuple[list[Transfer], float, float]:
     """Transfers that can be in time, the uplink, and a time by which all of them are due."""
     transfers, last_ms, uplink_mbps = draw(fitting())
     # Shifted, since what is sent in order of due time is in time only if nothing is due before it can be through.
-    due = [replace(t, due_in_ms=max(last, 1.0)) for t, last in zip(transfers, last_ms, strict=True)]
+    due = [t._replace(due_in_ms=max(last, 1.0)) for t, last in zip(transfers, last_ms, strict=True)]
     assume(fits(due, [t.due_in_ms for t in due], uplink_mbps))
     until_ms = max(t.due_in_ms for t in due) + draw(st.sampled_from([0.0, 1.0, 500.0]))
     return due, uplink_mbps, until_ms

@@ -134,14 +134,20 @@ def test_the_table_shows_it_also_where_there_is_nothing_to_show(compared: Compar
     simulated += [row(3, latency_ms=101.0, transfer_ms=3.0, status="late")]
     simulated += [row(0, "deadline", latency_ms=float("nan"), status="failed")]
     shown = StringIO()
-    document = {"title": "small", "footnote": "by hand", "allocators": compared(live, simulated)}
+    both = compared(live, simulated)
+    document = {"title": "small", "footnote": "by hand", "allocators": both, "ask_ms": {"equal": 1.5}}
+    document["live_again"] = {"equal": compared(live, live)["equal"]}
     print_fidelity(Console(file=shown, width=110), document)
     lines = shown.getvalue().splitlines()
+    assert "asking the allocator takes as long as live: equal 1.5 ms" in shown.getvalue()
+    (again,) = (line.split() for line in lines if "live again" in line)
+    assert again[2:5] == ["4", "0.00%", "0.00%"]
     (equal,) = (line.split() for line in lines if line.split()[:1] == ["equal"])
     assert equal == [*("equal", "4", "1.00%", "1.00%", "+1.00%", "100.0%", "75.0%", "-25.00", "+0.00", "25.0%")]
     assert any("–" in line for line in lines if line.startswith(" deadline"))
     assert any(line.startswith("equal: live takes longer") and "transfer -3.0 ms" in line for line in lines)
-    assert any("first requests that part: 3" in line for line in lines) and "by hand" in lines
+    assert any("first requests that part: 3" in line for line in lines)
+    assert any(line.startswith("by hand; asking") for line in lines)
 
 
 # The command.
@@ -152,13 +158,14 @@ def test_live_and_simulated_side_by_side(ray_head: str, scenario: Write, tmp_pat
     # Whether this machine is busy is not what is tested here.
     path = scenario(arrivals=arrivals, lateness_limit_ms=2000)
     out = tmp_path / "out"
-    done = scout("fidelity", str(path), "--out", str(out), "--address", ray_head, "--json")
+    done = scout("fidelity", str(path), "--out", str(out), "--address", ray_head, "--twice", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)  # one document, and nothing else on standard output
     assert document == json.loads((out / "fidelity.json").read_text())
-    assert {"title", "scenario", "partial", "valid", "warnings", "allocators", "live", "simulated", "footnote"} == set(
-        document
-    )
+    facts = {"title", "scenario", "partial", "valid", "warnings", "ask_ms", "footnote"}
+    assert set(document) == facts | {"allocators", "live_again", "live", "simulated"}
+    assert list(document["ask_ms"]) == ["equal", "model_aware"] and min(document["ask_ms"].values()) > 0
+    assert set(document["live_again"]) == {"equal", "model_aware"}
     assert (document["scenario"], document["partial"], document["valid"]) == ("tiny", False, True)
     for side in ("live", "simulated"):
         assert document[side]["engine"] == side

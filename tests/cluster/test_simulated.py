@@ -252,3 +252,12 @@ def test_an_agent_s_mistake_is_a_row_and_not_a_crash(scenario: Write) -> None:
     )
     rows = rows_of(broken, SimulatedEngine(broken).run())
     assert (rows.status == Status.FAILED).all() and rows.reason.str.contains("no mode 'int8'").all()
+
+
+def test_asking_takes_as_long_as_is_said(scenario: Write) -> None:
+    loaded = Scenario.load(scenario(allocators=["equal", "model_aware"]))
+    at_once = SimulatedEngine(loaded).run().turns
+    asked = SimulatedEngine(loaded, {"equal": 8.0}).run().turns
+    assert [r.allocate_ms for r in asked[0].records if r.worker >= 0] == pytest.approx([8.0] * len(asked[0].records))
+    assert all(r.allocate_ms == 0 for r in at_once[0].records)
+    assert asked[1].records == at_once[1].records
