@@ -23,7 +23,7 @@ ATTENTION = "scout"
 """The name under which transformers knows this attention function."""
 
 LONG_TAIL = 1024  # rows; whoever wants more gets them layer by layer: keeping all queries takes more than the cache
-LONG = 2048  # tokens; from there on prefill is bound by the GPU and tails are copied, so that the rest can be freed
+LONG = 2048  # tokens; beyond, prefill is bound by the GPU, and tails are copied so that the rest can be freed
 MAX_ELEMENTS = 2**24  # of probabilities at a time: 64 MB in float32 stay near a GPU's cache
 
 
@@ -42,7 +42,9 @@ class Scoring:
         demands = {s.name: s.rows(context, query) for s in selections}
         self._at_once = {name: d for name, d in demands.items() if d.tail > LONG_TAIL}
         self._later = {name: d for name, d in demands.items() if 0 < d.tail <= LONG_TAIL}
-        self._saved: list[tuple[int, Tensor, Tensor]] = []  # layer, tail of the queries, keys
+        self._tail = max((d.tail for d in self._later.values() if not d.last_layer), default=0)
+        self._last_tail = max((d.tail for d in self._later.values()), default=0)
+        self._saved: list[tuple[int, Tensor, Tensor]] = []  # layer, queries (at least those of the tail), keys
         self._scale = 1.0
 
     def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
@@ -56,10 +58,9 @@ class Scoring:
         for name, demand in self._at_once.items():
             if not demand.last_layer or layer == self._layers - 1:
                 self._add([name], layer, query[0, :, -demand.tail :], keys[0], scale)
-        wanting = [d.tail for d in self._later.values() if not d.last_layer or layer == self._layers - 1]
-        if wanting:
-            tail = query[0, :, -max(wanting) :]
-            self._saved.append((layer, tail.clone() if self._length > LONG else tail, keys[0]))
+        tail = self._tail if layer < self._layers - 1 else self._last_tail
+        if tail:
+            self._saved.append((layer, query if self._length <= LONG else query[:, :, -tail:].clone(), keys))
             self._scale = scale
 
     def scores(self) -> dict[str, Tensor]:
@@ -70,12 +71,16 @@ class Scoring:
             if not names:
                 continue
             tail = max(self._later[name].tail for name in names)
-            per_layer = saved[0][1].shape[0] * tail * self._length
+            per_layer = saved[0][1].shape[1] * tail * self._length
             step = max(1, MAX_ELEMENTS // per_layer)
             for begin in range(0, len(saved), step):
                 some = saved[begin : begin + step]
-                query = torch.cat([query[:, -tail:] for _, query, _ in some])
-                self._add(names, some[-1][0], query, torch.cat([keys for _, _, keys in some]), self._scale)
+                keys = torch.cat([keys for _, _, keys in some], 1)
+                if self._length <= LONG:  # one launch for all of them, though it copies more than the tails
+                    query = torch.cat([query for _, query, _ in some], 1)[:, :, -tail:]
+                else:
+                    query = torch.cat([query[:, :, -tail:] for _, query, _ in some], 1)
+                self._add(names, some[-1][0], query[0], keys[0], self._scale)
         self._saved.clear()
         return {name: collector.scores() for name, collector in self._collectors.items()}
 

@@ -20,7 +20,6 @@ from models.hf.splitkv import SplitAttention, attend_plain
 
 LAYERS_KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 MIN_CAPACITY = 1024  # positions
-OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}  # products with one vector become kernels of its own
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
@@ -56,11 +55,15 @@ class Layer:
 
 
 def before_attention(
-    x: Tensor, layer_norm: Tensor, qkv: Tensor, bias: Tensor | None, q_norm: Tensor | None, k_norm: Tensor | None,
-    cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, eps: float,
-) -> Tensor:  # fmt: skip
-    """Query [batch, heads, head_dim] of x [batch, hidden]; its keys and values are written to their slots."""
+    x: Tensor, added: Tensor, layer_norm: Tensor, qkv: Tensor, bias: Tensor | None,
+    q_norm: Tensor | None, k_norm: Tensor | None, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The layer's input x + added [batch, hidden], and its query [batch, heads, head_dim].
+
+    Keys and values are written to their slots. The sum is taken here, where it fuses with the norm.
+    """
     batch, kv_heads, _, head_dim = keys.shape
+    x = x + added
     projected = F.linear(norm(x, layer_norm, eps), qkv, bias).view(batch, -1, head_dim)
     query, key, value = projected.split((projected.shape[1] - 2 * kv_heads, kv_heads, kv_heads), 1)
     if q_norm is not None and k_norm is not None:
@@ -68,17 +71,17 @@ def before_attention(
     rows = torch.arange(batch, device=x.device)
     keys[rows, :, slots] = rotate(key, cos, sin)
     values[rows, :, slots] = value
-    return rotate(query, cos, sin)
+    return x, rotate(query, cos, sin)
 
 
 def after_attention(
     x: Tensor, attended: Tensor, out: Tensor, out_bias: Tensor | None, mlp_norm: Tensor,
     gate_up: Tensor, gate_up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, eps: float,
-) -> Tensor:  # fmt: skip
-    """The layer's output [batch, hidden] from its input and what was attended to [batch, heads x head_dim]."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Two parts of the layer's output [batch, hidden], from its input and what was attended to."""
     x = x + F.linear(attended, out, out_bias)
     gate, up = F.linear(norm(x, mlp_norm, eps), gate_up, gate_up_bias).chunk(2, -1)
-    return x + F.linear(F.silu(gate) * up, down, down_bias)
+    return x, F.linear(F.silu(gate) * up, down, down_bias)
 
 
 def together(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -144,8 +147,8 @@ class CapturedDecoder:
         self.reason = "" if compiled and self._on_gpu else "asked not to compile" if self._on_gpu else "not on a GPU"
         self._before, self._after = before_attention, after_attention
         if not self.reason:
-            self._before = torch.compile(before_attention, dynamic=False, fullgraph=True, options=OPTIONS)
-            self._after = torch.compile(after_attention, dynamic=False, fullgraph=True, options=OPTIONS)
+            self._before = torch.compile(before_attention, dynamic=False, fullgraph=True)
+            self._after = torch.compile(after_attention, dynamic=False, fullgraph=True)
         self._sessions: dict[int, Session] = {}
         self._storage: list[tuple[Tensor, Tensor]] = []
         self._room = (0, 0)  # batch, positions
@@ -205,16 +208,17 @@ class CapturedDecoder:
     def _step(self, session: Session) -> None:
         """From a token of each sequence to its next."""
         x = self._embed(session.token)
+        added = torch.zeros_like(x)
         cos, sin = self._rotary(x, session.position[:, None])
         for w, (keys, values) in zip(self._layers, session.caches, strict=True):
-            query = self._before(
-                x, w.norm, w.qkv, w.qkv_bias, w.q_norm, w.k_norm, cos, sin, keys, values, session.slot, self._eps
+            x, query = self._before(
+                x, added, w.norm, w.qkv, w.qkv_bias, w.q_norm, w.k_norm, cos, sin, keys, values, session.slot, self._eps
             )
             attended = session.attend(query, keys, values, session.slot, self._scale).flatten(1)
-            x = self._after(
+            x, added = self._after(
                 x, attended, w.out, w.out_bias, w.mlp_norm, w.gate_up, w.gate_up_bias, w.down, w.down_bias, self._eps
             )
-        session.token.copy_(self._head(self._norm(x)).argmax(-1))
+        session.token.copy_(self._head(self._norm(x + added)).argmax(-1))
         session.position += 1
         session.slot.add_(1).clamp_(max=self._room[1] - 1)  # rows that are done, or idle, go on beside the others
 

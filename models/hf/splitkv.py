@@ -15,7 +15,7 @@ try:
 except ImportError:  # torch without CUDA
     triton = None
 
-CHUNK = 256  # positions that one program works through
+CHUNK = 128  # positions that one program works through
 STEP = 64  # of them at a time
 
 
