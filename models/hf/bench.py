@@ -56,7 +56,7 @@ def bench_decode(
 ) -> dict[str, Any]:
     """Milliseconds a decoded token, whole cache and a quarter of it, against weights and cache at copy bandwidth.
 
-    The bandwidth is measured in the same run, with as much data as the weights. Arguments as for `bench_scoring`.
+    The bandwidth is measured in the same run. Arguments as for `bench_scoring`.
     """
     device, names, lengths = _what(quick, device, shapes)
     runs = []

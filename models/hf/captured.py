@@ -56,7 +56,8 @@ class Layer:
 
 def before_attention(
     x: Tensor, added: Tensor, layer_norm: Tensor, qkv: Tensor, bias: Tensor | None,
-    q_norm: Tensor | None, k_norm: Tensor | None, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, eps: float,
+    q_norm: Tensor | None, k_norm: Tensor | None, cos: Tensor, sin: Tensor,
+    keys: Tensor, values: Tensor, slots: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The layer's input x + added [batch, hidden], and its query [batch, heads, head_dim].
 
@@ -121,7 +122,7 @@ class Session:
 
 
 class CapturedDecoder:
-    """Greedy decoding of one model by captured steps; without a GPU the same steps, not captured.
+    """Greedy decoding of one model by captured steps, one batch at a time; without a GPU the same steps, not captured.
 
     Batches are filled up to a power of two. The first batch of a size, and the first that needs more positions than any
     before it, take seconds to compile and capture: `warm_up` does that ahead.

@@ -155,6 +155,7 @@ def test_same_tokenizer(other: PreTrainedTokenizerFast | None, same: bool) -> No
 
     a, b = with_tokenizer(tokenizer()), with_tokenizer(other)
     assert same_tokenizer(a, b) is same and same_tokenizer(b, a) is same
+    assert same_tokenizer(with_tokenizer(None), with_tokenizer(None))
     used = tokenizer()
     used("the gawo", truncation=True, max_length=1, padding="max_length") if used.pad_token else used("the gawo")
     assert same_tokenizer(a, with_tokenizer(used)), "settings of a call are no difference"
