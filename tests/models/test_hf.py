@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from kvcache import wire
 from kvcache.cache import KVCache
 from kvcache.selection import SELECTIONS
 from models.hf.architecture import SUPPORTED
@@ -237,6 +238,23 @@ def test_what_cannot_be_prefilled_is_refused() -> None:
     scoring = Scoring([SELECTIONS["q2c"]()], 10, 5, model.geometry.layers)
     with pytest.raises(ValueError, match="scoring 15 tokens"), collecting(scoring):
         prefill(model, [5, 6, 7])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_what_comes_over_the_wire_is_what_was_handed_over(share: float) -> None:
+    sizes = SIZES | {"num_key_value_heads": 2}
+    model = build_random(ModelSpec("tiny", "random", "bfloat16"), AutoConfig.for_model("qwen2", **sizes))
+    found = EdgeModel(model).prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], [SELECTIONS["q2c"]()])
+    sent = found.handover(SELECTIONS["q2c"]().select(found.scores["q2c"], share, QUERY))
+    receiver = wire.Decoder({model.fingerprint: model.geometry})
+    for buffer in wire.encode(sent, "bf16", model.fingerprint):
+        receiver.feed(buffer)
+    cloud = CloudModel(model)
+    starts = [cloud.decode_cache(cache, found.last_token, NEW).start for cache in (sent, receiver.finish())]
+    for a, b in zip(starts[0].cache.layers, starts[1].cache.layers, strict=True):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    answers = cloud.answers(starts)[0]
+    assert answers[0] == answers[1]
 
 
 def test_stop_tokens_end_answers() -> None:
