@@ -83,9 +83,9 @@ def rounding(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.abs().float() * info.eps + info.tiny * info.eps
 
 
-def into(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 as another dtype; what rounding put beyond the range of float16 becomes its largest value."""
+def within(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 values, changed in place where rounding has put them beyond the range of float16."""
     if dtype == torch.float16:
         largest = torch.finfo(dtype).max
-        x = x.clamp_(-largest, largest)
-    return x.to(dtype)
+        x.clamp_(-largest, largest)
+    return x

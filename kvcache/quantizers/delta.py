@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, into, rounding
+from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, rounding, within
 from kvcache.quantizers.symmetric import Symmetric
 
 STORED, DEFLATED = 0, 1
@@ -53,7 +53,7 @@ class Delta(Quantizer):
         others = self._others(n)
         out[:, :: self.group] = anchors
         out[:, others] = differences + anchors[:, others // self.group]
-        return into(out, dtype)
+        return within(out, dtype).to(dtype)
 
     def size(self, shape: Shape) -> None:
         return None

@@ -8,12 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, into, rounding
+from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, rounding, within
 
-CHUNK = 2**16  # values in one step on a CPU: few enough that all of them stay in a core's cache from read to write
-# Half of fp16's smallest step. Added before rounding, a tiny scale becomes no smaller than it should be, so that codes
-# never leave their range; 0 stays 0, and larger scales don't notice.
-NUDGE = 2.0**-25
+CHUNK = 2**17  # values in one step on a CPU: all of their float32 copies stay in a core's cache from read to write
+# Floating point numbers without their signs are ordered as integers are, and those are compared faster.
+AS_INTEGERS = {torch.float32: (torch.int32, 2**31 - 1)} | dict.fromkeys(
+    (torch.float16, torch.bfloat16), (torch.int16, 2**15 - 1)
+)
+SMALLEST = 2.0**-24  # positive fp16
+# Added before rounding to fp16, a tiny scale becomes no smaller than it should be, so that codes never leave their
+# range; 0 stays 0, and larger scales don't notice.
+NUDGE = SMALLEST / 2
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,7 @@ class Symmetric(Quantizer):
         out = torch.empty(self.size(_shape(x)), dtype=torch.uint8, device=x.device)
         scales, codes = self._split(out, _shape(x))
         for piece, scale, code in self._pieces(x, scales, codes):
-            packed, found = pack(piece, self.bits, -1 if self.group is None else -2)
-            scale.copy_(found.view(scale.shape))
-            code.copy_(packed)
+            pack(piece, scale, code, self.bits, -1 if self.group is None else -2)
         if not scales.isfinite().all():
             largest = x.abs().max().item()
             raise QuantizeError(f"values as large as {largest:g} can't be quantized to {self.bits} bits")
@@ -52,7 +55,7 @@ class Symmetric(Quantizer):
             raise QuantizeError("scales that are negative or not finite")
         out = torch.empty(shape, dtype=dtype, device=buffer.device)
         for piece, scale, code in self._pieces(out, scales, codes):
-            piece.copy_(into(unpack(code, scale, self.bits, shape[2]), dtype))
+            piece.copy_(within(unpack(code, scale, self.bits, shape[2]), dtype))
         return out
 
     def size(self, shape: Shape) -> int:
@@ -106,33 +109,34 @@ class Symmetric(Quantizer):
                 yield x[head, rest], by_group[head, full], codes[head, rest]
 
 
-def pack(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Codes (uint8 [..., width]) and scales (fp16, `dim` of length 1) of values [..., head_dim]."""
-    qmax = 2 ** (bits - 1) - 1
-    values = x.float()
-    scales = (values.abs().amax(dim, keepdim=True) / qmax + NUDGE).half()
-    codes = (values * _inverse(scales)).round_()
+def pack(x: Tensor, scales: Tensor, codes: Tensor, bits: int, dim: int) -> None:
+    """Write codes (uint8 [..., width]) and scales (fp16, `dim` of length 1) of values [..., head_dim]."""
+    integer, mask = AS_INTEGERS[x.dtype]
+    largest = (x.view(integer) & mask).amax(dim, keepdim=True).view(x.dtype).float()
+    scales.copy_(largest.mul_(1 / (2 ** (bits - 1) - 1)).add_(NUDGE))
+    inverse = scales.float().clamp_min_(SMALLEST).reciprocal_()
+    steps = x.to(torch.float32, copy=True).mul_(inverse).round_()
+    stored = codes.view(torch.int8)
     if bits == 8:
-        return codes.to(torch.int8).view(torch.uint8), scales
-    half = _width(x.shape[-1], 4)
+        stored.copy_(steps)
+        return
+    steps = steps.to(torch.int8)
     if x.shape[-1] % 2:
-        codes = F.pad(codes, (0, 1))
-    # 136 is 8 in both nibbles: one conversion for two codes.
-    return torch.add(codes[..., :half], codes[..., half:], alpha=16).add_(136).to(torch.uint8), scales
+        steps = F.pad(steps, (0, 1))
+    half = codes.shape[-1]
+    # Low + 16 high, each plus 8, modulo 256 as int8 is.
+    torch.add(steps[..., :half], steps[..., half:], alpha=16, out=stored).sub_(120)
 
 
 def unpack(codes: Tensor, scales: Tensor, bits: int, head_dim: int) -> Tensor:
     """float32 values [..., head_dim] of codes and scales as `pack` gives them."""
-    scales = scales.float()
-    if bits == 8:
-        return codes.view(torch.int8) * scales
-    pairs = torch.cat((codes & 15, codes >> 4), -1)[..., :head_dim]
-    return (pairs.float() - 8).mul_(scales)
-
-
-def _inverse(scales: Tensor) -> Tensor:
-    inverse = scales.float().reciprocal()
-    return inverse.masked_fill_(scales == 0, 0)
+    if bits == 4:
+        half = codes.shape[-1]
+        pairs = torch.empty(*codes.shape[:-1], 2 * half, dtype=torch.uint8, device=codes.device)
+        torch.bitwise_and(codes, 15, out=pairs[..., :half])
+        torch.bitwise_right_shift(codes, 4, out=pairs[..., half:])
+        codes = pairs.sub_(8)[..., :head_dim]
+    return codes.view(torch.int8).float().mul_(scales.float())
 
 
 def _width(head_dim: int, bits: int) -> int:
