@@ -1,8 +1,9 @@
 """Symmetric quantization to 8 or 4 bits with one fp16 scale a token, or a channel and group of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ class Symmetric(Quantizer):
             second in the high ones.
         group: None for a scale for each head and token over head_dim; else a scale for each head and channel over so
             many tokens (the last group of a head may be shorter): the axes that KIVI (Liu et al. 2024) takes for keys.
+        compiled: of the class; whether tensors on a GPU go through kernels that torch compiles, which takes seconds
+            at first use and saves passes over the memory.
 
     Bytes: all scales (little-endian fp16; by head, then token; or by head, group, channel), then all codes (by head,
     token, channel).
@@ -37,12 +40,13 @@ class Symmetric(Quantizer):
 
     bits: Literal[4, 8]
     group: int | None = None
+    compiled: ClassVar[bool] = False
 
     def encode(self, x: Tensor) -> Tensor:
         out = torch.empty(self.size(_shape(x)), dtype=torch.uint8, device=x.device)
         scales, codes = self._split(out, _shape(x))
         for piece, scale, code in self._pieces(x, scales, codes):
-            pack(piece, scale, code, self.bits, -1 if self.group is None else -2)
+            self._kernel(pack, x)(piece, scale, code, self.bits, -1 if self.group is None else -2)
         if not scales.isfinite().all():
             largest = x.abs().max().item()
             raise QuantizeError(f"values as large as {largest:g} can't be quantized to {self.bits} bits")
@@ -55,7 +59,7 @@ class Symmetric(Quantizer):
             raise QuantizeError("scales that are negative or not finite")
         out = torch.empty(shape, dtype=dtype, device=buffer.device)
         for piece, scale, code in self._pieces(out, scales, codes):
-            piece.copy_(within(unpack(code, scale, self.bits, shape[2]), dtype))
+            self._kernel(unpack, out)(code, scale, piece, self.bits)
         return out
 
     def size(self, shape: Shape) -> int:
@@ -70,6 +74,9 @@ class Symmetric(Quantizer):
             piece.copy_(found.expand(piece.shape))
         step = torch.where(scale > 0, scale * (0.5 + 1e-4), x.abs().float())
         return step + rounding(x.abs().float() + scale, x.dtype)
+
+    def _kernel(self, kernel: Callable[..., None], x: Tensor) -> Callable[..., None]:
+        return compiled(kernel) if self.compiled and x.is_cuda else kernel
 
     def _scales(self, shape: Shape) -> int:
         heads, n, head_dim = shape
@@ -96,17 +103,23 @@ class Symmetric(Quantizer):
                 part = slice(begin, begin + at_once)
                 yield x[part], scales[part, None], codes[part]
             return
-        full, by_group = n // self.group, scales.view(heads, -1, 1, head_dim)
-        at_once = max(1, limit // (self.group * head_dim))
-        for head in range(heads):
+        by_group = scales.view(heads, -1, 1, head_dim)
+        full = n // self.group
+        some = min(heads, max(1, limit // (n * head_dim)))
+        at_once = max(1, limit // (some * self.group * head_dim))
+        for first in range(0, heads, some):
+            these = slice(first, first + some)
             for begin in range(0, full, at_once):
                 end = min(full, begin + at_once)
-                part = slice(begin * self.group, end * self.group)
-                shape = (end - begin, self.group, -1)
-                yield x[head, part].view(shape), by_group[head, begin:end], codes[head, part].view(shape)
+                part, groups = slice(begin * self.group, end * self.group), (end - begin, self.group)
+                yield (
+                    x[these, part].unflatten(1, groups),
+                    by_group[these, begin:end],
+                    codes[these, part].unflatten(1, groups),
+                )
             if n % self.group:
                 rest = slice(full * self.group, n)
-                yield x[head, rest], by_group[head, full], codes[head, rest]
+                yield x[these, rest], by_group[these, full], codes[these, rest]
 
 
 def pack(x: Tensor, scales: Tensor, codes: Tensor, bits: int, dim: int) -> None:
@@ -128,15 +141,21 @@ def pack(x: Tensor, scales: Tensor, codes: Tensor, bits: int, dim: int) -> None:
     torch.add(steps[..., :half], steps[..., half:], alpha=16, out=stored).sub_(120)
 
 
-def unpack(codes: Tensor, scales: Tensor, bits: int, head_dim: int) -> Tensor:
-    """float32 values [..., head_dim] of codes and scales as `pack` gives them."""
+def unpack(codes: Tensor, scales: Tensor, out: Tensor, bits: int) -> None:
+    """Write the values [..., head_dim] of codes and scales as `pack` gives them."""
     if bits == 4:
         half = codes.shape[-1]
         pairs = torch.empty(*codes.shape[:-1], 2 * half, dtype=torch.uint8, device=codes.device)
-        torch.bitwise_and(codes, 15, out=pairs[..., :half])
-        torch.bitwise_right_shift(codes, 4, out=pairs[..., half:])
-        codes = pairs.sub_(8)[..., :head_dim]
-    return codes.view(torch.int8).float().mul_(scales.float())
+        pairs[..., :half] = codes & 15
+        pairs[..., half:] = codes >> 4
+        codes = pairs.sub_(8)[..., : out.shape[-1]]
+    out.copy_(within(codes.view(torch.int8).float().mul_(scales.float()), out.dtype))
+
+
+@cache
+def compiled(kernel: Callable[..., None]) -> Callable[..., None]:
+    """The kernel as torch compiles it for whatever shapes come."""
+    return cast(Callable[..., None], torch.compile(kernel, dynamic=True))
 
 
 def _width(head_dim: int, bits: int) -> int:

@@ -1,0 +1,217 @@
+"""How fast caches are packed and unpacked on this machine, against a memory copy in the same run."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from kvcache.cache import Geometry, KVCache
+from kvcache.quantizers import QUANTIZERS, Scheme
+from kvcache.quantizers.symmetric import Symmetric
+from kvcache.wire import Decoder, encode
+
+MODEL = bytes(16)
+JOBS = ("pack", "unpack", "send", "receive")
+SIZES = {"cpu": [(8, 4, 2048)], "cuda": [(8, 4, 4096), (2, 8, 131_072)]}  # layers, heads, positions
+SLOW = "delta"  # its entropy coder is zlib on one CPU core
+
+Job = Callable[[], None]
+Case = tuple[str, bool]  # quantizer, compiled or not
+
+
+def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any]:
+    """Packing and unpacking per quantizer, in GB/s (10 ** 9 bytes) of bfloat16 cache, fit for JSON.
+
+    `pack` and `unpack` are the quantizer alone; `send` and `receive` are the wire format with its checksums, to and
+    from host memory. `copy` is memory traffic, read and written, so twice the bytes copied.
+
+    The cache is larger than the CPU's private caches, and every turn takes all of it. Turns of the copy and of all
+    quantizers alternate; medians count. On a CPU one thread works. On a GPU the quantizers are measured as torch runs
+    them and as torch compiles them, for layers as they are (where starting kernels takes longer than running them) and
+    for huge ones (where memory is the limit).
+
+    Args:
+        quick: some seconds instead of half a minute.
+        device: `cpu` or `cuda`; None: both, where there is a GPU.
+    """
+    devices = [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [row for name in devices for size in SIZES[name] for row in _measure(name, size, quick)]
+    finally:
+        torch.set_num_threads(threads)
+    return {"machine": _machine(), "quick": quick, "rows": rows}
+
+
+def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[str, Any]]:
+    """A row for each quantizer, and on a GPU one more for what torch compiles of it."""
+    layers, heads, positions = size
+    geometry = Geometry(2 if quick else layers, heads, 128, torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def values() -> Tensor:
+        return torch.randn(geometry.shape(positions), generator=generator, device=device, dtype=torch.bfloat16)
+
+    cache = KVCache.whole(tuple((values(), values()) for _ in range(geometry.layers)))
+    jobs: dict[Case, dict[str, Job]] = {}
+    for name, scheme in QUANTIZERS.items():
+        if device == "cpu" or name != SLOW:
+            jobs[name, False] = _jobs(cache, scheme, compiled=False)
+        if device == "cuda" and isinstance(scheme.keys, Symmetric):
+            jobs[name, True] = _jobs(cache, scheme, compiled=True)
+    copies, seconds = _take_turns(_copy_of(cache), jobs, device, 3 if quick else 7)
+    copy = 2 * cache.nbytes / statistics.median(copies) / 1e9
+    rows = []
+    for (name, compiled), times in seconds.items():
+        speeds = {job: cache.nbytes / statistics.median(taken) / 1e9 for job, taken in times.items()}
+        packed = sum(len(part) for layer in _packed(cache, QUANTIZERS[name]) for part in layer)
+        rows.append(
+            {
+                "device": device,
+                "quantizer": name,
+                "compiled": compiled,
+                "layers": geometry.layers,
+                "shape": list(geometry.shape(positions)),
+                "bits_per_value": round(16 * packed / cache.nbytes, 4),
+                **{f"{job}_gb_per_s": round(speed, 3) for job, speed in speeds.items()},
+                "copy_gb_per_s": round(copy, 3),
+                "slower_of_copy": round(min(speeds["pack"], speeds["unpack"]) / copy, 4),
+            }
+        )
+    return rows
+
+
+def _take_turns(
+    copy: Job, jobs: dict[Case, dict[str, Job]], device: str, turns: int
+) -> tuple[list[float], dict[Case, dict[str, list[float]]]]:
+    """Seconds of each turn of the copy and of every job; a turn before them warms up, and compiles."""
+    copies: list[float] = []
+    seconds: dict[Case, dict[str, list[float]]] = {case: {job: [] for job in JOBS} for case in jobs}
+    for turn in range(-1, turns):
+        copies.append(_seconds(copy, device))
+        for case, by_name in jobs.items():
+            for name, job in by_name.items():
+                seldom = case[0] == SLOW or (device == "cuda" and name in ("send", "receive"))
+                if turn < 1 or not seldom:
+                    seconds[case][name].append(_seconds(job, device))
+    return copies[1:], {case: {job: taken[1:] for job, taken in times.items()} for case, times in seconds.items()}
+
+
+def _copy_of(cache: KVCache) -> Job:
+    target = torch.empty_like(cache.layers[0][0])
+
+    def copy() -> None:
+        for layer in cache.layers:
+            for tensor in layer:
+                target.copy_(tensor)
+
+    return copy
+
+
+def _jobs(cache: KVCache, scheme: Scheme, compiled: bool) -> dict[str, Callable[[], Any]]:
+    """What is measured: the quantizer alone, and all of the wire format with its checksums, to and from host memory."""
+    geometry, shape = cache.geometry, cache.geometry.shape(cache.kept)
+    packed = _packed(cache, scheme)
+    buffers = [bytes(buffer) for buffer in encode(cache, scheme.name, MODEL)]
+
+    def unpack() -> None:
+        for keys, values in packed:
+            scheme.decode(keys, values, shape, geometry.dtype)
+
+    def receive() -> None:
+        decoder = Decoder({MODEL: geometry}, device=cache.layers[0][0].device)
+        for buffer in buffers:
+            decoder.feed(buffer)
+        decoder.finish()
+
+    def pack() -> None:
+        for layer in cache.layers:
+            scheme.encode(*layer)
+
+    def send() -> None:
+        for _ in encode(cache, scheme.name, MODEL):
+            pass
+
+    def switched(job: Job) -> Job:
+        def run() -> None:
+            before, Symmetric.compiled = Symmetric.compiled, compiled
+            try:
+                job()
+            finally:
+                Symmetric.compiled = before
+
+        return run
+
+    return {name: switched(job) for name, job in zip(JOBS, (pack, unpack, send, receive), strict=True)}
+
+
+def _packed(cache: KVCache, scheme: Scheme) -> list[tuple[Tensor, Tensor]]:
+    return [scheme.encode(*layer) for layer in cache.layers]
+
+
+def _seconds(job: Job, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    job()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _machine() -> dict[str, Any]:
+    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        **gpu,
+        "linux": platform.release(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def codec_table(found: dict[str, Any]) -> Table:
+    """What `bench_codec` found, for a terminal."""
+    machine = found["machine"]
+    where = machine["cpu"] + (f", {machine['gpu']}" if "gpu" in machine else "")
+    table = Table(
+        title=f"GB/s of bf16 cache, one CPU core, {where}, torch {machine['torch']}, {machine['date']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for title in ("device", "quantizer"):
+        table.add_column(title)
+    for title in ("layer", "bits/value", "pack", "unpack", "slower/copy", "send", "receive", "copy"):
+        table.add_column(title, justify="right")
+    for row in found["rows"]:
+        table.add_row(
+            row["device"],
+            row["quantizer"] + (" compiled" if row["compiled"] else ""),
+            "x".join(map(str, row["shape"])),
+            f"{row['bits_per_value']:.3f}",
+            *(f"{row[key]:.2f}" for key in ("pack_gb_per_s", "unpack_gb_per_s")),
+            f"{row['slower_of_copy']:.1%}",
+            *(f"{row[key]:.2f}" for key in ("send_gb_per_s", "receive_gb_per_s", "copy_gb_per_s")),
+        )
+    return table
