@@ -1,0 +1,213 @@
+"""Questions on contexts: the family's own, SQuAD v2, HotpotQA and JSONL files, by path or by name on the hub."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from models.family.task import MAX_TOKENS, MIN_TOKENS, Split, evaluation_passage
+
+FAMILY: dict[str, Split] = {"family": "eval", "family/train": "train"}
+MAX_FILE_BYTES = 2**27  # SQuAD's and HotpotQA's development files have 4 and 46 MB
+MAX_LINE_BYTES = 2**22
+MAX_EXAMPLES = 200_000
+DEFAULT_COUNT = 500  # of the family, which has no end
+
+
+class DatasetError(ValueError):
+    """Examples can't be had; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question that its context answers; `answers` are the references, at least one."""
+
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+
+class _Text(BaseModel):
+    text: str
+
+
+class _SquadQuestion(BaseModel):
+    question: str
+    answers: list[_Text]
+
+
+class _SquadParagraph(BaseModel):
+    context: str
+    qas: list[_SquadQuestion]
+
+
+class _SquadArticle(BaseModel):
+    paragraphs: list[_SquadParagraph]
+
+
+class _Squad(BaseModel):
+    data: list[_SquadArticle]
+
+    def examples(self) -> Iterator[Example]:
+        for article in self.data:
+            for paragraph in article.paragraphs:
+                for asked in paragraph.qas:
+                    if asked.answers:
+                        yield _example(paragraph.context, asked.question, [answer.text for answer in asked.answers])
+
+
+class _HotpotQuestion(BaseModel):
+    question: str
+    answer: str
+    context: list[tuple[str, list[str]]]  # title, sentences
+
+    def example(self) -> Example:
+        paragraphs = (f"{title}: {''.join(sentences)}" for title, sentences in self.context)
+        return _example("\n".join(paragraphs), self.question, [self.answer])
+
+
+class _Line(BaseModel):
+    context: str
+    question: str
+    answers: list[str] = Field(min_length=1)
+
+
+def _example(context: str, question: str, answers: list[str]) -> Example:
+    return Example(context, question, tuple(dict.fromkeys(answers)))
+
+
+def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir: Path | None = None) -> list[Example]:
+    """Examples of a source; where it has more than `count`, a random sample of so many, by `seed`.
+
+    Questions without an answer (SQuAD v2's `is_impossible`) are left out.
+
+    Args:
+        source: `family` (evaluation split) or `family/train`; a file relative to `base_dir` that ends in `.json` (in
+            SQuAD's or HotpotQA's format) or `.jsonl` (an object a line: `context`, `question`, list `answers`); or a
+            name on the Hugging Face hub, as `rajpurkar/squad_v2` or `hotpotqa/hotpot_qa:distractor` (`:configuration`).
+
+    Raises:
+        DatasetError: the source doesn't exist, can't be read, is too large or has no example.
+    """
+    if count is not None and not 0 < count <= MAX_EXAMPLES:
+        raise DatasetError(f"{source}: 1 to {MAX_EXAMPLES} examples can be asked for, not {count}")
+    if source in FAMILY:
+        return family_examples(FAMILY[source], count or DEFAULT_COUNT, seed)
+    if source.endswith((".json", ".jsonl")):
+        path = (base_dir or Path()) / source
+        found = _from_lines(path) if path.suffix == ".jsonl" else _from_json(path)
+    elif "/" in source:
+        found = _from_hub(source)
+    else:
+        raise DatasetError(
+            f"no data set {source!r}; there are {', '.join(FAMILY)}, files (.json, .jsonl) and owner/name on the hub"
+        )
+    examples = list(islice(found, MAX_EXAMPLES + 1))
+    if not examples:
+        raise DatasetError(f"{source} has no question with an answer")
+    if len(examples) > MAX_EXAMPLES:
+        raise DatasetError(f"{source} has more than {MAX_EXAMPLES} examples")
+    if count is None or count >= len(examples):
+        return examples
+    return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:count]]
+
+
+def family_examples(
+    split: Split, count: int, seed: int = 0, min_tokens: int = MIN_TOKENS, max_tokens: int = MAX_TOKENS
+) -> list[Example]:
+    """Examples of the family's task, one passage each, contexts of `min_tokens` to `max_tokens` (all lengths alike).
+
+    Splits share no invented word; the first examples of a seed don't depend on `count`.
+    """
+    examples = []
+    for number in range(count):
+        passage = evaluation_passage(split, seed, number, min_tokens, max_tokens)
+        question = passage.questions[0]
+        examples.append(Example(passage.text, question.text, (question.answer_text,)))
+    return examples
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise DatasetError(f"{path} can't be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; take a part of it, as .jsonl")
+    return content
+
+
+def _from_json(path: Path) -> Iterator[Example]:
+    try:
+        raw = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}:{error.lineno}: {error.msg}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DatasetError(f"{path} is not JSON: {error}") from None
+    try:
+        if isinstance(raw, dict):
+            return _Squad.model_validate(raw).examples()
+        return (asked.example() for asked in TypeAdapter(list[_HotpotQuestion]).validate_python(raw))
+    except ValidationError as error:
+        raise DatasetError(f"{path} is neither in SQuAD's nor in HotpotQA's format: {_first(error)}") from None
+
+
+def _from_lines(path: Path) -> Iterator[Example]:
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise DatasetError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB")
+                if line.strip():
+                    try:
+                        found = _Line.model_validate_json(line)
+                    except ValidationError as error:
+                        raise DatasetError(f"{path}:{number}: {_first(error)}") from None
+                    yield _example(found.context, found.question, found.answers)
+    except OSError as error:
+        raise DatasetError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _from_hub(source: str) -> Iterator[Example]:
+    """The validation split of a data set on the hub, rows in SQuAD's or HotpotQA's columns."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise DatasetError(
+            f"{source}: data sets of the hub need the library `datasets` (pip install datasets); files don't"
+        ) from None
+    name, _, configuration = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, configuration or None, split="validation", streaming=True)
+    except Exception as error:  # whatever a network and another's code can raise
+        raise DatasetError(f"{source} can't be had from the hub: {' '.join(str(error).split())[:300]}") from None
+    return (example for number, row in enumerate(rows) for example in _of_row(row, f"{source}, row {number}"))
+
+
+def _of_row(row: dict[str, Any], where: str) -> Iterator[Example]:
+    try:
+        if isinstance(row.get("context"), dict):  # HotpotQA's columns of lists
+            paragraphs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
+            yield _HotpotQuestion.model_validate({**row, "context": list(paragraphs)}).example()
+        else:
+            answers = row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"]
+            if answers:
+                found = _Line.model_validate({**row, "answers": answers})
+                yield _example(found.context, found.question, found.answers)
+    except (KeyError, TypeError, ValueError) as error:
+        what = _first(error) if isinstance(error, ValidationError) else f"no {error}"
+        raise DatasetError(f"{where}: neither SQuAD's columns nor HotpotQA's ({what})") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
