@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -19,11 +18,13 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from kvcache.cache import Geometry
+from models.family import family_path
 from models.hf.architecture import SHAPES, ModelError, check_supported, shape_config
 from models.hf.attention import ATTENTION
 
 Weights = Literal["pretrained", "random"]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+FAMILY = "family/"
+TOKENIZER_FILE = "tokenizer.json"  # other files hold tokenizers that can't be compared
 SAMPLES = 64  # values of each parameter that make up the fingerprint
 
 logging.disable_progress_bar()  # of weights that are read from a disk; downloads still show theirs
@@ -34,7 +35,8 @@ class ModelSpec:
     """A model as a scenario asks for it.
 
     Attributes:
-        name: a hub name, a path to a folder, or with random weights also a built-in shape such as `qwen2.5-7b`.
+        name: a hub name, a path to a folder, a size of the small family such as `family/tiny`, or with random weights also
+            a built-in shape such as `qwen2.5-7b`.
         weights: `random` needs a configuration only; it is true in shape and time, and its answers mean nothing.
         dtype: `bfloat16`, `float16` or `float32`.
         device: as torch calls it.
@@ -46,6 +48,16 @@ class ModelSpec:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "cpu"
     seed: int = 0
+
+    @property
+    def source(self) -> str:
+        """What transformers loads it from. Raises ModelError for a size that the small family doesn't have."""
+        if not self.name.startswith(FAMILY):
+            return self.name
+        try:
+            return str(family_path(self.name.removeprefix(FAMILY)))
+        except ValueError as error:
+            raise ModelError(f"model {self.name}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -156,23 +168,21 @@ def _fingerprint(spec: ModelSpec, model: PreTrainedModel) -> bytes:
 def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast | None:
     # Asked for a tokenizer that isn't there, transformers makes up one without words.
     settings = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if not any(cached_file(spec.name, file, **settings) for file in TOKENIZER_FILES):
+    if not cached_file(spec.source, TOKENIZER_FILE, **settings):
         if spec.weights == "random":
             return None
-        raise ModelError(f"model {spec.name}: no tokenizer: none of {', '.join(TOKENIZER_FILES)} is there")
-    tokenizer = _read(spec, AutoTokenizer)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"model {spec.name} has no tokenizer.json, so that tokenizers can't be compared")
-    fast: PreTrainedTokenizerFast = tokenizer
-    return fast
+        raise ModelError(f"model {spec.name}: no tokenizer: no {TOKENIZER_FILE} is there")
+    # Not AutoTokenizer: whatever a folder's tokenizer.json says, transformers 5 puts the architecture's own parts in.
+    tokenizer: PreTrainedTokenizerFast = _read(spec, PreTrainedTokenizerFast)
+    return tokenizer
 
 
 def _read(spec: ModelSpec, kind: Any, **settings: Any) -> Any:
     """`from_pretrained`, its many ways to fail told in one line."""
     try:
-        return kind.from_pretrained(spec.name, trust_remote_code=False, **settings)
+        return kind.from_pretrained(spec.source, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        what = {AutoConfig: "configuration", AutoTokenizer: "tokenizer"}.get(kind, "weights")
+        what = {AutoConfig: "configuration", PreTrainedTokenizerFast: "tokenizer"}.get(kind, "weights")
         raise ModelError(f"model {spec.name}: no {what}: {_one_line(error)}") from None
 
 

@@ -1,0 +1,45 @@
+"""Text becomes tokens and back, the same on edge and cloud: positions of a context must mean one thing to both."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.datasets import Example
+from models.hf.loading import LoadedModel
+
+QUERY = "\nQuestion: {question}\nAnswer:"
+
+
+def context_tokens(loaded: LoadedModel, context: str) -> list[int]:
+    """Tokens of a context. Raises ValueError for a text that a model without words can't take."""
+    return _tokens(loaded, context)
+
+
+def query_tokens(loaded: LoadedModel, question: str) -> list[int]:
+    """Tokens of what follows the context: the question, asked as the small family was trained. Raises as above."""
+    return _tokens(loaded, question if loaded.tokenizer is None else QUERY.format(question=question))
+
+
+def text_of(loaded: LoadedModel, tokens: Sequence[int]) -> str:
+    """The text of an answer."""
+    if loaded.tokenizer is None:
+        return " ".join(map(str, tokens))
+    return str(loaded.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+
+def random_examples(count: int, context: int, query: int = 32, seed: int = 0, vocabulary: int = 32_000) -> list[Example]:
+    """Examples for models without words (random weights): texts are numbers, one a token, and nothing is right."""
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(map(str, rng.integers(vocabulary, size=n))) for _ in range(count) for n in (context, query)]
+    return [Example(texts[i], texts[i + 1], ("",)) for i in range(0, 2 * count, 2)]
+
+
+def _tokens(loaded: LoadedModel, text: str) -> list[int]:
+    if loaded.tokenizer is not None:
+        return [int(token) for token in loaded.tokenizer.encode(text, add_special_tokens=False)]
+    try:
+        tokens = [int(word) for word in text.split()]
+    except ValueError:
+        raise ValueError(f"{loaded.spec.name} has no tokenizer: its texts are numbers, one a token") from None
+    loaded.check_tokens(tokens)
+    return tokens
