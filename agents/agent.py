@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agents.arrivals import Arrival
-from agents.edge import EdgeRuntime
+from agents.edge import EdgeRuntime, Work
+from agents.offer import sized
 from agents.record import Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
 from allocator.problem import ModeOption, Request
@@ -118,11 +119,12 @@ class Agent:
                 return
             self._allocator.announce(self._request(record, starts_in_ms=s.prefill_ms))
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
-                record.answered = await self._answer(record)
+                work = await self._answer(record)
             record.latency_ms = self._since_ms(arrival.intended_s)
             met = record.latency_ms <= s.deadline_ms
             record.status = Status.MET if met else Status.LATE
-            record.quality_credited = self._options[record.answered].quality
+            measured = work.quality(record.answer)
+            record.quality_credited = self._options[record.answered].quality if measured is None else measured
             record.quality_delivered = record.quality_credited if met else 0.0
         except TimeoutError:
             record.reason = f"no answer within {s.timeout_ms:g} ms"
@@ -142,22 +144,22 @@ class Agent:
             self._ledger.write(record)
             self._allocator.finish(record.request_id)
 
-    async def _answer(self, record: Record) -> str:
-        """Steps 2 to 5 of a request's life, each timed into `record`. Returns the mode of the answer."""
+    async def _answer(self, record: Record) -> Work:
+        """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from."""
         lap_ms = stopwatch(self._time_s)
         self._backlog += 1
         try:
             async with self._compute:
                 record.queue_ms = lap_ms()
-                await self._edge.prefill()
+                work = await self._edge.prefill(record.request_id)
                 record.prefill_ms = lap_ms()
             in_turn = await self._take_turn(record)
             record.uplink_wait_ms = lap_ms()
             try:
                 if in_turn:
-                    option, hedge = await self._assign(record)
+                    option, hedge = await self._assign(record, work)
                     record.allocate_ms = lap_ms()
-                    delivery = await self._transfer(record, option, hedge) if option.wire_bytes else None
+                    delivery = await self._transfer(record, work, option, hedge) if option.wire_bytes else None
                 else:
                     option, delivery = self._stay(record), None
             finally:
@@ -169,16 +171,18 @@ class Agent:
         if delivery is None:
             async with self._compute:
                 record.queue_ms += lap_ms()
-                await self._edge.decode(option.edge_ms)
+                record.answer = await work.decode(option.edge_ms)
                 record.decode_ms = lap_ms()
-            return option.mode
+            record.answered = option.mode
+            return work
         stages = await delivery.answer
         record.cloud_queue_ms = stages.queue_ms
         record.cloud_prefill_ms = stages.prefill_ms
         record.decode_ms = stages.decode_ms
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
         record.answer_ms = (self._time_s() - served_s) * 1e3
-        return self._modes[stages.mode]
+        record.answered, record.answer = self._modes[stages.mode], stages.text
+        return work
 
     async def _take_turn(self, record: Record) -> bool:
         """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge."""
@@ -200,10 +204,13 @@ class Agent:
         record.predicted_ms = self._since_ms(record.intended_s) + self._last_resort.edge_ms
         return self._last_resort
 
-    async def _assign(self, record: Record) -> tuple[ModeOption, ModeOption | None]:
+    async def _assign(self, record: Record, work: Work) -> tuple[ModeOption, ModeOption | None]:
         """The assigned mode, and what goes ahead of it."""
         elapsed_ms = self._since_ms(record.intended_s)
-        decision = await self._allocator.assign(self._request(record))
+        request = self._request(record)
+        if work.sizes:
+            request = replace(request, options=sized(request.options, work.sizes))
+        decision = await self._allocator.assign(request)
         assignment = decision.assignment
         record.mode, record.hedge = assignment.mode, decision.hedge
         record.worker = decision.worker
@@ -212,7 +219,7 @@ class Agent:
         record.predicted_ms = elapsed_ms + assignment.predicted_ms
         return self._options[assignment.mode], self._options[decision.hedge] if decision.hedge else None
 
-    async def _transfer(self, record: Record, option: ModeOption, ahead: ModeOption | None) -> Delivery:
+    async def _transfer(self, record: Record, work: Work, option: ModeOption, ahead: ModeOption | None) -> Delivery:
         """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy."""
         s = self.settings
         deadline_s = self._epoch_s + record.intended_s + s.deadline_ms / 1e3
@@ -221,9 +228,9 @@ class Agent:
             record.queue_ms += lap_ms()
             hedge = None
             if ahead is not None:
-                payload = await self._edge.encode(ahead.mode, ahead.edge_ms)
+                payload = await work.encode(ahead.mode, ahead.edge_ms)
                 hedge = Hedge(s.mode_codes[ahead.mode], payload)
-            payload = await self._edge.encode(option.mode, option.edge_ms)
+            payload = await work.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
         mode = s.mode_codes[option.mode]
         header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, mode, deadline_s=deadline_s)

@@ -1,7 +1,7 @@
-"""What an edge agent computes with: here, published or measured times and synthetic bytes instead of a model."""
+"""What an edge agent computes with; here from a profile: its times, and synthetic bytes instead of a cache."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from models.clock import sleep_ms
@@ -17,8 +17,8 @@ class Payload(Protocol):
 
     size: int
 
-    def pieces(self) -> Iterator[memoryview]:
-        """The payload in order, `size` bytes together."""
+    def pieces(self) -> AsyncIterator[memoryview]:
+        """The payload in order, `size` bytes together; each piece is made when it is asked for."""
         ...
 
 
@@ -28,31 +28,46 @@ class SyntheticPayload:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def pieces(self) -> Iterator[memoryview]:
+    async def pieces(self) -> AsyncIterator[memoryview]:
         left = self.size
         while left > 0:
             yield _BLOCK[: min(left, BLOCK_BYTES)]
             left -= BLOCK_BYTES
 
 
+class Work(Protocol):
+    """One request on its edge, prefilled.
+
+    Attributes:
+        sizes: payload bytes of this very request by mode, where they are known better than from the profile.
+    """
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    async def encode(self, mode: str, edge_ms: float) -> Payload:
+        """The payload of a mode, ready to be sent from its beginning."""
+        ...
+
+    async def decode(self, edge_ms: float) -> str:
+        """The answer on the edge (mode `local`); empty where no model runs."""
+        ...
+
+    def quality(self, answer: str) -> float | None:
+        """Of an answer, as measured, in the profile's basis; None where only the profile knows."""
+        ...
+
+
 class EdgeRuntime(Protocol):
     """The edge model of one agent; the agent calls it for one request at a time."""
 
-    async def prefill(self) -> None:
+    async def prefill(self, request_id: int) -> Work:
         """Prefill the context (and score it)."""
-        ...
-
-    async def encode(self, mode: str, edge_ms: float) -> Payload:
-        """The payload of a mode."""
-        ...
-
-    async def decode(self, edge_ms: float) -> None:
-        """Answer on the edge (mode `local`)."""
         ...
 
 
 class ProfileEdge:
-    """Takes the profile's time for each stage.
+    """Takes the profile's time for each stage; being the same for every request, it is its own `Work`.
 
     Prefill comes before the mode is known, so it takes the shortest of the allowed modes' prefills; what a mode needs
     beyond that is in its option's `edge_ms` (see `agents.offer`).
@@ -61,16 +76,22 @@ class ProfileEdge:
     def __init__(self, prefill_ms: float, payload_bytes: dict[str, int]) -> None:
         self._prefill_ms = prefill_ms
         self._payload_bytes = payload_bytes
+        self.sizes: Mapping[str, int] = {}
 
-    async def prefill(self) -> None:
+    async def prefill(self, request_id: int) -> "ProfileEdge":
         await sleep_ms(self._prefill_ms)
+        return self
 
     async def encode(self, mode: str, edge_ms: float) -> SyntheticPayload:
         await sleep_ms(edge_ms)
         return SyntheticPayload(self._payload_bytes[mode])
 
-    async def decode(self, edge_ms: float) -> None:
+    async def decode(self, edge_ms: float) -> str:
         await sleep_ms(edge_ms)
+        return ""
+
+    def quality(self, answer: str) -> None:
+        return None
 
 
 def common_prefill_ms(profile: ModelProfile, modes: list[str]) -> float:

@@ -35,6 +35,7 @@ class Record:
             wire bytes include the headers of every layer.
         quality_credited: the answer's quality whether or not the deadline was met (as the papers count);
             quality_delivered: the same if it was met, else 0.
+        answer: the answer's text, where a model gave one.
         reason: why it was rejected or failed.
     """
 
@@ -49,6 +50,7 @@ class Record:
     mode: str = ""
     hedge: str = ""
     answered: str = ""
+    answer: str = ""
     worker: int = -1
     lateness_ms: float = float("nan")
     queue_ms: float = 0.0

@@ -144,18 +144,19 @@ class _Connection:
             await self._write(header, payload, hedge, delivery)
         except OSError as error:
             self.close(str(error))
+        except Exception as error:  # a cache that can't be encoded: half of its frame is out
+            self.close(f"{type(error).__name__}: {error}")
 
     async def _write(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
         """A frame in as few segments as it needs: header and checksum don't travel in segments of their own."""
         loop = asyncio.get_running_loop()
         if hedge is not None:
-            await loop.sock_sendall(self._sock, _hedge_frame(header, hedge))
+            await loop.sock_sendall(self._sock, await _hedge_frame(header, hedge))
         checksum = 0
         held = bytearray(header.pack())
-        for piece in payload.pieces():
-            if (
-                header.chunked and delivery.receipt.done()
-            ):  # before all is sent: the worker answers from the hedge, or not at all
+        async for piece in payload.pieces():
+            # A receipt before all is sent: the worker answers from the hedge, or not at all.
+            if header.chunked and delivery.receipt.done():
                 held += LENGTH.pack(0)
                 break
             checksum = zlib.crc32(piece, checksum)
@@ -211,6 +212,6 @@ class _Connection:
                     future.exception()  # seen: a request that has given up doesn't await it any more
 
 
-def _hedge_frame(header: Header, hedge: Hedge) -> bytes:
-    body = b"".join(hedge.payload.pieces())
+async def _hedge_frame(header: Header, hedge: Hedge) -> bytes:
+    body = b"".join([bytes(piece) async for piece in hedge.payload.pieces()])
     return small_frame(replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=len(body), chunked=False), body)

@@ -48,6 +48,13 @@ class Backlog(Generic[T]):
         self._set_lost_aside()
         return heappop(self._timely)[3] if self._timely else self._late.popleft()[1]
 
+    def peek(self) -> T | None:
+        """What `next` would take out; None if there is nothing."""
+        self._set_lost_aside()
+        if self._timely:
+            return self._timely[0][3]
+        return self._late[0][1] if self._late else None
+
     def before_ms(self, deadline_s: float) -> float:
         """Work that is served before something with this deadline."""
         at_s = now_s()

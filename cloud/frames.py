@@ -42,6 +42,7 @@ LENGTH = struct.Struct("<I")
 CHUNKED = 1
 READ_BYTES = 256 * 1024
 MAX_HEDGE_BYTES = 64 * 1024
+MAX_TEXT_BYTES = 32 * 1024
 UNREADABLE = 2**64 - 1  # the request id of a refusal that can't say which request it refuses
 
 
@@ -217,6 +218,7 @@ class CloudStages:
             one for all processes of a machine).
         queue_ms, prefill_ms, decode_ms: waiting for the worker, and its work.
         mode: what it answers from: the request's mode, or that of its hedge.
+        text: the answer, where a model gives one; why not, of a refusal that comes instead.
     """
 
     received_s: float
@@ -224,17 +226,20 @@ class CloudStages:
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
     mode: int = 0
+    text: str = ""
 
     def pack(self) -> bytes:
-        """33 bytes."""
-        return STAGES.pack(self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms, self.mode)
+        """33 bytes and the text, in UTF-8."""
+        fields = STAGES.pack(self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms, self.mode)
+        return fields + self.text.encode()[:MAX_TEXT_BYTES]
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
-        """Raises FrameError if the body has another length."""
-        if len(body) != STAGES.size:
-            raise FrameError("body", f"a body of {len(body)} bytes instead of {STAGES.size}")
-        return cls(*STAGES.unpack(body))
+        """Raises FrameError if the body is too short."""
+        if len(body) < STAGES.size:
+            raise FrameError("body", f"a body of {len(body)} bytes; at least {STAGES.size} are needed")
+        received_s, queue_ms, prefill_ms, decode_ms, mode = STAGES.unpack_from(body)
+        return cls(received_s, queue_ms, prefill_ms, decode_ms, mode, body[STAGES.size :].decode(errors="replace"))
 
 
 def frame_bytes(body_bytes: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Hashable
+from typing import Any
 
 from cloud.frames import (
     MAX_HEDGE_BYTES,
@@ -15,7 +16,7 @@ from cloud.frames import (
     Kind,
     small_frame,
 )
-from cloud.runtime import UnknownModel
+from cloud.runtime import BadBody, Body, UnknownModel
 from cloud.sockets import close_socket
 from cloud.worker import Job, QueueFull, Worker
 from models.clock import now_s
@@ -114,29 +115,42 @@ class _Connection:
 
     async def _take_request(self, header: Header) -> None:
         key = (self, header.request_id)
-        if not await self._reader.body(header):
+        body = _Usable(self._worker.runtime.receive(header))
+        if not await self._reader.body(header, body.feed):
             self._worker.counts["withdrawn"] += 1
             self._worker.withdraw(key)
             self._hedged.discard(key)
             return
         self._hedged.discard(key)
         try:
-            await self._worker.submit(Job(key, header, now_s(), self._reply))
+            await self._worker.submit(Job(key, header, now_s(), self._reply, body.content()))
         except QueueFull:
             await self._refuse(header, "queue_full")
+        except BadBody as error:
+            self._worker.withdraw(key)
+            await self._refuse_body(header, error)
 
     async def _take_hedge(self, header: Header) -> None:
         if header.body_bytes > MAX_HEDGE_BYTES:
             raise FrameError(
                 "oversized", f"a hedge of {header.body_bytes} bytes; at most {MAX_HEDGE_BYTES} are accepted"
             )
-        await self._reader.body(header)
+        body = _Usable(self._worker.runtime.receive(header))
+        await self._reader.body(header, body.feed)
         key = (self, header.request_id)
-        self._hedged.add(key)
-        self._worker.hold(Job(key, header, now_s(), self._reply))
+        try:
+            self._worker.hold(Job(key, header, now_s(), self._reply, body.content()))
+            self._hedged.add(key)
+        except BadBody as error:
+            await self._refuse_body(header, error)
 
     async def _reply(self, kind: Kind, header: Header, stages: CloudStages) -> None:
-        await self._send(kind, header, stages.pack())
+        await self._send(kind, header, stages.text.encode() if kind is Kind.REFUSAL else stages.pack())
+
+    async def _refuse_body(self, header: Header, error: BadBody) -> None:
+        """The frame is whole, so the connection can be trusted; what was in it can't be used."""
+        self._worker.counts[f"refused_{error.reason}"] += 1
+        await self._refuse(header, f"{error.reason}: {error}")
 
     async def _refuse(self, header: Header, reason: str) -> None:
         await self._send(Kind.REFUSAL, header, reason.encode())
@@ -149,3 +163,24 @@ class _Connection:
         except TimeoutError:
             self._sock.shutdown(socket.SHUT_RDWR)  # half a frame is out: the reading side will see the end and close
             raise
+
+
+class _Usable:
+    """Feeds a body as long as it can be used; the rest is read, and dropped, so that the connection stays in step."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._error: BadBody | None = None
+
+    def feed(self, piece: memoryview) -> None:
+        if self._error is None:
+            try:
+                self._body.feed(piece)
+            except BadBody as error:
+                self._error = error
+
+    def content(self) -> Any:
+        """What the whole body held. Raises BadBody."""
+        if self._error is not None:
+            raise self._error
+        return self._body.finish()

@@ -1,7 +1,7 @@
-"""What a cloud worker computes with: here, published or measured times instead of a model."""
+"""What a cloud worker computes with; here from a profile: its times instead of a model."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
 
 from cloud.frames import Header
 from models.clock import sleep_ms
@@ -12,8 +12,42 @@ class UnknownModel(LookupError):
     """A request names a model or mode that this run doesn't have."""
 
 
+class BadBody(Exception):
+    """What came in a request's body can't be used. `reason` is one word, for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Unservable(Exception):
+    """A request that looked right can't be served after all; the text says why."""
+
+
+class Body(Protocol):
+    """Takes the body of one request as it comes, and makes of it what `CloudRuntime.prefill` wants."""
+
+    def feed(self, piece: memoryview) -> None:
+        """The next bytes; the view is only valid during the call. Raises BadBody; then there is no more to come."""
+        ...
+
+    def finish(self) -> Any:
+        """What the body held, now that it is whole. Raises BadBody."""
+        ...
+
+
+class Discarded:
+    """A body whose bytes mean nothing."""
+
+    def feed(self, piece: memoryview) -> None:
+        pass
+
+    def finish(self) -> None:
+        return None
+
+
 class CloudRuntime(Protocol):
-    """Serves one request after the other on one worker."""
+    """Serves the requests of one worker."""
 
     def check(self, header: Header) -> None:
         """Raises UnknownModel before any of the body is read."""
@@ -23,17 +57,29 @@ class CloudRuntime(Protocol):
         """How long the worker will be occupied."""
         ...
 
-    async def prefill(self, header: Header) -> None:
-        """Prefill in the cloud, where the mode needs it."""
+    def receive(self, header: Header) -> Body:
+        """What takes the body of a request that was checked."""
         ...
 
-    async def decode(self, header: Header) -> None:
-        """Produce the answer."""
+    def decoder_of(self, header: Header) -> Hashable:
+        """Requests for which this is the same can be decoded together."""
+        ...
+
+    async def prefill(self, header: Header, content: Any) -> Any:
+        """Prefill in the cloud, where the mode needs it; returns what `decode` starts from. Raises Unservable.
+
+        Args:
+            content: what the request's `Body` made of it.
+        """
+        ...
+
+    async def decode(self, batch: Sequence[tuple[Header, Any]]) -> list[str]:
+        """The answers of requests of one decoder, decoded together; empty where no model runs. Raises Unservable."""
         ...
 
 
 class ProfileCloud:
-    """Takes the profile's time for each stage; the worker is occupied for as long."""
+    """Takes the profile's time for each stage, of a batch that of its longest; the worker is occupied for as long."""
 
     def __init__(self, profiles: Sequence[ModelProfile]) -> None:
         self._modes = [list(profile.modes.values()) for profile in profiles]
@@ -46,8 +92,15 @@ class ProfileCloud:
         mode = self._modes[header.model][header.mode]
         return mode.cloud_prefill_ms + mode.decode_ms
 
-    async def prefill(self, header: Header) -> None:
+    def receive(self, header: Header) -> Discarded:
+        return Discarded()
+
+    def decoder_of(self, header: Header) -> int:
+        return header.model
+
+    async def prefill(self, header: Header, content: Any) -> None:
         await sleep_ms(self._modes[header.model][header.mode].cloud_prefill_ms)
 
-    async def decode(self, header: Header) -> None:
-        await sleep_ms(self._modes[header.model][header.mode].decode_ms)
+    async def decode(self, batch: Sequence[tuple[Header, Any]]) -> list[str]:
+        await sleep_ms(max(self._modes[header.model][header.mode].decode_ms for header, _ in batch))
+        return [""] * len(batch)

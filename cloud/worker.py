@@ -1,4 +1,4 @@
-"""A cloud worker: queues what has arrived, serves it one at a time, holds hedges until their last safe moment.
+"""A cloud worker: queues what has arrived, serves it batch by batch, holds hedges until their last safe moment.
 
 It knows nothing of sockets: `cloud.reception` receives frames for it live, the simulated link calls it directly.
 """
@@ -7,18 +7,19 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from cloud.backlog import Backlog
 from cloud.frames import CloudStages, Header, Kind
 from cloud.holds import Holds
-from cloud.runtime import CloudRuntime
+from cloud.runtime import CloudRuntime, Unservable
 from models.clock import now_s
 
 # An answer from a hedge starts so much earlier than it must: for its own way back, and the cloud's own unpunctuality.
 HOLD_MARGIN_S = 0.010
 
 Reply = Callable[[Kind, Header, CloudStages], Awaitable[None]]
-"""Sends the requester a receipt or an answer. Raises OSError if it has gone."""
+"""Sends the requester a receipt, an answer or a refusal. Raises OSError if it has gone."""
 
 
 @dataclass(slots=True)
@@ -28,12 +29,14 @@ class Job:
     Attributes:
         key: the same for a request and the hedge that went ahead of it, and for nothing else.
         received_s: when its last byte was there.
+        content: of its body, for the runtime.
     """
 
     key: Hashable
     header: Header
     received_s: float
     reply: Reply
+    content: Any = None
 
 
 class QueueFull(Exception):
@@ -41,17 +44,19 @@ class QueueFull(Exception):
 
 
 class Worker:
-    """One decoder behind one queue.
+    """One queue, and a runtime that serves up to `batch` requests of one decoder at a time.
 
-    `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_queue_full`, `unanswered` for
-    answers whose agent was gone, and of hedges `hedges_held`, `hedges_served`, `hedges_dropped` (for want of room).
+    `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_queue_full`, `refused_unservable`,
+    `unanswered` for answers whose agent was gone, and of hedges `hedges_held`, `hedges_served`, `hedges_dropped` (for
+    want of room).
     """
 
-    def __init__(self, runtime: CloudRuntime, queue_limit: int) -> None:
+    def __init__(self, runtime: CloudRuntime, queue_limit: int, batch: int = 1) -> None:
         self.runtime = runtime
         self.counts: Counter[str] = Counter()
         self._backlog: Backlog[Job] = Backlog(queue_limit)
         self._queue_limit = queue_limit
+        self._batch = batch
         self._idle = asyncio.Event()
         self._idle.set()
         self._free_s = 0.0  # when the request being served should be done
@@ -74,7 +79,7 @@ class Worker:
         self._holds.drop(job.key)
         hedge = self._queued_hedges.pop(job.key, None)
         if hedge is not None:
-            hedge.header, hedge.received_s = job.header, job.received_s
+            hedge.header, hedge.received_s, hedge.content = job.header, job.received_s, job.content
         elif not self._enqueue(job):
             self.counts["refused_queue_full"] += 1
             raise QueueFull
@@ -109,44 +114,79 @@ class Worker:
         self._served_from_hedge.clear()
 
     async def serve_queue(self) -> None:
-        """Serve queued requests one after the other, for ever."""
+        """Serve queued requests, for ever."""
         while True:
             await self._backlog.filled()
             self._release_due()  # what can't wait until the next job is done goes first
             self._idle.clear()
             try:
-                await self._serve(self._backlog.next())
+                await self._serve(self._next_batch())
             finally:
                 self._free_s = now_s()
                 self._idle.set()
 
-    async def _serve(self, job: Job) -> None:
-        started_s = now_s()
-        expected_ms = self.runtime.expected_ms(job.header)
-        from_hedge = job.header.kind is Kind.HEDGE
-        if from_hedge and self._queued_hedges.pop(job.key, None) is None:
+    def _next_batch(self) -> list[Job]:
+        """What is served next, with those right behind it that can be decoded together with it."""
+        jobs = [self._backlog.next()]
+        if self._batch > 1:
+            decoder = self.runtime.decoder_of(jobs[0].header)
+            while len(jobs) < self._batch and (job := self._backlog.peek()) is not None:
+                if self.runtime.decoder_of(job.header) != decoder:
+                    break
+                jobs.append(self._backlog.next())
+        return [job for job in jobs if job.header.kind is not Kind.HEDGE or self._still_wanted(job)]
+
+    async def _serve(self, jobs: list[Job]) -> None:
+        """Prefill one after the other, decode together, answer each."""
+        self._free_s = now_s() + sum(self.runtime.expected_ms(job.header) for job in jobs) / 1e3
+        prefilled: list[tuple[Job, Any, float]] = []
+        for job in jobs:
+            if job.header.kind is Kind.HEDGE:
+                await self._begin_hedge(job)
+            began_s = now_s()
+            try:
+                start = await self.runtime.prefill(job.header, job.content)
+            except Unservable as error:
+                await self._refuse(job, error)
+                continue
+            job.content = None  # a cache is large, and what goes on from it has it
+            prefilled.append((job, start, (now_s() - began_s) * 1e3))
+        if not prefilled:
             return
-        self._free_s = started_s + expected_ms / 1e3
-        if from_hedge:
-            self._served_from_hedge.add(job.key)
-            self.counts["hedges_served"] += 1
-            try:  # a receipt that names the hedge's mode: the rest of the cache can stay where it is
-                await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
-            except OSError:
-                pass
-        await self.runtime.prefill(job.header)
-        prefilled_s = now_s()
-        await self.runtime.decode(job.header)
-        stages = CloudStages(
-            received_s=job.received_s,
-            queue_ms=(started_s - job.received_s) * 1e3,
-            prefill_ms=(prefilled_s - started_s) * 1e3,
-            decode_ms=(now_s() - prefilled_s) * 1e3,
-            mode=job.header.mode,
-        )
+        began_s = now_s()
         try:
-            await job.reply(Kind.ANSWER, job.header, stages)
-            self.counts["served"] += 1
+            texts = await self.runtime.decode([(job.header, start) for job, start, _ in prefilled])
+        except Unservable as error:
+            for job, _, _ in prefilled:
+                await self._refuse(job, error)
+            return
+        decode_ms = (now_s() - began_s) * 1e3
+        for (job, _, prefill_ms), text in zip(prefilled, texts, strict=True):
+            # Others' prefills count as waiting for the worker.
+            queue_ms = (began_s - job.received_s) * 1e3 - prefill_ms
+            stages = CloudStages(job.received_s, queue_ms, prefill_ms, decode_ms, job.header.mode, text)
+            try:
+                await job.reply(Kind.ANSWER, job.header, stages)
+                self.counts["served"] += 1
+            except OSError:
+                self.counts["unanswered"] += 1
+
+    def _still_wanted(self, hedge: Job) -> bool:
+        return self._queued_hedges.pop(hedge.key, None) is not None
+
+    async def _begin_hedge(self, job: Job) -> None:
+        """Tell the agent, by a receipt that names the hedge's mode, that the rest of the cache can stay where it is."""
+        self._served_from_hedge.add(job.key)
+        self.counts["hedges_served"] += 1
+        try:
+            await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
+        except OSError:
+            pass
+
+    async def _refuse(self, job: Job, error: Unservable) -> None:
+        self.counts["refused_unservable"] += 1
+        try:
+            await job.reply(Kind.REFUSAL, job.header, CloudStages(job.received_s, text=f"unservable: {error}"))
         except OSError:
             self.counts["unanswered"] += 1
 
