@@ -34,6 +34,7 @@ from netem.client import LinkClient, LinkLost, LinkRefused
 from netem.session import LinkSession
 
 READY_TIMEOUT_S = 120.0
+MODELS_TIMEOUT_S = 900.0  # to load them, and on a GPU to compile how they decode
 STOP_TIMEOUT_S = 2.0
 START_DELAY_S = 0.5
 
@@ -104,7 +105,7 @@ class LiveEngine:
         s, place, here = self._scenario, self._placement, self._ray
         for number in range(s.cloud.workers):
             listen = partial(_listen, self._link.socket_path, number)
-            make = partial(make_worker, s)
+            make = partial(make_worker, s, models=True)
             receive = partial(make_reception, s)
             worker = here.start(WorkerActor, place.worker_cpus, place.worker_gpus, make, receive, listen)
             self._workers.append(worker)
@@ -115,7 +116,7 @@ class LiveEngine:
         # Workers listen first; agents then connect.
         for actors in (self._workers, self._hosts):
             ready: asyncio.Future[list[int]] = asyncio.gather(*[actor.start.remote() for actor in actors])
-            pids = await self._unless_stopped(ready, READY_TIMEOUT_S)
+            pids = await self._unless_stopped(ready, MODELS_TIMEOUT_S if s.real_models else READY_TIMEOUT_S)
         self._watch(parent(pids[0]), "Ray's raylet died")
         self.result.ready_s = time.monotonic() - began
         self._report(
@@ -222,7 +223,7 @@ async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: st
     uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id)) for agent_id in agent_ids}
     for uplink in uplinks.values():
         await uplink.open(scenario.cloud.workers)
-    return make_host(scenario, agent_ids, uplinks.__getitem__)
+    return make_host(scenario, agent_ids, uplinks.__getitem__, models=True)
 
 
 async def _listen(link_path: str, worker: int) -> socket.socket:

@@ -16,6 +16,7 @@ from allocator.policies.static import Static
 from allocator.problem import ModeOption, Unsaved
 from cluster.documents import Document, DocumentError
 from models.profiles import ModelProfile, ProfileError, load_profile
+from models.settings import ModelSettings
 from netem.channels import AnyChannel
 
 
@@ -51,7 +52,10 @@ class UplinkSettings(Settings):
 class AgentGroup(Settings):
     """`count` equal edge agents."""
 
-    profile: str
+    profile: str = Field(description="what the allocator believes, and all there is where no model runs")
+    model: ModelSettings | None = Field(
+        default=None, description="real models, in live runs; default: only the profile"
+    )
     count: int = Field(default=1, ge=1, le=MAX_AGENTS)
     weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
 
@@ -71,6 +75,7 @@ class CloudSettings(Settings):
 
     workers: int = Field(default=1, ge=1, le=64)
     queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests waiting at one worker")
+    batch: int = Field(default=1, ge=1, le=64, description="requests of one model that a worker decodes together")
     num_cpus: Fraction = 0.1
     num_gpus: Fraction = 0.0
 
@@ -178,6 +183,13 @@ class Scenario(Settings):
         return found
 
     @cached_property
+    def real_models(self) -> dict[int, ModelSettings]:
+        """What runs for real in a live run, by index in `models`."""
+        names = [profile.name for profile in self.models]
+        by_profile = {load_profile(g.profile, self.base_dir).name: g.model for g in self.agents.groups if g.model}
+        return {names.index(name): settings for name, settings in by_profile.items()}
+
+    @cached_property
     def options(self) -> dict[str, tuple[ModeOption, ...]]:
         """What agents offer the allocator, by profile name; agents of one profile share the very same tuple."""
         return {p.name: mode_options(p, self.modes_of(p), self.context) for p in self.models}
@@ -227,6 +239,12 @@ class Scenario(Settings):
                     ("deadline_ms",),
                     f"{self.deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
                     f"its fastest allowed mode, {fastest}, takes {compute_ms:g} ms before any transfer",
+                )
+            same = next(g for g in self.agents.groups if g.profile == group.profile)
+            if same.model != group.model:
+                yield (
+                    (*where[:-1], "model"),
+                    f"another group has profile {group.profile} with another model; give it a profile of its own",
                 )
         agents = len(self.agent_profiles)
         if agents > MAX_AGENTS:

@@ -1,9 +1,12 @@
-"""From a scenario to the plain objects of a run. Engines differ only in the link and the clock that they put in."""
+"""From a scenario to the plain objects of a run.
+
+Engines differ in the link and the clock that they put in, and only the live one runs models.
+"""
 
 from collections.abc import Callable, Sequence
 
 from agents.agent import AgentSettings, Terms
-from agents.edge import ProfileEdge, common_prefill_ms
+from agents.edge import EdgeRuntime, ProfileEdge, common_prefill_ms
 from agents.host import AgentHost, Seat
 from agents.offer import payload_bytes
 from agents.uplink import Uplink
@@ -13,14 +16,23 @@ from allocator.service import Allocator, Link, Rules
 from cloud.dispatch import LeastLoaded
 from cloud.frames import MAX_HEDGE_BYTES
 from cloud.reception import Reception
-from cloud.runtime import ProfileCloud
+from cloud.runtime import CloudRuntime, ProfileCloud
 from cloud.worker import Worker
 from cluster.scenario import AllocatorSettings, Scenario
 
+MAX_REAL_BODY_BYTES = 2**34
 
-def make_host(scenario: Scenario, agent_ids: Sequence[int], uplink_of: Callable[[int], Uplink]) -> AgentHost:
-    """The host of some of the scenario's agents; `uplink_of` gives each agent id its uplink."""
-    return AgentHost([_make_seat(scenario, agent_id, uplink_of(agent_id)) for agent_id in agent_ids])
+
+def make_host(
+    scenario: Scenario, agent_ids: Sequence[int], uplink_of: Callable[[int], Uplink], models: bool = False
+) -> AgentHost:
+    """The host of some of the scenario's agents.
+
+    Args:
+        uplink_of: gives each agent id its uplink.
+        models: whether to run real models where the scenario has them.
+    """
+    return AgentHost([_make_seat(scenario, agent_id, uplink_of(agent_id), models) for agent_id in agent_ids])
 
 
 def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) -> Allocator:
@@ -51,9 +63,16 @@ def make_terms(scenario: Scenario, settings: AllocatorSettings) -> Terms:
     )
 
 
-def make_worker(scenario: Scenario) -> Worker:
-    """A cloud worker, wherever its requests come from."""
-    return Worker(ProfileCloud(scenario.models), scenario.cloud.queue_limit)
+def make_worker(scenario: Scenario, models: bool = False) -> Worker:
+    """A cloud worker, wherever its requests come from; `models` as above."""
+    runtime: CloudRuntime = ProfileCloud(scenario.models)
+    if models and scenario.real_models:
+        from cloud.model_cloud import ModelCloud  # torch and transformers are loaded where models run, nowhere else
+        from models.hf.device import use_device
+
+        use_device(scenario.cloud.num_gpus)
+        runtime = ModelCloud(scenario.models, scenario.real_models, scenario.base_dir, scenario.cloud.batch)
+    return Worker(runtime, scenario.cloud.queue_limit, scenario.cloud.batch)
 
 
 def make_reception(scenario: Scenario, worker: Worker) -> Reception:
@@ -63,6 +82,8 @@ def make_reception(scenario: Scenario, worker: Worker) -> Reception:
         for profile in scenario.models
         for mode in scenario.modes_of(profile)
     )
+    if scenario.real_models:  # a real body is decoded as it comes, and bounded by the model's own sizes
+        largest = MAX_REAL_BODY_BYTES
     return Reception(
         worker,
         max_body_bytes=max(largest, MAX_HEDGE_BYTES),
@@ -71,7 +92,7 @@ def make_reception(scenario: Scenario, worker: Worker) -> Reception:
     )
 
 
-def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink) -> Seat:
+def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) -> Seat:
     profile = scenario.agent_profiles[agent_id]
     modes = scenario.modes_of(profile)
     settings = AgentSettings(
@@ -86,5 +107,16 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink) -> Seat:
         backlog_limit=scenario.agents.backlog_limit,
         weight=scenario.agent_weights[agent_id],
     )
+    return Seat(settings, _make_edge(scenario, settings.model, modes, models), uplink)
+
+
+def _make_edge(scenario: Scenario, model: int, modes: list[str], models: bool) -> EdgeRuntime:
+    profile, real = scenario.models[model], scenario.real_models.get(model)
+    if models and real is not None:
+        from agents.model_edge import ModelEdge
+        from models.hf.device import use_device
+
+        use_device(scenario.agents.num_gpus)
+        return ModelEdge(real, profile, modes, scenario.context, scenario.base_dir)
     sizes = {mode: payload_bytes(profile, mode, scenario.context) for mode in modes}
-    return Seat(settings, ProfileEdge(common_prefill_ms(profile, modes), sizes), uplink)
+    return ProfileEdge(common_prefill_ms(profile, modes), sizes)

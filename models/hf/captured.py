@@ -7,6 +7,7 @@ between the matrix products, `splitkv` attends, and the whole step, from token t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -153,6 +154,7 @@ class CapturedDecoder:
         self._sessions: dict[int, Session] = {}
         self._storage: list[tuple[Tensor, Tensor]] = []
         self._room = (0, 0)  # batch, positions
+        self._one = Lock()  # at a time: agents of one process share a decoder, and its buffers
 
     @staticmethod
     def unsuited(loaded: LoadedModel) -> str:
@@ -182,6 +184,10 @@ class CapturedDecoder:
             return []
         for start in starts:
             check_start(self._loaded, start)
+        with self._one:
+            return self._decode(starts)
+
+    def _decode(self, starts: Sequence[Start]) -> list[Answer]:
         size = 1 << (len(starts) - 1).bit_length()
         self._reserve(size, max(start.cache.kept + start.max_new_tokens for start in starts))
         session = self._session(size)

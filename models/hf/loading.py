@@ -35,8 +35,8 @@ class ModelSpec:
     """A model as a scenario asks for it.
 
     Attributes:
-        name: a hub name, a path to a folder, a size of the small family such as `family/tiny`, or with random weights also
-            a built-in shape such as `qwen2.5-7b`.
+        name: a hub name, a path to a folder, a size of the small family such as `family/tiny`, or with random weights
+            also a built-in shape such as `qwen2.5-7b`.
         weights: `random` needs a configuration only; it is true in shape and time, and its answers mean nothing.
         dtype: `bfloat16`, `float16` or `float32`.
         device: as torch calls it.
@@ -201,11 +201,35 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def same_tokenizer(a: LoadedModel, b: LoadedModel) -> bool:
-    """Whether token positions of one model mean the same to the other, as `scout` needs.
+def check_pair(edge: ModelSpec, cloud: ModelSpec, scout: bool) -> None:
+    """Look at both models' configurations and tokenizers, without loading any weights.
 
-    Models without tokenizers have random weights and no words to disagree about.
+    Args:
+        scout: whether positions of the edge's tokens must mean the same to the cloud's model.
+
+    Raises:
+        ModelError: a model isn't there or isn't supported, or the tokenizers differ.
     """
-    if a.tokenizer is None or b.tokenizer is None:
-        return a.tokenizer is b.tokenizer
-    return tokenizer_fingerprint(a.tokenizer) == tokenizer_fingerprint(b.tokenizer)
+    tokenizers = []
+    for spec in (edge, cloud):
+        builtin = spec.name in SHAPES and spec.weights == "random"
+        if spec.name in SHAPES and not builtin and not Path(spec.name).exists():
+            raise ModelError(f"{spec.name} is a built-in shape: it has no weights but `weights: random`")
+        check_supported(spec.name, shape_config(spec.name) if builtin else _read(spec, AutoConfig))
+        tokenizers.append(None if builtin else _tokenizer(spec))
+    if scout and not _same(*tokenizers):
+        raise ModelError(
+            f"mode scout: the tokenizers of {edge.name} and {cloud.name} differ, and so do their positions"
+        )
+
+
+def same_tokenizer(a: LoadedModel, b: LoadedModel) -> bool:
+    """Whether token positions of one model mean the same to the other, as `scout` needs."""
+    return _same(a.tokenizer, b.tokenizer)
+
+
+def _same(a: PreTrainedTokenizerFast | None, b: PreTrainedTokenizerFast | None) -> bool:
+    """Models without tokenizers have random weights and no words to disagree about."""
+    if a is None or b is None:
+        return a is b
+    return tokenizer_fingerprint(a) == tokenizer_fingerprint(b)

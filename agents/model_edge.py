@@ -1,0 +1,173 @@
+"""A real model on an edge agent: prefill and scores, the cache as each mode wants it, answers of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from agents.offer import Context
+from kvcache.modes import parse_mode
+from kvcache.selection import SELECTIONS
+from models.datasets import Example
+from models.f1 import token_f1
+from models.hf.bodies import Asked, Handover, cache_bytes, write_cache, write_question
+from models.hf.edge import EdgeModel, Prefilled, with_query
+from models.hf.loading import ModelSpec, load_model
+from models.hf.pair import examples_of, plan_for, specs_of
+from models.hf.words import context_tokens, query_tokens, text_of
+from models.profiles import ModelProfile
+from models.settings import ModelSettings
+
+PERCENT = 100.0  # qualities are token F1 in percent, as `scout calibrate` writes them
+LAYER_BUFFERS = 3  # of `kvcache.wire.encode`
+
+
+class BytesPayload:
+    """A small payload, ready. See `agents.edge.Payload`."""
+
+    def __init__(self, body: bytes) -> None:
+        self.size = len(body)
+        self._body = body
+
+    async def pieces(self) -> AsyncIterator[memoryview]:
+        yield memoryview(self._body)
+
+
+class CachePayload:
+    """A cache that is encoded layer by layer, each while the one before is being sent. See `agents.edge.Payload`."""
+
+    def __init__(self, size: int, buffers: Iterator[memoryview], thread: ThreadPoolExecutor) -> None:
+        self.size = size
+        self._buffers = buffers
+        self._thread = thread
+        self._next: asyncio.Future[list[memoryview]] | None = None
+
+    async def begin(self) -> None:
+        """Encode what goes first."""
+        self._next = asyncio.ensure_future(self._ahead())
+        await asyncio.wait([self._next])
+
+    async def pieces(self) -> AsyncIterator[memoryview]:
+        while self._next is not None:
+            layer = await self._next
+            self._next = asyncio.ensure_future(self._ahead()) if layer else None
+            for buffer in layer:
+                yield buffer
+
+    async def _ahead(self) -> list[memoryview]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._take)
+
+    def _take(self) -> list[memoryview]:
+        """The next few buffers; none at the end."""
+        return [buffer for _, buffer in zip(range(LAYER_BUFFERS), self._buffers, strict=False)]
+
+
+class ModelEdge:
+    """One agent's model, in a thread of its own so that the agent goes on meanwhile. See `agents.edge.EdgeRuntime`.
+
+    Args:
+        modes: that the agent may be assigned.
+        context: whether the cloud has the contexts that `scout` needs.
+        base_dir: where relative paths start.
+
+    Raises:
+        ModelError, DatasetError: the model or its examples can't be had.
+    """
+
+    def __init__(
+        self, settings: ModelSettings, profile: ModelProfile, modes: Sequence[str], context: Context, base_dir: Path
+    ) -> None:
+        spec, _ = specs_of(settings, base_dir)
+        self.model: EdgeModel = _loaded(spec)
+        self.examples = examples_of(settings, base_dir)
+        self.max_new_tokens = settings.max_new_tokens
+        self.meaningful = settings.weights == "pretrained"
+        self.resident = context == "resident"
+        self.modes = {mode: parse_mode(mode) for mode in modes}
+        self.plans = {mode: plan_for(m, profile) for mode, m in self.modes.items() if m.kind == "cache"}
+        names = {m.selection for m in self.modes.values() if m.selection is not None}
+        self._selections = {name: SELECTIONS[name]() for name in sorted(names)}
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="edge")
+        # The first of everything takes longer, and is nobody's request.
+        first = self._prefill(max(range(len(self.examples)), key=lambda number: len(self.examples[number].context)))
+        if any(mode.kind == "local" for mode in self.modes.values()):
+            first.answer()
+
+    async def prefill(self, request_id: int) -> "ModelWork":
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._prefill, request_id)
+
+    def _prefill(self, request_id: int) -> "ModelWork":
+        number = request_id % len(self.examples)
+        example, loaded = self.examples[number], self.model.loaded
+        context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
+        prefilled = self.model.prefill(context, query, list(self._selections.values()))
+        kept: dict[str, Tensor] = {}
+        for name, mode in self.modes.items():
+            if mode.selection is not None:
+                scores = prefilled.scores[mode.selection]
+                kept[name] = self._selections[mode.selection].select(scores, mode.retention, prefilled.query).cpu()
+        return ModelWork(self, number, example, prefilled, kept)
+
+
+class ModelWork:
+    """One prefilled request. See `agents.edge.Work`.
+
+    Args:
+        number: of the example, by which a resident context goes.
+        kept: positions of the context that each mode with a selection keeps.
+    """
+
+    def __init__(
+        self, edge: ModelEdge, number: int, example: Example, prefilled: Prefilled, kept: Mapping[str, Tensor]
+    ) -> None:
+        self._edge, self._number, self._example = edge, number, example
+        self._prefilled, self._kept = prefilled, kept
+        self._questions = {
+            name: write_question(self._asked(name)) for name, m in edge.modes.items() if m.kind in ("prompt", "scout")
+        }
+        self.sizes = {name: len(body) for name, body in self._questions.items()}
+        self.sizes |= {name: self._cache_bytes(name) for name in edge.plans}
+
+    async def encode(self, mode: str, edge_ms: float) -> BytesPayload | CachePayload:
+        if mode in self._questions:
+            return BytesPayload(self._questions[mode])
+        edge = self._edge
+        handover = Handover(self._prefilled.handover(self._kept.get(mode)), self._prefilled.last_token)
+        buffers = write_cache(handover, edge.plans[mode], edge.model.loaded.fingerprint)
+        payload = CachePayload(self.sizes[mode], buffers, edge.thread)
+        await payload.begin()
+        return payload
+
+    async def decode(self, edge_ms: float) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._edge.thread, self.answer)
+
+    def answer(self) -> str:
+        """The edge's own answer."""
+        answer = self._edge.model.answer(self._prefilled, self._edge.max_new_tokens)
+        return text_of(self._edge.model.loaded, answer.tokens)
+
+    def quality(self, answer: str) -> float | None:
+        return PERCENT * token_f1(answer, self._example.answers) if self._edge.meaningful else None
+
+    def _asked(self, mode: str) -> Asked:
+        scout = self._edge.modes[mode].kind == "scout"
+        context = self._number if scout and self._edge.resident else self._example.context
+        if not scout:
+            return Asked(context, self._example.question)
+        return Asked(context, self._example.question, self._kept[mode], self._prefilled.context)
+
+    def _cache_bytes(self, mode: str) -> int:
+        p = self._prefilled
+        everything = torch.arange(p.context + p.query - 1)
+        positions = with_query(self._kept[mode], p.context, p.query) if mode in self._kept else everything
+        return cache_bytes(p.cache.geometry, self._edge.plans[mode], positions, p.context + p.query - 1)
+
+
+@cache
+def _loaded(spec: ModelSpec) -> EdgeModel:
+    """Agents of one process share a model."""
+    return EdgeModel(load_model(spec))

@@ -1,0 +1,160 @@
+"""Real models on a cloud worker: caches to go on from, questions to answer, several models at once."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cloud.frames import Header
+from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, Unservable
+from kvcache.errors import WireError
+from kvcache.modes import parse_mode
+from kvcache.wire import Limits
+from models.hf.bodies import Asked, CacheBody, Handover, QuestionBody
+from models.hf.cloud import CloudModel, CloudModels
+from models.hf.decode import Start
+from models.hf.pair import examples_of, plan_for, specs_of
+from models.hf.words import context_tokens, query_tokens, text_of
+from models.profiles import ModelProfile
+from models.settings import ModelSettings
+
+R = TypeVar("R")
+
+
+class ModelCloud:
+    """Serves requests whose model is real, in a thread of its own; the others from their profiles.
+
+    What it expects a request to take is the profile's, as the allocator believes it. See `cloud.runtime.CloudRuntime`.
+
+    Args:
+        profiles: of the run's models; settings: of those that are real, by index.
+        base_dir: where relative paths start.
+
+    Raises:
+        ModelError, DatasetError: a model or its examples can't be had.
+    """
+
+    def __init__(
+        self, profiles: Sequence[ModelProfile], settings: Mapping[int, ModelSettings], base_dir: Path, batch: int = 1
+    ) -> None:
+        self._profiles = ProfileCloud(profiles)
+        specs = {model: specs_of(real, base_dir) for model, real in settings.items()}
+        models = CloudModels(spec for pair in specs.values() for spec in pair)
+        self._served = {
+            model: _Served(real, profiles[model], models[specs[model][0]], models[specs[model][1]], base_dir)
+            for model, real in settings.items()
+        }
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cloud")
+        for served in self._served.values():
+            served.warm_up(batch)
+
+    def check(self, header: Header) -> None:
+        self._profiles.check(header)
+        served = self._served.get(header.model)
+        if served is not None and served.modes[header.mode].kind == "local":
+            raise UnknownModel(f"model {header.model}, mode {header.mode}: nothing is sent in it")
+
+    def expected_ms(self, header: Header) -> float:
+        return self._profiles.expected_ms(header)
+
+    def receive(self, header: Header) -> Body:
+        served = self._served.get(header.model)
+        return Discarded() if served is None else _Checked(served.body(header))
+
+    def decoder_of(self, header: Header) -> Hashable:
+        served = self._served.get(header.model)
+        return self._profiles.decoder_of(header) if served is None else served.decoder(header).loaded.fingerprint
+
+    async def prefill(self, header: Header, content: Any) -> Any:
+        served = self._served.get(header.model)
+        if served is None:
+            return await self._profiles.prefill(header, content)
+        return await self._in_thread(lambda: served.start(content))
+
+    async def decode(self, batch: Sequence[tuple[Header, Any]]) -> list[str]:
+        served = self._served.get(batch[0][0].model)
+        if served is None:
+            return await self._profiles.decode(batch)
+        model = served.decoder(batch[0][0])
+        answers, _ = await self._in_thread(lambda: model.answers([start for _, start in batch]))
+        return [text_of(model.loaded, answer.tokens) for answer in answers]
+
+    async def _in_thread(self, work: Callable[[], R]) -> R:
+        """Raises Unservable for whatever a request can do to a model."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (ValueError, RuntimeError) as error:  # what doesn't fit the model; out of memory
+            raise Unservable(" ".join(str(error).split())[:200]) from None
+
+
+@dataclass(slots=True)
+class _Checked:
+    """Tells a body's refusals as the reception knows them."""
+
+    body: CacheBody | QuestionBody
+
+    def feed(self, piece: memoryview) -> None:
+        try:
+            self.body.feed(piece)
+        except WireError as error:
+            raise BadBody(error.code, str(error)) from None
+
+    def finish(self) -> Handover | Asked:
+        try:
+            return self.body.finish()
+        except WireError as error:
+            raise BadBody(error.code, str(error)) from None
+
+
+class _Served:
+    """One of the run's models: the edge's, whose caches come, and the cloud's own."""
+
+    def __init__(
+        self, settings: ModelSettings, profile: ModelProfile, edge: CloudModel, cloud: CloudModel, base_dir: Path
+    ) -> None:
+        self.modes = [parse_mode(mode) for mode in profile.modes]
+        self._plans = {m: plan_for(m, profile) for m in self.modes if m.kind == "cache"}
+        self._settings, self._edge, self._cloud = settings, edge, cloud
+        self._examples = examples_of(settings, base_dir)
+
+    def decoder(self, header: Header) -> CloudModel:
+        """The model that answers requests of this mode."""
+        return self._edge if self.modes[header.mode].kind == "cache" else self._cloud
+
+    def body(self, header: Header) -> CacheBody | QuestionBody:
+        mode, edge = self.modes[header.mode], self._edge.loaded
+        if mode.kind != "cache":
+            return QuestionBody(self._cloud.loaded.max_positions)
+        limits = Limits(edge.max_positions, edge.geometry.nbytes(edge.max_positions))
+        accepts = {edge.fingerprint: edge.geometry}
+        return CacheBody(accepts, limits, self._plans[mode], header.body_bytes, edge.device)
+
+    def start(self, content: Handover | Asked) -> Start:
+        """Raises ValueError for what the model can't take."""
+        most = self._settings.max_new_tokens
+        if isinstance(content, Handover):
+            return self._edge.decode_cache(content.cache, content.last_token, most).start
+        context = content.context
+        if isinstance(context, int):
+            if context >= len(self._examples):
+                raise ValueError(f"context {context}, where {len(self._examples)} are here")
+            context = self._examples[context].context
+        cloud = self._cloud
+        tokens = context_tokens(cloud.loaded, context)
+        query = query_tokens(cloud.loaded, content.question)
+        if content.positions is not None and content.context_tokens != len(tokens):
+            raise ValueError(f"positions of {content.context_tokens} tokens, where the context has {len(tokens)}")
+        if content.positions is not None and self._settings.scout_prefill == "kept":
+            return cloud.prefill_kept([*tokens, *query], len(query), content.positions, most).start
+        return cloud.prefill_prune([*tokens, *query], len(query), content.positions, most).start
+
+    def warm_up(self, batch: int) -> None:
+        """The first of everything takes longer, and is nobody's request."""
+        example = max(self._examples, key=lambda example: len(example.context))
+        for model in {self._edge, self._cloud}:
+            tokens = context_tokens(model.loaded, example.context) + query_tokens(model.loaded, example.question)
+            start = model.prefill_prune(tokens, 1, None, self._settings.max_new_tokens).start
+            for size in range(1, batch + 1):
+                model.answers([start] * size)

@@ -1,0 +1,169 @@
+"""What a request carries up when real models serve it: a cache to go on from, or a question to answer. Little-endian.
+
+A cache (modes `full`, `int8`, any selection): the prompt's last token as uint32, then the stream of `kvcache.wire`.
+
+A question (`prompt`, `scout`):
+
+    offset size field
+         0    4 magic "SASK"
+         4    1 version (1)
+         5    1 flags: 1 the context is at the cloud already, 2 positions follow
+         6    2 reserved, 0
+         8    4 number of the context (flag 1), or its length in bytes
+        12    4 length of the question in bytes
+        16    4 length of the positions in bytes
+        20      context (without flag 1) and question in UTF-8, then positions as a message of `kvcache.positions`
+
+The frame around either has the checksum.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from kvcache.cache import Geometry, KVCache
+from kvcache.errors import WireError
+from kvcache.plans import plan_of
+from kvcache.positions import positions_message, read_positions_message
+from kvcache.wire import Decoder, Limits, encode, payload_bytes
+
+LAST_TOKEN = struct.Struct("<I")
+QUESTION = struct.Struct("<4sBBHIII")
+MAGIC, VERSION = b"SASK", 1
+RESIDENT, WITH_POSITIONS = 1, 2
+MAX_QUESTION_BYTES = 2**24
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Handover:
+    """A cache and the token that is fed next."""
+
+    cache: KVCache
+    last_token: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Asked:
+    """A question for the cloud's own model.
+
+    Attributes:
+        context: its text, or the number of the context that the cloud has.
+        positions: int64, of the context's tokens that are to be kept; None for all.
+        context_tokens: how many tokens the context has, for whoever chose the positions; 0 without positions.
+    """
+
+    context: str | int
+    question: str
+    positions: Tensor | None = None
+    context_tokens: int = 0
+
+
+def write_cache(handover: Handover, plan: str | Sequence[str], fingerprint: bytes) -> Iterator[memoryview]:
+    """The body as buffers. Raises as `kvcache.wire.encode` does."""
+    first = memoryview(LAST_TOKEN.pack(handover.last_token))
+    return chain([first], encode(handover.cache, plan, fingerprint))
+
+
+def cache_bytes(geometry: Geometry, plan: str | Sequence[str], positions: Tensor, length: int) -> int:
+    """The exact size of such a body. Raises ValueError for a quantizer whose size depends on the values."""
+    return LAST_TOKEN.size + payload_bytes(geometry, plan, positions, length)
+
+
+def write_question(asked: Asked) -> bytes:
+    """The body."""
+    resident = isinstance(asked.context, int)
+    context = b"" if isinstance(asked.context, int) else asked.context.encode()
+    question = asked.question.encode()
+    message = b"" if asked.positions is None else positions_message(asked.positions, asked.context_tokens)
+    flags = (RESIDENT if resident else 0) | (WITH_POSITIONS if message else 0)
+    number = asked.context if isinstance(asked.context, int) else len(context)
+    head = QUESTION.pack(MAGIC, VERSION, flags, 0, number, len(question), len(message))
+    return head + context + question + message
+
+
+class CacheBody:
+    """Takes a cache piece by piece; layers are decoded as they come.
+
+    Args:
+        accepts: models whose caches are welcome, by fingerprint.
+        plan: the quantizers that the request's mode names; None for any.
+        size: of the body, as its frame says.
+        device: where the layers go.
+    """
+
+    def __init__(
+        self,
+        accepts: Mapping[bytes, Geometry],
+        limits: Limits,
+        plan: str | Sequence[str] | None,
+        size: int,
+        device: torch.device | str,
+    ) -> None:
+        self._token = bytearray()
+        self._decoder = Decoder(accepts, limits, device)
+        self._plan, self._size = plan, size
+
+    def feed(self, piece: memoryview) -> None:
+        """Raises WireError."""
+        missing = LAST_TOKEN.size - len(self._token)
+        self._token += piece[:missing]
+        self._decoder.feed(piece[missing:])
+
+    def finish(self) -> Handover:
+        """Raises WireError, also if the cache isn't in the quantizers that the mode names."""
+        cache = self._decoder.finish()
+        if self._plan is not None:
+            expected = cache_bytes(
+                cache.geometry, plan_of(self._plan, len(cache.layers)), cache.positions, cache.length
+            )
+            if self._size != expected:
+                raise WireError(f"{self._size} bytes, where the mode's cache has {expected}", "bad_layer")
+        return Handover(cache, LAST_TOKEN.unpack(self._token)[0])
+
+
+class QuestionBody:
+    """Takes a question piece by piece, `MAX_QUESTION_BYTES` of it at most."""
+
+    def __init__(self, max_positions: int) -> None:
+        self._raw = bytearray()
+        self._max_positions = max_positions
+
+    def feed(self, piece: memoryview) -> None:
+        """Raises WireError."""
+        if len(self._raw) + len(piece) > MAX_QUESTION_BYTES:
+            raise WireError(f"a question of more than {MAX_QUESTION_BYTES} bytes", "oversized")
+        self._raw += piece
+
+    def finish(self) -> Asked:
+        """Raises WireError."""
+        raw = bytes(self._raw)
+        if len(raw) < QUESTION.size:
+            raise WireError(f"a question ends after {len(raw)} bytes of {QUESTION.size}", "truncated")
+        magic, version, flags, reserved, number, question_bytes, positions_bytes = QUESTION.unpack_from(raw)
+        if magic != MAGIC:
+            raise WireError(f"not a question: it begins with {magic!r}", "magic")
+        if version != VERSION:
+            raise WireError(f"a question of version {version}; this side speaks {VERSION}", "version")
+        if reserved or flags & ~(RESIDENT | WITH_POSITIONS) or bool(flags & WITH_POSITIONS) != bool(positions_bytes):
+            raise WireError(f"flags {flags}, reserved field {reserved}, {positions_bytes} bytes of positions", "header")
+        context_bytes = 0 if flags & RESIDENT else number
+        left = len(raw) - QUESTION.size - context_bytes - question_bytes - positions_bytes
+        if left:
+            raise WireError(
+                f"{abs(left)} bytes too {'many' if left > 0 else 'few'}", "trailing" if left > 0 else "truncated"
+            )
+        question_at = QUESTION.size + context_bytes
+        positions_at = question_at + question_bytes
+        try:
+            context = raw[QUESTION.size : question_at].decode()
+            question = raw[question_at:positions_at].decode()
+        except UnicodeDecodeError:
+            raise WireError("a text that is not UTF-8", "bad_values") from None
+        positions, tokens = None, 0
+        if positions_bytes:
+            positions, tokens = read_positions_message(raw[positions_at:], self._max_positions)
+        return Asked(number if flags & RESIDENT else context, question, positions, tokens)

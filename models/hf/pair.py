@@ -1,0 +1,73 @@
+"""The real models of a scenario's group: an edge's and the cloud's, the questions asked of them, what must fit."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kvcache.modes import MIXED, OperatingMode, parse_mode
+from kvcache.plans import Plan, plan_of
+from models.datasets import Example, load_examples
+from models.hf.architecture import ModelError
+from models.hf.loading import ModelSpec, check_pair
+from models.hf.words import random_examples
+from models.profiles import ModelProfile
+from models.settings import ModelSettings
+
+
+def device_of(settings: ModelSettings) -> str:
+    """Where models of this process run."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def specs_of(settings: ModelSettings, base_dir: Path) -> tuple[ModelSpec, ModelSpec]:
+    """The edge's model and the cloud's."""
+    edge = ModelSpec(
+        settings.source(settings.edge, base_dir), settings.weights, settings.dtype, device_of(settings), settings.seed
+    )
+    return edge, replace(edge, name=settings.source(settings.cloud, base_dir))
+
+
+@cache
+def examples_of(settings: ModelSettings, base_dir: Path) -> list[Example]:
+    """What the agents ask about, the same list on edge and cloud: contexts go by their number in it.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    if settings.weights == "random":
+        return random_examples(settings.count, settings.context_tokens, seed=settings.seed)
+    return load_examples(settings.examples, settings.count, settings.seed, base_dir)
+
+
+def plan_for(mode: OperatingMode, profile: ModelProfile) -> str | Plan:
+    """The quantizers of a cache mode's layers; `mixed_int4` has the profile's, which a probe found.
+
+    Raises:
+        ModelError: the profile has none.
+    """
+    if mode.quantizer != MIXED:
+        return str(mode.quantizer)
+    if profile.mixed_int4_plan is None:
+        raise ModelError(f"mode mixed_int4 needs the `mixed_int4_plan` of profile {profile.name}: run scout calibrate")
+    return plan_of(profile.mixed_int4_plan, len(profile.mixed_int4_plan))
+
+
+def check(settings: ModelSettings, profile: ModelProfile, modes: Iterable[str], base_dir: Path) -> None:
+    """Whether this can run, before anything is started or any weights are loaded.
+
+    Raises:
+        ModelError, DatasetError, ValueError: one line: a model that isn't there or not supported, tokenizers that differ
+            where `scout` is allowed, an unknown mode, no examples.
+    """
+    parsed = [parse_mode(mode) for mode in modes]
+    for mode in parsed:
+        if mode.kind == "cache":
+            plan_for(mode, profile)
+    edge, cloud = specs_of(settings, base_dir)
+    check_pair(edge, cloud, scout=any(mode.kind == "scout" for mode in parsed))
+    examples_of(settings, base_dir)

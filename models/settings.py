@@ -1,0 +1,39 @@
+"""Which real models a group of agents runs, as a scenario says it. Imports nothing heavy."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class ModelSettings(BaseModel):
+    """An edge model and the cloud's for it, and the questions that are asked of them.
+
+    Request n asks example n modulo `count`. A cache is decoded in the cloud by the edge's own model; `prompt` and
+    `scout` are answered by the cloud's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    edge: ModelName = Field(description="a hub name, a folder, a size of the small family (`family/tiny`), a shape")
+    cloud: ModelName
+    weights: Literal["pretrained", "random"] = Field(
+        default="pretrained", description="random: true in shape and time, answers mean nothing"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where the actor has one")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of examples and of random weights")
+    examples: str = Field(default="family", description="`family`, a .json or .jsonl file, or a data set on the hub")
+    count: int = Field(default=500, ge=1, le=200_000, description="examples asked about, one after the other")
+    context_tokens: int = Field(default=1024, ge=1, le=2**20, description="of examples for models without words")
+    max_new_tokens: int = Field(default=32, ge=1, le=4096, description="of an answer")
+    scout_prefill: Literal["prune", "kept"] = Field(
+        default="prune", description="prune: the cloud prefills all and keeps the positions; kept: prefills only those"
+    )
+
+    def source(self, name: str, base_dir: Path) -> str:
+        """A model's name, or its folder's path if there is one of that name where relative paths start."""
+        folder = base_dir / name
+        return str(folder) if folder.is_dir() else name
