@@ -26,6 +26,7 @@ class ModeProfile(BaseModel):
     cloud_prefill_ms: Milliseconds = 0.0
     decode_ms: Milliseconds = Field(description="on the cloud worker; for `local`, on the edge")
     quality: float = Field(ge=0, description="of an answer that is used, in the profile's `quality_basis`")
+    quality_interval: tuple[float, float] | None = Field(default=None, description="95 %, where quality was measured")
 
 
 class ModelProfile(BaseModel):
@@ -38,6 +39,7 @@ class ModelProfile(BaseModel):
     tokens: int | None = Field(default=None, gt=0, description="context length behind kv_bytes, where known")
     edge_prefill_ms: Milliseconds
     quality_basis: str = Field(description="what 100 means")
+    mixed_int4_plan: list[str] | None = Field(default=None, min_length=1, description="the quantizer of every layer")
     modes: dict[str, ModeProfile] = Field(min_length=1)
 
     def edge_prefill_of(self, mode: str) -> float:

@@ -1,0 +1,239 @@
+"""What an operating mode costs and how good its answers are, measured on real models, one request at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kvcache.cache import KVCache
+from kvcache.modes import FULL, MIXED, OperatingMode
+from kvcache.plans import Plan, probe
+from kvcache.selection import SELECTIONS
+from kvcache.wire import Limits
+from models.datasets import Example
+from models.f1 import token_f1
+from models.hf.bodies import Asked, CacheBody, Handover, cache_bytes, write_cache, write_question
+from models.hf.cloud import CloudModel
+from models.hf.decode import Answer
+from models.hf.edge import EdgeModel, Prefilled
+from models.hf.loading import LoadedModel, same_tokenizer
+from models.hf.stopwatch import Stopwatch
+from models.hf.words import context_tokens, query_tokens, text_of
+
+MAX_NEW_TOKENS = 16
+PLAN_THRESHOLD = 0.01  # nats a token of the answer
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModeResult:
+    """One request in one mode.
+
+    Attributes:
+        answer, f1: as text, and its token F1 against the example's answers, in [0, 1].
+        payload_bytes: exactly what the edge sends (see `models.hf.bodies`).
+        encode_ms: selecting, quantizing and packing all of it.
+        cloud_prefill_ms: prefilling the prompt, or unpacking the cache; 0 for `local`.
+        decode_ms: of the whole answer, alone in its batch; for `local`, on the edge.
+    """
+
+    answer: str
+    f1: float
+    payload_bytes: int
+    encode_ms: float
+    cloud_prefill_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResult:
+    """One request in every mode.
+
+    Attributes:
+        context: tokens.
+        kv_bytes: payload of its full cache.
+        edge_prefill_ms: tokenizing, prefill, and scoring for all selections of the modes; the same for every mode,
+            since an agent prefills before it knows the mode.
+        modes: by name.
+    """
+
+    context: int
+    kv_bytes: int
+    edge_prefill_ms: float
+    modes: dict[str, ModeResult]
+
+
+def measure(
+    examples: Sequence[Example],
+    edge: LoadedModel,
+    cloud: LoadedModel,
+    modes: Sequence[OperatingMode],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    plan: Plan | None = None,
+    progress: Progress = lambda line: None,
+) -> list[RequestResult]:
+    """Every example in every mode, each request by itself on the models' device.
+
+    Caches are decoded by the edge's model in the cloud; `prompt` and `scout` are prefilled and decoded by the cloud's.
+    The first example goes through once more, so that nothing is measured cold.
+
+    Args:
+        plan: of the edge's layers, for `mixed_int4`; from `find_plan`.
+        progress: is told how far it is, now and then.
+
+    Raises:
+        ValueError: a prompt longer than a model takes, `mixed_int4` without a plan, or `scout` where tokenizers differ.
+    """
+    if any(mode.kind == "scout" for mode in modes) and not same_tokenizer(edge, cloud):
+        raise ValueError(f"mode scout: the tokenizers of {edge.spec.name} and {cloud.spec.name} differ")
+    if plan is None and any(mode.quantizer == MIXED for mode in modes):
+        raise ValueError(f"{MIXED} needs a plan of layers")
+    bench = _Bench(edge, cloud, modes, max_new_tokens, plan)
+    results = []
+    for number, example in enumerate([*examples[:1], *examples]):
+        if number % 50 == 1:
+            progress(f"{edge.spec.name}: example {number} of {len(examples)}")
+        results.append(bench.request(example))
+    return results[1:]
+
+
+class _Bench:
+    """An edge and a cloud that serve one request after the other."""
+
+    def __init__(
+        self,
+        edge: LoadedModel,
+        cloud: LoadedModel,
+        modes: Sequence[OperatingMode],
+        max_new_tokens: int,
+        plan: Plan | None,
+    ) -> None:
+        self._edge, self._cloud = EdgeModel(edge), CloudModel(cloud)
+        self._edge_in_cloud = CloudModel(edge, self._edge.decoder)
+        self._modes, self._new, self._plan = modes, max_new_tokens, plan
+        names = dict.fromkeys(mode.selection for mode in modes if mode.selection is not None)
+        self._selections = {name: SELECTIONS[name]() for name in names}
+
+    def request(self, example: Example) -> RequestResult:
+        loaded = self._edge.loaded
+        watch = Stopwatch(loaded.device)
+        context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
+        found = self._edge.prefill(context, query, list(self._selections.values()))
+        watch.lap()
+        serve = {"cache": self._cache, "prompt": self._tokens, "scout": self._tokens, "local": self._local}
+        modes = {str(mode): serve[mode.kind](example, found, mode) for mode in self._modes}
+        whole = len(context) + len(query) - 1
+        kv_bytes = cache_bytes(loaded.geometry, FULL, torch.arange(whole), whole)
+        return RequestResult(len(context), kv_bytes, watch.laps_ms()[0], modes)
+
+    def _cache(self, example: Example, found: Prefilled, mode: OperatingMode) -> ModeResult:
+        loaded = self._edge.loaded
+        watch = Stopwatch(loaded.device)
+        plan = self._plan if mode.quantizer == MIXED else mode.quantizer
+        assert plan is not None
+        handover = Handover(found.handover(self._kept(found, mode)), found.last_token)
+        buffers = list(write_cache(handover, plan, loaded.fingerprint))
+        sent = sum(buffer.nbytes for buffer in buffers)
+        watch.lap()
+        body = CacheBody({loaded.fingerprint: loaded.geometry}, Limits(), None, sent, loaded.device)
+        for buffer in buffers:
+            body.feed(buffer)
+        received = body.finish()
+        start = self._edge_in_cloud.decode_cache(received.cache, received.last_token, self._new).start
+        watch.lap()
+        [answer], _ = self._edge_in_cloud.answers([start])
+        watch.lap()
+        return _result(loaded, example, answer, sent, watch)
+
+    def _tokens(self, example: Example, found: Prefilled, mode: OperatingMode) -> ModeResult:
+        """`prompt`, or `scout` with the edge's positions of a context that is in the cloud already."""
+        loaded = self._cloud.loaded
+        watch = Stopwatch(self._edge.loaded.device)
+        kept = self._kept(found, mode)
+        if kept is None:
+            sent = write_question(Asked(example.context, example.question))
+        else:
+            sent = write_question(Asked(0, example.question, kept, found.context))
+        watch.lap()
+        context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
+        start = self._cloud.prefill_prune([*context, *query], len(query), kept, self._new).start
+        watch.lap()
+        [answer], _ = self._cloud.answers([start])
+        watch.lap()
+        return _result(loaded, example, answer, len(sent), watch)
+
+    def _local(self, example: Example, found: Prefilled, mode: OperatingMode) -> ModeResult:
+        watch = Stopwatch(self._edge.loaded.device)
+        watch.lap()
+        watch.lap()
+        answer = self._edge.answer(found, self._new)
+        watch.lap()
+        return _result(self._edge.loaded, example, answer, 0, watch)
+
+    def _kept(self, found: Prefilled, mode: OperatingMode) -> Tensor | None:
+        if mode.selection is None:
+            return None
+        scores = found.scores[mode.selection]
+        return self._selections[mode.selection].select(scores, mode.retention, found.query)
+
+
+def _result(loaded: LoadedModel, example: Example, answer: Answer, sent: int, watch: Stopwatch) -> ModeResult:
+    """Of an answer by this model; the watch has the laps encode, cloud prefill, decode."""
+    text = text_of(loaded, answer.tokens)
+    return ModeResult(text, token_f1(text, example.answers), sent, *watch.laps_ms())
+
+
+@torch.no_grad()
+def find_plan(
+    edge: LoadedModel,
+    examples: Sequence[Example],
+    threshold: float = PLAN_THRESHOLD,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Plan:
+    """The quantizer of every layer for `mixed_int4`, by `kvcache.plans.probe` over these examples.
+
+    The cost is the negative log-likelihood, in nats a token, of the answers that the model gives from its whole cache.
+    It rises long before an answer changes, so few examples will do, and it needs no right answers.
+
+    Args:
+        examples: others than those that the mode is then measured on.
+        threshold: the rise that is put up with for one layer.
+
+    Raises:
+        ValueError: no examples, or a prompt longer than the model takes.
+    """
+    if not examples:
+        raise ValueError("no examples to find a plan with")
+    model = EdgeModel(edge)
+    prompts, expected = [], []
+    for example in examples:
+        found = model.prefill(context_tokens(edge, example.context), query_tokens(edge, example.question))
+        answer = model.answer(found, max_new_tokens).tokens or (found.first_token,)
+        prompts.append(found.handover())
+        expected.append((found.last_token, *answer))
+    # Quantizers take each position by itself, so all caches can be probed as one.
+    ends = torch.tensor([cache.length for cache in prompts]).cumsum(0).tolist()
+    pairs = zip(*(cache.layers for cache in prompts), strict=True)
+    joined = KVCache.whole(tuple((torch.cat([k for k, _ in p], 1), torch.cat([v for _, v in p], 1)) for p in pairs))
+
+    def cost_of(cache: KVCache) -> float:
+        costs = []
+        for end, prompt, tokens in zip(ends, prompts, expected, strict=True):
+            begin = end - prompt.length
+            layers = tuple((keys[:, begin:end], values[:, begin:end]) for keys, values in cache.layers)
+            costs.append(_surprise(edge, KVCache.whole(layers), tokens))
+        return sum(costs) / len(costs)
+
+    return probe(joined, cost_of, threshold)
+
+
+def _surprise(loaded: LoadedModel, cache: KVCache, tokens: Sequence[int]) -> float:
+    """Mean negative log-likelihood, in nats, of all tokens but the first, fed after a whole cache."""
+    fed = torch.tensor([tokens], device=loaded.device)
+    past = DynamicCache([(keys[None], values[None]) for keys, values in cache.layers], config=loaded.model.config)
+    positions = torch.arange(cache.length, cache.length + len(tokens) - 1, device=loaded.device)[None]
+    logits = loaded.model(input_ids=fed[:, :-1], position_ids=positions, past_key_values=past, use_cache=True).logits
+    return float(torch.nn.functional.cross_entropy(logits[0].float(), fed[0, 1:]))
