@@ -277,9 +277,5 @@ def _table(*columns: str) -> Table:
 def _cell(figures: Figures) -> str:
     if figures["mean"] is None:
         return "-"
-    low, high = figures["interval"]
-    return (
-        f"{figures['mean']:.1f} ({low:.1f}–{high:.1f})"
-        if low >= 0
-        else f"{figures['mean']:+.1f} ({low:+.1f}…{high:+.1f})"
-    )
+    mean, low, high = (round(x, 1) + 0.0 for x in (figures["mean"], *figures["interval"]))  # no -0.0
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
