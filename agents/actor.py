@@ -14,6 +14,7 @@ from agents.host import AgentHost
 from agents.record import Journal
 from allocator.problem import Request
 from allocator.service import Decision
+from models.memory import peak_memory_mb
 
 
 class RayAllocator:
@@ -60,3 +61,6 @@ class HostActor:
 
     async def stop(self) -> None:
         self._host.stop()
+
+    async def memory_mb(self) -> dict[str, float]:
+        return peak_memory_mb()

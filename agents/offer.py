@@ -14,13 +14,13 @@ Context = Literal["resident", "sent"]
 
 
 def payload_bytes(profile: ModelProfile, mode: str, context: Context) -> int:
-    """Application bytes of a mode. `scout` needs the context at the cloud: with `sent`, the prompt travels with it.
+    """Application bytes of a mode. `scout` (at any retention) needs the context at the cloud: with `sent`, the prompt travels with it.
 
     Raises:
         ValueError: the context must be sent, but the profile knows no prompt size.
     """
     size = profile.modes[mode].payload_bytes
-    if mode != "scout" or context == "resident":
+    if not mode.startswith("scout") or context == "resident":
         return size
     if "prompt" not in profile.modes:
         raise ValueError(f"context: sent needs the size of a prompt, which profile {profile.name} doesn't have")

@@ -9,6 +9,7 @@ import ray
 
 from cloud.reception import Reception
 from cloud.worker import Worker
+from models.memory import peak_memory_mb
 
 
 @ray.remote
@@ -38,3 +39,6 @@ class WorkerActor:
         if self._serving.done():
             await self._serving  # it never ends but by an error, which belongs to whoever asks
         return dict(self._worker.counts)
+
+    async def memory_mb(self) -> dict[str, float]:
+        return peak_memory_mb()

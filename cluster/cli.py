@@ -74,13 +74,14 @@ def _run_live(loaded: "Scenario", run_dir: Path, address: str | None) -> dict[st
     from cluster import runfolder
     from cluster.placement import PlacementError
     from cluster.raysession import RayUnavailable
+    from cluster.realmodels import ModelsUnavailable
     from cluster.run import Interrupts, run_live
     from netem.session import LinkUnavailable
 
     interrupts = Interrupts()
     try:
         return run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts)
-    except (PlacementError, RayUnavailable, LinkUnavailable) as error:
+    except (ModelsUnavailable, PlacementError, RayUnavailable, LinkUnavailable) as error:
         runfolder.discard(run_dir)
         fail(error)
     except KeyboardInterrupt:

@@ -81,6 +81,8 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         if turn.stolen > STOLEN_LIMIT
     ]
     bases = sorted({profile.quality_basis for profile in scenario.models})
+    random_weights = any(real.weights == "random" for real in scenario.real_models.values())
+    meaningless = ["random weights: answers mean nothing, qualities are the profile's"] if random_weights else []
     mixed = [f"qualities of {len(bases)} bases are averaged here: {'; '.join(bases)}"] if len(bases) > 1 else []
     summary = {
         "title": f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name,
@@ -89,16 +91,17 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         "run_dir": str(run_dir),
         "partial": bool(result.problems),
         "valid": not late,
-        "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + stolen + mixed,
+        "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + stolen + mixed + meaningless,
         "footnote": (
-            f"{_how(facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; sent MB are wire bytes; "
-            "credited counts late answers in full, delivered not at all"
+            f"{_how(facts)}{_models(scenario, facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; "
+            "sent MB are wire bytes; credited counts late answers in full, delivered not at all"
         ),
         "quality_bases": bases,
         "issued": len(rows),
         "allocators": allocators,
         "ready_s": round(result.ready_s, 2),
         "workers": result.workers,
+        "memory_mb": result.memory_mb,
         "link": {"kind": facts["link"], "privilege": facts["privilege"], **result.link},
     }
     ledger.write(run_dir, rows)
@@ -111,3 +114,13 @@ def _how(facts: dict[str, Any]) -> str:
     if facts["engine"] == "simulated":
         return f"simulated in {facts['wall_s']:.1f} s on virtual time, fluid link"
     return f"live on a {facts['link']} link ({facts['privilege']})"
+
+
+def _models(scenario: Scenario, facts: dict[str, Any]) -> str:
+    """Which models ran, of a scenario that has any."""
+    if not scenario.real_models:
+        return ""
+    if facts["engine"] == "simulated":
+        return ", from profiles: no model ran"
+    pairs = {f"{real.edge} on edges and {real.cloud} in the cloud" for real in scenario.real_models.values()}
+    return f", real models: {'; '.join(sorted(pairs))}"

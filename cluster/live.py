@@ -92,6 +92,9 @@ class LiveEngine:
                 counts: asyncio.Future[list[dict[str, int]]] = asyncio.gather(*asked)
                 self.result.workers = await self._unless_stopped(counts, READY_TIMEOUT_S)
                 self.result.link = asdict(await client.counters())
+                for kind, actors in (("agents", self._hosts), ("workers", self._workers)):
+                    used: asyncio.Future = asyncio.gather(*[actor.memory_mb.remote() for actor in actors])
+                    self.result.memory_mb[kind] = await self._unless_stopped(used, READY_TIMEOUT_S)
         except (LinkLost, LinkRefused, ray.exceptions.RayError, RunAborted) as error:
             self.stop(_in_words(error))
         finally:

@@ -15,8 +15,7 @@ from cluster import runfolder
 from kvcache.modes import MIXED, OperatingMode
 from kvcache.plans import Plan, quantized
 from kvcache.selection import SELECTIONS, Selection
-from kvcache.selection.q2c import Q2C
-from kvcache.selection.snapkv import Pooled, SnapKV
+from kvcache.selection.q2c import Q2C, Q2CPooled
 from models.datasets import Example
 from models.f1 import mean_interval, token_f1
 from models.hf.decode import Start
@@ -31,18 +30,7 @@ ALONE = "alone"
 
 Figures = dict[str, Any]
 Key = tuple[str | float, ...]
-
-
-class PooledQ2C(Q2C):
-    """Q2C smoothed over neighbouring positions, as SnapKV smooths: in this study only, to tell the two apart."""
-
-    name = "q2c pooled"
-
-    def collector(self, context: int, query: int) -> Pooled:
-        return Pooled(context, context, SnapKV.kernel)
-
-
-SCOUTS = (Q2C.name, PooledQ2C.name)
+SCOUTS = (Q2C.name, Q2CPooled.name)
 
 
 class Comparison:
@@ -73,7 +61,6 @@ class Comparison:
         self._models = {"edge": EdgeModel(edge), "cloud": EdgeModel(cloud)}
         self._modes, self._plan, self._new = modes, plan, max_new_tokens
         self._selections: dict[str, Selection] = {name: make() for name, make in SELECTIONS.items()}
-        self._selections[PooledQ2C.name] = PooledQ2C()
         self._scores: dict[Key, list[float]] = {}
 
     def run(self, examples: Sequence[Example], progress: Callable[[str], None] = lambda line: None) -> Figures:

@@ -26,10 +26,15 @@ class Turn:
 
 @dataclass(slots=True)
 class RunResult:
-    """What a run left behind. `problems` is empty after an undisturbed one."""
+    """What a run left behind. `problems` is empty after an undisturbed one.
+
+    Attributes:
+        memory_mb: the most that each actor used (live only), by kind of actor.
+    """
 
     turns: list[Turn] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ready_s: float = 0.0
     workers: list[dict[str, int]] = field(default_factory=list)
     link: dict[str, Any] = field(default_factory=dict)
+    memory_mb: dict[str, list[dict[str, float]]] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from cluster.live import LiveEngine, Report
 from cluster.placement import PlacementError, place
 from cluster.progress import Progress
 from cluster.raysession import ray_session
+from cluster.realmodels import check_models
 from cluster.result import RunResult
 from cluster.scenario import Scenario
 from netem.session import LinkSession
@@ -47,12 +48,14 @@ def run_live(
     """Run `scenario` live; the run folder and the returned summary are complete even if the run was cut short.
 
     Raises:
-        RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
+        ModelsUnavailable, RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
     """
     if len(scenario.agent_profiles) > MAX_LIVE_AGENTS:
         raise PlacementError(
             f"{len(scenario.agent_profiles)} agents; a live link has room for {MAX_LIVE_AGENTS}. Use --engine simulated"
         )
+    check_models(scenario)
+    interrupts.check()
     facts = begin(scenario, run_dir, "live")
     with ray_session(address) as session:
         interrupts.check()

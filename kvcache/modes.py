@@ -9,7 +9,7 @@ from kvcache.selection import SELECTIONS
 FULL = "bf16"  # the quantizer of `full`, and of a selection without another
 MIXED = "mixed_int4"  # a plan by layer, of which a probe is the author: see `kvcache.plans`
 QUANTIZER_NAMES = (*QUANTIZERS, MIXED)
-SCOUT_SELECTION = "q2c"
+SCOUT_SELECTION = "q2c_pooled"  # the papers' q2c loses answers of several tokens: see docs/quality.md
 SCOUT_RETENTION = 0.75
 
 Kind = Literal["cache", "scout", "prompt", "local"]

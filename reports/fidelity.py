@@ -8,19 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-STAGES = (
-    "lateness",
-    "queue",
-    "prefill",
-    "uplink_wait",
-    "allocate",
-    "encode",
-    "transfer",
-    "cloud_queue",
-    "cloud_prefill",
-    "decode",
-    "answer",
-)
+from reports.summary import STAGES
+
 SHOWN_STAGES = 4
 
 

@@ -5,6 +5,20 @@ from typing import Any
 import pandas as pd
 
 STATUSES = ("met", "late", "rejected", "failed")
+STAGES = (
+    "lateness",
+    "queue",
+    "prefill",
+    "uplink_wait",
+    "allocate",
+    "encode",
+    "transfer",
+    "cloud_queue",
+    "cloud_prefill",
+    "decode",
+    "answer",
+)
+"""Where a request's time goes; the ledger has each as `<stage>_ms`."""
 
 
 def summarize(ledger: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -20,6 +34,7 @@ def summarize_one(rows: pd.DataFrame) -> dict[str, Any]:
     credited_quality: mean over issued requests of the quality of their answers, late ones included (as the papers
         count); delivered_quality: late ones count 0.
     latency percentiles: over answered requests (met and late), from the intended start, in ms.
+    stages_ms: median duration of each stage over answered requests.
     lateness percentiles: how late the emulator itself started requests, in ms.
     """
     counts = {status: int((rows.status == status).sum()) for status in STATUSES}
@@ -36,6 +51,7 @@ def summarize_one(rows: pd.DataFrame) -> dict[str, Any]:
         "credited_quality": float(rows.quality_credited.mean()),
         "delivered_quality": float(rows.quality_delivered.mean()),
         "latency_ms": _percentiles(answered),
+        "stages_ms": {stage: _number(rows[f"{stage}_ms"][rows.latency_ms.notna()].median()) for stage in STAGES},
         "payload_bytes": int(rows.payload_bytes.sum()),
         "wire_bytes": int(rows.wire_bytes.sum()),
         "lateness_ms": _percentiles(rows.lateness_ms.dropna()) | {"max": _number(rows.lateness_ms.max())},

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from kvcache.selection.base import Collector, RowDemand, Selection
 from kvcache.selection.chance import Random
 from kvcache.selection.h2o import H2O
-from kvcache.selection.q2c import Q2C, Q2CLast
+from kvcache.selection.q2c import Q2C, Q2CLast, Q2CPooled
 from kvcache.selection.snapkv import SnapKV
 from kvcache.selection.streaming import Streaming
 
 SELECTIONS: dict[str, Callable[[], Selection]] = {
-    selection.name: selection for selection in (Q2C, Q2CLast, SnapKV, H2O, Streaming, Random)
+    selection.name: selection for selection in (Q2C, Q2CLast, Q2CPooled, SnapKV, H2O, Streaming, Random)
 }
 
 __all__ = ["SELECTIONS", "Collector", "RowDemand", "Selection"]

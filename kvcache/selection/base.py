@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+KERNEL = 5  # positions over which SnapKV smooths
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,22 @@ class ColumnMeans:
         if self._sums is None:
             raise ValueError("no attention rows came to score the context by")
         return self._sums / self._rows
+
+
+class Pooled(ColumnMeans):
+    """Column means, smoothed over neighbouring positions; what the window itself receives stays out of it."""
+
+    def __init__(self, context: int, first_row: int, kernel: int) -> None:
+        super().__init__(context, first_row)
+        self._before, self._kernel = min(context, first_row), kernel
+
+    def scores(self) -> Tensor:
+        scores = super().scores()
+        if self._before:
+            before = scores[: self._before].view(1, 1, -1)
+            pooled = F.avg_pool1d(before, self._kernel, stride=1, padding=self._kernel // 2)
+            scores[: self._before] = pooled.view(-1)
+        return scores
 
 
 class Given:

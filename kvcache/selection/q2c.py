@@ -1,6 +1,6 @@
 """Q2C: keep what the query attends to."""
 
-from kvcache.selection.base import ColumnMeans, RowDemand, Selection
+from kvcache.selection.base import KERNEL, ColumnMeans, Pooled, RowDemand, Selection
 
 
 class Q2C(Selection):
@@ -24,3 +24,16 @@ class Q2CLast(Q2C):
 
     name = "q2c_last"
     last_layer = True
+
+
+class Q2CPooled(Q2C):
+    """Q2C smoothed over neighbouring positions, as SnapKV smooths: what follows an attended position stays too.
+
+    Attention of a prompt finds the first token of an answer; the next ones are looked at only when that has been
+    decoded, so `q2c` drops them. What the difference is: docs/quality.md.
+    """
+
+    name = "q2c_pooled"
+
+    def collector(self, context: int, query: int) -> Pooled:
+        return Pooled(context, context, KERNEL)

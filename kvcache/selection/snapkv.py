@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from kvcache.selection.base import ColumnMeans, RowDemand, Selection
+from kvcache.selection.base import KERNEL, Pooled, RowDemand, Selection
 
 
 @dataclass(frozen=True)
@@ -21,29 +18,13 @@ class SnapKV(Selection):
 
     name = "snapkv"
     window: int = 32
-    kernel: int = 5
+    kernel: int = KERNEL
 
     def rows(self, context: int, query: int) -> RowDemand:
         return RowDemand(min(self.window, context + query))
 
-    def collector(self, context: int, query: int) -> "Pooled":
+    def collector(self, context: int, query: int) -> Pooled:
         return Pooled(context, max(0, context + query - self.window), self.kernel)
 
     def recent(self, budget: int, query: int) -> int:
         return min(max(0, self.window - query), budget // 2)
-
-
-class Pooled(ColumnMeans):
-    """Column means, smoothed over neighbouring positions; what the window itself receives stays out of it."""
-
-    def __init__(self, context: int, first_row: int, kernel: int) -> None:
-        super().__init__(context, first_row)
-        self._before, self._kernel = min(context, first_row), kernel
-
-    def scores(self) -> Tensor:
-        scores = super().scores()
-        if self._before:
-            before = scores[: self._before].view(1, 1, -1)
-            pooled = F.avg_pool1d(before, self._kernel, stride=1, padding=self._kernel // 2)
-            scores[: self._before] = pooled.view(-1)
-        return scores

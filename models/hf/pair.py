@@ -61,8 +61,8 @@ def check(settings: ModelSettings, profile: ModelProfile, modes: Iterable[str], 
     """Whether this can run, before anything is started or any weights are loaded.
 
     Raises:
-        ModelError, DatasetError, ValueError: one line: a model that isn't there or not supported, tokenizers that differ
-            where `scout` is allowed, an unknown mode, no examples.
+        ModelError, DatasetError, ValueError: one line: a model that isn't there or not supported, tokenizers that
+            differ where `scout` is allowed, an unknown mode, no examples.
     """
     parsed = [parse_mode(mode) for mode in modes]
     for mode in parsed:

@@ -27,7 +27,9 @@ def text_of(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     return str(loaded.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
-def random_examples(count: int, context: int, query: int = 32, seed: int = 0, vocabulary: int = 32_000) -> list[Example]:
+def random_examples(
+    count: int, context: int, query: int = 32, seed: int = 0, vocabulary: int = 32_000
+) -> list[Example]:
     """Examples for models without words (random weights): texts are numbers, one a token, and nothing is right."""
     rng = np.random.default_rng(seed)
     texts = [" ".join(map(str, rng.integers(vocabulary, size=n))) for _ in range(count) for n in (context, query)]

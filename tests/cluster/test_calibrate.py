@@ -156,8 +156,8 @@ def test_a_comparison_agrees_with_itself() -> None:
     scouting = {(row["selection"], row["retention"]): row for row in found["scouting"]}
     assert mean["edge alone"] == mean["full"] == mean["local"] and mean["cloud alone"] == mean["prompt"]
     assert mean["q2c@0.5"] == selected["edge", "q2c", 0.5]
-    assert mean["scout"] == scouting["q2c", 0.75]["scout"]["mean"]
-    assert mean["scout@0.25"] == scouting["q2c", 0.25]["scout"]["mean"]
+    assert mean["scout"] == scouting["q2c_pooled", 0.75]["scout"]["mean"]
+    assert mean["scout@0.25"] == scouting["q2c_pooled", 0.25]["scout"]["mean"]
     assert scouting["q2c", 0.25]["own"]["mean"] == selected["cloud", "q2c", 0.25]
     for row in scouting.values():
         difference = row["scout"]["mean"] - row["own"]["mean"]
@@ -168,7 +168,7 @@ def test_a_comparison_agrees_with_itself() -> None:
     json.dumps(found, allow_nan=False)
     with console.capture() as shown:
         show(console, found)
-    assert "scout@0.25" in shown.get() and "q2c pooled" in shown.get()
+    assert "scout@0.25" in shown.get() and "q2c_pooled" in shown.get()
 
 
 def test_a_model_agrees_with_itself() -> None:

@@ -12,7 +12,7 @@ cache_modes = st.builds(
     OperatingMode, st.just("cache"), st.sampled_from([*SELECTIONS]), retentions, st.sampled_from(QUANTIZER_NAMES)
 )
 whole_modes = st.sampled_from([OperatingMode("cache", quantizer=name) for name in QUANTIZER_NAMES])
-scouts = st.builds(OperatingMode, st.just("scout"), st.just("q2c"), retentions)
+scouts = st.builds(OperatingMode, st.just("scout"), st.just("q2c_pooled"), retentions)
 modes = cache_modes | whole_modes | scouts | st.sampled_from([OperatingMode("prompt"), OperatingMode("local")])
 
 
@@ -32,9 +32,9 @@ def test_a_mode_is_what_its_name_says(mode: OperatingMode) -> None:
         ("q2c@0.50+bf16", OperatingMode("cache", "q2c", 0.5, "bf16"), "q2c@0.5"),
         ("snapkv@0.25+mixed_int4", OperatingMode("cache", "snapkv", 0.25, "mixed_int4"), "snapkv@0.25+mixed_int4"),
         ("h2o@1+int4_kivi", OperatingMode("cache", "h2o", 1.0, "int4_kivi"), "h2o@1.0+int4_kivi"),
-        ("scout", OperatingMode("scout", "q2c", 0.75), "scout"),
-        ("scout@0.75", OperatingMode("scout", "q2c", 0.75), "scout"),
-        ("scout@0.25", OperatingMode("scout", "q2c", 0.25), "scout@0.25"),
+        ("scout", OperatingMode("scout", "q2c_pooled", 0.75), "scout"),
+        ("scout@0.75", OperatingMode("scout", "q2c_pooled", 0.75), "scout"),
+        ("scout@0.25", OperatingMode("scout", "q2c_pooled", 0.25), "scout@0.25"),
         ("prompt", OperatingMode("prompt"), "prompt"),
         ("local", OperatingMode("local"), "local"),
     ],

@@ -19,7 +19,7 @@ def test_every_profile_is_usable(profile: ModelProfile) -> None:
     assert profile.modes["full"].payload_bytes == profile.kv_bytes
     assert [m for m, p in profile.modes.items() if p.payload_bytes == 0] == ["local"]
     for mode in profile.modes:
-        assert profile.compute_ms(mode) >= 100
+        assert profile.compute_ms(mode) > 0
 
 
 @pytest.mark.parametrize("model", GEOMETRY)
