@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster import cli_models, cli_problems
+from cluster import cli_benches, cli_models, cli_problems
 from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
 if TYPE_CHECKING:
@@ -248,6 +248,7 @@ def bench_simulate(
     result.write(found, lambda: console.print(simulate_table(found)))
 
 
+cli_benches.register(bench)
 cli_problems.register(app)
 cli_models.register(app)
 
