@@ -14,7 +14,7 @@ Context = Literal["resident", "sent"]
 
 
 def payload_bytes(profile: ModelProfile, mode: str, context: Context) -> int:
-    """Application bytes of a mode. `scout` (at any retention) needs the context at the cloud: with `sent`, the prompt travels with it.
+    """Application bytes of a mode. `scout` needs the context at the cloud: with `sent`, the prompt travels with it.
 
     Raises:
         ValueError: the context must be sent, but the profile knows no prompt size.

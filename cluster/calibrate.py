@@ -23,7 +23,9 @@ from models.f1 import mean_interval
 from models.hf.measure import RequestResult
 from models.profiles import ModelProfile, ProfileError, load_file
 
-DEFAULT_MODES = "full,int8,mixed_int4,int4,q2c@0.5+int8,q2c@0.25,prompt,scout,scout@0.25,local"
+DEFAULT_MODES = (
+    "full,int8,mixed_int4,int4,q2c@0.5+int8,q2c_pooled@0.5+int8,q2c_pooled@0.25,prompt,scout,scout@0.25,local"
+)
 PROBED = 16  # examples that a plan is found with
 RANDOM_BASIS = "random weights: qualities mean nothing"
 HEADER = (

@@ -22,7 +22,7 @@ Source = Annotated[
     typer.Option("--examples", help="family, a file (.json, .jsonl), or owner/name on the hub; see docs/quality.md."),
 ]
 Count = Annotated[int | None, typer.Option(min=1, help="How many; default: 500 of the family, all of a file.")]
-Modes = Annotated[str | None, typer.Option(help="Operating modes, by comma; default: ten of them.")]
+Modes = Annotated[str | None, typer.Option(help="Operating modes, by comma; default: eleven of them.")]
 DeviceOption = Annotated[Device, typer.Option(help="Of both models; auto: a GPU where there is one.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="To compute in; auto: bfloat16 on a GPU, float32 on a CPU.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Of an answer, at most.")]
@@ -82,7 +82,7 @@ def calibrate(
             measured, others, basis = made[PROBED:], made[:PROBED], RANDOM_BASIS
         else:
             measured, others = examples_and_others(examples, count)
-            basis = f"100 x token F1 on {len(measured)} examples of {examples}; edge {edge}, cloud {cloud}"
+            basis = f"100 x token F1 on {len(measured)} examples of {examples}"
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
         plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
         results = measure(measured, *models, wanted, max_new_tokens, plan, _progress)
