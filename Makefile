@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint types bench setup clean
 
-demo: setup  ## The papers' headline over a real, shaped link: equal shares miss every round, model-aware ones meet all.
+demo: setup  ## The papers' headline over a real, shaped link; then the same kind of squeeze with real models.
 	$(BIN)/scout run configs/congestion.yaml
+	$(BIN)/scout run configs/small-family.yaml
 
 test: setup lint types  ## Lint, types, and every test that this machine can run.
 	$(BIN)/python -m pytest
@@ -19,8 +20,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bench: setup  ## How exact the links are on this machine, how near and fast the allocators, how fast the simulation.
+bench: setup  ## How exact the links are on this machine, how fast codec, models and simulation, how near the allocators.
 	$(BIN)/scout bench links
+	$(BIN)/scout bench codec
+	$(BIN)/scout bench scoring
+	$(BIN)/scout bench decode
 	$(BIN)/scout bench simulate
 	$(BIN)/scout bench allocator  # last: it fails where its aims are missed
 

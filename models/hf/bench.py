@@ -20,7 +20,8 @@ from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prefill import prefill
 from models.hf.stopwatch import Stopwatch
 
-SHAPES = ("qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b")
+SHAPES = ("qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b")  # measured on GPUs
+TOY = "toy"  # measured on CPUs
 LENGTHS = (170, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 QUICK_LENGTHS = (170, 1024, 2048, 8192, 32_768)
 QUERY = 24  # tokens, of the length
@@ -29,16 +30,24 @@ SCORED = ("q2c", "snapkv")
 
 
 def bench_scoring(
-    quick: bool = False, device: str | None = None, shapes: tuple[str, ...] | None = None
+    quick: bool = False,
+    device: str | None = None,
+    shapes: tuple[str, ...] | None = None,
+    tokens: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Prefill with scores against transformers' plain SDPA prefill: medians of interleaved runs.
 
     Args:
         quick: fewer lengths and runs.
-        device: `cuda` where there is one, otherwise `cpu` with a toy shape.
-        shapes: built-in ones; all of Qwen2.5 by default.
+        device: `cpu` or `cuda`; None: `cuda` where there is one.
+        shapes: names of models; by default all of Qwen2.5 on a GPU, and a toy shape on a CPU.
+        tokens: lengths of prompts, each above QUERY.
+
+    Raises:
+        ModelError: a model can't be had.
+        ValueError: a length that a model doesn't take.
     """
-    device, names, lengths = _what(quick, device, shapes)
+    device, names, lengths = _what(quick, device, shapes, tokens)
     runs = []
     for name in names:
         loaded = load_model(ModelSpec(name, "random", "bfloat16" if device == "cuda" else "float32", device))
@@ -52,13 +61,17 @@ def bench_scoring(
 
 
 def bench_decode(
-    quick: bool = False, device: str | None = None, shapes: tuple[str, ...] | None = None
+    quick: bool = False,
+    device: str | None = None,
+    shapes: tuple[str, ...] | None = None,
+    tokens: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Milliseconds a decoded token, whole cache and a quarter of it, against weights and cache at copy bandwidth.
 
-    The bandwidth is measured in the same run. Arguments as for `bench_scoring`.
+    The bandwidth is measured in the same run. Arguments and errors as for `bench_scoring`, but lengths beyond what a model
+    takes are cut to it.
     """
-    device, names, lengths = _what(quick, device, shapes)
+    device, names, lengths = _what(quick, device, shapes, tokens)
     runs = []
     for name in names:
         loaded = load_model(ModelSpec(name, "random", "bfloat16" if device == "cuda" else "float32", device))
@@ -103,12 +116,12 @@ def weight_bytes(loaded: LoadedModel) -> int:
 
 
 def _what(
-    quick: bool, device: str | None, shapes: tuple[str, ...] | None
+    quick: bool, device: str | None, shapes: tuple[str, ...] | None, tokens: tuple[int, ...] | None
 ) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        return device, shapes or ("toy",), (170, 1024) if quick else (170, 512, 1024, 2048, 4096)
-    return device, shapes or SHAPES, QUICK_LENGTHS if quick else LENGTHS
+        return device, shapes or (TOY,), tokens or ((170, 1024) if quick else (170, 512, 1024, 2048, 4096))
+    return device, shapes or SHAPES, tokens or (QUICK_LENGTHS if quick else LENGTHS)
 
 
 def _repeats(length: int, quick: bool) -> int:
