@@ -250,7 +250,6 @@ def bench_simulate(
 
 cli_benches.register(bench)
 cli_problems.register(app)
-cli_benches.register(bench)
 cli_models.register(app)
 
 

@@ -85,17 +85,22 @@ def _measure_models(
 
     from models.hf.bench import SHAPES, TOY
 
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     names = None if models is None else tuple(name.strip() for name in models.split(","))
     lengths = None if tokens is None else _lengths(tokens)
-    if device == "cpu" or not torch.cuda.is_available():
-        if large := [name for name in names or () if name in SHAPES]:
-            fail(f"{large[0]} is too large and slow for this bench without a GPU; `--models {TOY}` is for CPUs")
-        messages.print(f"on a CPU, model {models or TOY}: says nothing about a GPU or Qwen2.5", highlight=False)
+    for name in names or ():
+        if name not in (*SHAPES, TOY):
+            fail(f"--models: no {name!r}; there are {', '.join((*SHAPES, TOY))}")
+        if on_cpu and name != TOY:
+            fail(f"{name} without a GPU is too large and slow for this bench; `--models {TOY}` is for CPUs")
+    if on_cpu:
+        messages.print(f"on one CPU core, model {TOY}: says nothing about Qwen2.5 or a GPU", highlight=False)
+        torch.set_num_threads(1)  # as agents and workers run their models
     try:
         found = measure(quick, device, names, lengths)
     except torch.OutOfMemoryError:
         fail("the GPU's memory is too small; take fewer or smaller ones of --models and --tokens")
-    except ValueError as error:  # ModelError too
+    except ValueError as error:  # a prompt that is too long
         fail(error)
     result.write(found, lambda: console.print(table(found)))
 

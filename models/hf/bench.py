@@ -40,7 +40,7 @@ def bench_scoring(
     Args:
         quick: fewer lengths and runs.
         device: `cpu` or `cuda`; None: `cuda` where there is one.
-        shapes: names of models; by default all of Qwen2.5 on a GPU, and a toy shape on a CPU.
+        shapes: built-in ones; by default all of Qwen2.5 on a GPU, and a toy on a CPU.
         tokens: lengths of prompts, each above QUERY.
 
     Raises:
@@ -68,8 +68,8 @@ def bench_decode(
 ) -> dict[str, Any]:
     """Milliseconds a decoded token, whole cache and a quarter of it, against weights and cache at copy bandwidth.
 
-    The bandwidth is measured in the same run. Arguments and errors as for `bench_scoring`, but lengths beyond what a model
-    takes are cut to it.
+    The bandwidth is measured in the same run. Arguments and errors as for `bench_scoring`, but lengths beyond what a
+    model takes are cut to it.
     """
     device, names, lengths = _what(quick, device, shapes, tokens)
     runs = []
