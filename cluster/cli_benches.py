@@ -33,7 +33,7 @@ def register(bench: typer.Typer) -> None:
 
 
 def codec(quick: Quick = False, device: CodecDevice = "auto", as_json: Json = False) -> None:
-    """Measure how fast caches are packed and unpacked, by quantizer, against a memory copy. Half a minute on a CPU."""
+    """Measure how fast caches are packed and unpacked, by quantizer, against a memory copy. Some seconds on a CPU."""
     result = ResultStream(as_json)
     where = _device(device)
     from kvcache.bench import bench_codec, codec_table

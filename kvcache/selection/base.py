@@ -36,10 +36,13 @@ class Collector(Protocol):
     def add(self, layer: int, probabilities: Tensor, first_row: int) -> None:
         """Take rows of one layer; in any pieces, each row of a layer once.
 
+        Several layers may come in one call, one behind the other as more heads, so scores must treat the heads of all
+        layers alike. They never do for a demand of `last_layer`.
+
         Args:
-            layer: its index; layers come in ascending order.
-            probabilities: float32 [heads, rows, columns], softmaxed. Columns beyond the last are zeros; rows that the
-                selection didn't ask for are ignored.
+            layer: its index, of several the last one's; layers come in ascending order.
+            probabilities: float32 [heads, rows, columns], softmaxed; [layers * heads, rows, columns] of several layers.
+                Columns beyond the last are zeros; rows that the selection didn't ask for are ignored.
             first_row: the position in the sequence of the first row.
         """
         ...
