@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
-from agents.offer import sized
 from agents.record import Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
 from allocator.problem import ModeOption, Request
@@ -117,7 +116,7 @@ class Agent:
             if self._backlog >= s.backlog_limit:
                 record.status, record.reason = Status.REJECTED, "backlog"
                 return
-            self._allocator.announce(self._request(record, starts_in_ms=s.prefill_ms))
+            self._allocator.announce(self._request(record, s.options, starts_in_ms=s.prefill_ms))
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
                 work = await self._answer(record)
             record.latency_ms = self._since_ms(arrival.intended_s)
@@ -207,10 +206,7 @@ class Agent:
     async def _assign(self, record: Record, work: Work) -> tuple[ModeOption, ModeOption | None]:
         """The assigned mode, and what goes ahead of it."""
         elapsed_ms = self._since_ms(record.intended_s)
-        request = self._request(record)
-        if work.sizes:
-            request = replace(request, options=sized(request.options, work.sizes))
-        decision = await self._allocator.assign(request)
+        decision = await self._allocator.assign(self._request(record, work.offer(self.settings.options)))
         assignment = decision.assignment
         record.mode, record.hedge = assignment.mode, decision.hedge
         record.worker = decision.worker
@@ -248,10 +244,9 @@ class Agent:
             record.wire_bytes += wire_bytes(frame_bytes(hedge.payload.size))
         return delivery
 
-    def _request(self, record: Record, starts_in_ms: float = 0.0) -> Request:
+    def _request(self, record: Record, options: tuple[ModeOption, ...], starts_in_ms: float = 0.0) -> Request:
         left_ms = record.deadline_ms - self._since_ms(record.intended_s) - starts_in_ms
-        s = self.settings
-        return Request(record.request_id, record.agent_id, left_ms, s.options, s.weight, starts_in_ms)
+        return Request(record.request_id, record.agent_id, left_ms, options, self.settings.weight, starts_in_ms)
 
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""

@@ -1,9 +1,10 @@
 """What an edge agent computes with; here from a profile: its times, and synthetic bytes instead of a cache."""
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Protocol
 
+from allocator.problem import ModeOption
 from models.clock import sleep_ms
 from models.profiles import ModelProfile
 
@@ -36,14 +37,11 @@ class SyntheticPayload:
 
 
 class Work(Protocol):
-    """One request on its edge, prefilled.
+    """One request on its edge, prefilled."""
 
-    Attributes:
-        sizes: payload bytes of this very request by mode, where they are known better than from the profile.
-    """
-
-    @property
-    def sizes(self) -> Mapping[str, int]: ...
+    def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
+        """The profile's options, with what is known better of this very request."""
+        ...
 
     async def encode(self, mode: str, edge_ms: float) -> Payload:
         """The payload of a mode, ready to be sent from its beginning."""
@@ -76,11 +74,13 @@ class ProfileEdge:
     def __init__(self, prefill_ms: float, payload_bytes: dict[str, int]) -> None:
         self._prefill_ms = prefill_ms
         self._payload_bytes = payload_bytes
-        self.sizes: Mapping[str, int] = {}
 
     async def prefill(self, request_id: int) -> "ProfileEdge":
         await sleep_ms(self._prefill_ms)
         return self
+
+    def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
+        return options
 
     async def encode(self, mode: str, edge_ms: float) -> SyntheticPayload:
         await sleep_ms(edge_ms)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from agents.offer import Context
+from allocator.problem import ModeOption
+from cloud.frames import frame_bytes
 from kvcache.modes import parse_mode
 from kvcache.selection import SELECTIONS
 from models.datasets import Example
@@ -21,6 +24,7 @@ from models.hf.pair import examples_of, plan_for, specs_of
 from models.hf.words import context_tokens, query_tokens, text_of
 from models.profiles import ModelProfile
 from models.settings import ModelSettings
+from netem.wire import wire_bytes
 
 PERCENT = 100.0  # qualities are token F1 in percent, as `scout calibrate` writes them
 LAYER_BUFFERS = 3  # of `kvcache.wire.encode`
@@ -84,6 +88,7 @@ class ModelEdge:
         spec, _ = specs_of(settings, base_dir)
         self.model: EdgeModel = _loaded(spec)
         self.examples = examples_of(settings, base_dir)
+        self.profile = profile
         self.max_new_tokens = settings.max_new_tokens
         self.meaningful = settings.weights == "pretrained"
         self.resident = context == "resident"
@@ -131,6 +136,21 @@ class ModelWork:
         }
         self.sizes = {name: len(body) for name, body in self._questions.items()}
         self.sizes |= {name: self._cache_bytes(name) for name in edge.plans}
+
+    def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
+        """Bytes are exact; the cloud's prefill is the profile's, in proportion to the context's length."""
+        profile = self._edge.profile
+        longer = self._prefilled.context / profile.tokens - 1 if profile.tokens else 0.0
+        return tuple(
+            replace(
+                option,
+                wire_bytes=wire_bytes(frame_bytes(self.sizes[option.mode])),
+                cloud_ms=option.cloud_ms + longer * profile.modes[option.mode].cloud_prefill_ms,
+            )
+            if option.mode in self.sizes
+            else option
+            for option in options
+        )
 
     async def encode(self, mode: str, edge_ms: float) -> BytesPayload | CachePayload:
         if mode in self._questions:

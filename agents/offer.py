@@ -1,7 +1,6 @@
 """What an agent offers the allocator: every allowed mode of its profile, in bytes on the wire and ms of compute."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Literal
 
 from agents.edge import common_prefill_ms
@@ -50,9 +49,3 @@ def mode_options(profile: ModelProfile, modes: Sequence[str], context: Context) 
             )
         )
     return tuple(options)
-
-
-def sized(options: Sequence[ModeOption], payload_sizes: Mapping[str, int]) -> tuple[ModeOption, ...]:
-    """The options with the payload bytes of one request, where they are known."""
-    known = {mode: wire_bytes(frame_bytes(size)) for mode, size in payload_sizes.items()}
-    return tuple(replace(o, wire_bytes=known[o.mode]) if o.mode in known else o for o in options)

@@ -15,13 +15,14 @@ ROUNDING_S = 1e-6
 class Backlog(Generic[T]):
     """Whoever is due first is served first; what can't be in time any more waits behind all that can.
 
-    Serving by deadline meets all deadlines if any order does; keeping those that are lost out of the way keeps one late
+    Serving by deadline meets all deadlines if any order does; of what is due at the same moment the shortest goes first,
+    so that as many as possible are in time if not all can be. Keeping those that are lost out of the way keeps one late
     request from making all others late.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._timely: list[tuple[float, int, float, T]] = []  # (deadline in s, tie, ms, item)
+        self._timely: list[tuple[float, float, int, T]] = []  # (deadline in s, ms, tie, item)
         self._late: deque[tuple[float, T]] = deque()
         self._ties = count()
         self._filled = asyncio.Event()
@@ -33,7 +34,7 @@ class Backlog(Generic[T]):
         """Queue what is due at `deadline_s` (loop time) and takes `cost_ms`; False if there is no room."""
         if len(self) >= self._limit:
             return False
-        heappush(self._timely, (deadline_s, next(self._ties), cost_ms, item))
+        heappush(self._timely, (deadline_s, cost_ms, next(self._ties), item))
         self._filled.set()
         return True
 
@@ -58,13 +59,13 @@ class Backlog(Generic[T]):
     def before_ms(self, deadline_s: float) -> float:
         """Work that is served before something with this deadline."""
         at_s = now_s()
-        return sum(c for own_s, _, c, _ in self._timely if own_s <= deadline_s and not _is_lost(own_s, c, at_s))
+        return sum(c for own_s, c, _, _ in self._timely if own_s <= deadline_s and not _is_lost(own_s, c, at_s))
 
     def blocking_ms(self, deadline_s: float) -> float:
         """Work that would be begun now although it is less urgent than something with this deadline."""
         self._set_lost_aside()
         if self._timely:
-            own_s, _, cost_ms, _ = self._timely[0]
+            own_s, cost_ms, _, _ = self._timely[0]
             return cost_ms if own_s > deadline_s else 0.0
         return self._late[0][0] if self._late else 0.0
 
@@ -78,8 +79,8 @@ class Backlog(Generic[T]):
     def _set_lost_aside(self) -> None:
         """Have first in order what can be in time, if anything can."""
         at_s = now_s()
-        while self._timely and _is_lost(self._timely[0][0], self._timely[0][2], at_s):
-            _, _, cost_ms, item = heappop(self._timely)
+        while self._timely and _is_lost(self._timely[0][0], self._timely[0][1], at_s):
+            _, cost_ms, _, item = heappop(self._timely)
             self._late.append((cost_ms, item))
 
 

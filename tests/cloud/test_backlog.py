@@ -29,9 +29,9 @@ def emptied(backlog: Backlog[int]) -> list[int]:
     return [backlog.next() for _ in range(len(backlog))]
 
 
-def test_the_earliest_deadline_first_and_ties_as_they_came() -> None:
+def test_the_earliest_deadline_first_then_the_shortest_then_as_they_came() -> None:
     async def main() -> None:
-        assert emptied(filled((3, 10), (1, 10), (2, 10), (1, 20), (1, 5), (2, 1))) == [1, 3, 4, 2, 5, 0]
+        assert emptied(filled((3, 10), (1, 10), (2, 10), (1, 20), (1, 5), (1, 10), (2, 1))) == [4, 1, 5, 3, 6, 2, 0]
 
     virtually(main)
 
@@ -140,7 +140,7 @@ def test_order_in_full(put: list[tuple[float, int]], at_s: float) -> None:
         backlog = filled(*put)
         await sleep_until(at_s)
         lost = {n for n, (deadline_s, cost_ms) in enumerate(put) if deadline_s - cost_ms / 1e3 < at_s - 1e-6}
-        assert emptied(backlog) == sorted(range(len(put)), key=lambda n: (n in lost, put[n][0], n))
+        assert emptied(backlog) == sorted(range(len(put)), key=lambda n: (n in lost, *put[n], n))
 
     virtually(main)
 
