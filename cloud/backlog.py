@@ -15,9 +15,9 @@ ROUNDING_S = 1e-6
 class Backlog(Generic[T]):
     """Whoever is due first is served first; what can't be in time any more waits behind all that can.
 
-    Serving by deadline meets all deadlines if any order does; of what is due at the same moment the shortest goes first,
-    so that as many as possible are in time if not all can be. Keeping those that are lost out of the way keeps one late
-    request from making all others late.
+    Serving by deadline meets all deadlines if any order does. Of what is due at once the shortest goes first, so
+    that as many as possible are in time where not all can be. Keeping those that are lost out of the way keeps one
+    late request from making all others late.
     """
 
     def __init__(self, limit: int) -> None:
