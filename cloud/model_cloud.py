@@ -100,6 +100,8 @@ class _Checked:
             self.body.feed(piece)
         except WireError as error:
             raise BadBody(error.code, str(error)) from None
+        except torch.OutOfMemoryError:
+            raise BadBody("unservable", "the worker's GPU has no room for another cache") from None
 
     def finish(self) -> Handover | Asked:
         try:
