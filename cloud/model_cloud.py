@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from cloud.frames import Header
 from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, Unservable
 from kvcache.errors import WireError
