@@ -188,6 +188,8 @@ def test_interrupted_while_starting_it_ends_without_a_traceback(
         text=True,
         env=ENVIRONMENT,
         cwd=REPOSITORY,
+        # As in a terminal: where the tests run in a shell's background, what is sent before ours takes over is lost.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)

@@ -175,7 +175,7 @@ AGENT = {"modes": {"int4": INT4}}
         (problem(agents=[AGENT | {"profile": "paper_b/qwen2.5-7b"}]), "has a profile and modes of its own"),
         (
             problem(agents=[{"profile": "nowhere/x"}]),
-            ":6: agents[0].profile: no profile 'nowhere/x'; there are journal/",
+            ":6: agents[0].profile: no profile 'nowhere/x'; there are family/",
         ),
         (
             problem(agents=[{"profile": "paper_b/gpt"}]),

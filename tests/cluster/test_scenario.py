@@ -83,7 +83,11 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
             "s.yaml:5: uplink.channel.kind: is missing; one of constant, steps, markov, ar1, trace",
         ),
         ("rounds: 2", "rounds: 0", "s.yaml:6: arrivals.rounds: 0: input should be greater than or equal to 1"),
-        ("count: 2", "count: 2, gpu: 1", "s.yaml:9: agents.groups[0].gpu: unknown key; allowed here: count, profile"),
+        (
+            "count: 2",
+            "count: 2, gpu: 1",
+            "s.yaml:9: agents.groups[0].gpu: unknown key; allowed here: count, model, profile",
+        ),
         (
             "-14b",
             "-15b",
@@ -92,7 +96,7 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
         (
             "measured/qwen2.5-14b",
             "ghost/x",
-            "s.yaml:10: agents.groups[1].profile: no profile 'ghost/x'; there are journal",
+            "s.yaml:10: agents.groups[1].profile: no profile 'ghost/x'; there are family",
         ),
         ("5000", "300", "s.yaml:2: deadline_ms: 300 ms is shorter than the compute of measured/qwen2.5-14b alone: its"),
         ("int4]", "int5]", "s.yaml:3: modes[1]: no agent's profile has mode 'int5'; there are full, int4"),

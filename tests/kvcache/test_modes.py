@@ -51,7 +51,7 @@ def test_known_names(text: str, mode: OperatingMode, canonical: str) -> None:
         ("q2c", "no mode 'q2c'; there are .*<selection>@<retention>"),
         ("int3", "no mode 'int3'"),
         ("int8+q2c@0.5", "no selection 'int8\\+q2c'"),
-        ("best@0.5", "no selection 'best' .*; there are q2c, q2c_last, snapkv, h2o, streaming, random"),
+        ("best@0.5", "no selection 'best' .*; there are q2c, q2c_last, q2c_pooled, snapkv, h2o, streaming, random"),
         ("prompt@0.5", "no selection 'prompt'"),
         ("q2c@0.5+int3", "no quantizer 'int3' .*mixed_int4"),
         ("q2c@0.5+", "no quantizer ''"),
