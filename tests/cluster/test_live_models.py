@@ -93,3 +93,22 @@ def test_simulated_runs_take_the_profile(tmp_path: Path) -> None:
 def test_the_familys_scenario_loads() -> None:
     loaded = Scenario.load(Path(__file__).parents[2] / "configs" / "small-family.yaml")
     assert {real.cloud for real in loaded.real_models.values()} == {"family/base"}
+
+
+@needs_kernel_link
+@pytest.mark.timeout(300)
+def test_a_context_that_is_not_in_the_cloud_is_sent_and_counted(
+    live_run: Callable[..., Finished], tmp_path: Path
+) -> None:
+    allocators = ["static_scout", "static_prompt"]
+    done = live_run(family(tmp_path, name="sent", context="sent", allocators=allocators))
+    assert done.returncode == 0, done.stderr
+    ledger = done.ledger
+    assert (ledger.status == "met").all() and (ledger.answer != "").all()
+    scouted, prompted = (ledger[ledger.allocator == name].set_index("request_id") for name in allocators)
+    positions = scouted.payload_bytes - prompted.payload_bytes
+    assert positions.between(8, 128).all(), "the prompt, and of some 300 positions at most a bit each with a header"
+    agents = done.summary["link"]["agents"]
+    others = sum(agent["hop1_bytes"] for agent in agents) - ledger.wire_bytes.sum()
+    bare = 66 * sum(agent["hop1_packets"] for agent in agents)
+    assert 0 <= others < bare, "all else that the kernel counted are handshakes and acknowledgements"
