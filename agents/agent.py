@@ -236,6 +236,9 @@ class Agent:
         self._allocator.received(record.request_id)
         # Of a hedged answer, the receipt tells when the hedge came; the transfer went on until now.
         ended_s = receipt.received_s if receipt.mode == header.mode else self._time_s()
+        sent_s += delivery.handshake_ms / 1e3
+        record.handshake_ms = delivery.handshake_ms
+        record.first_byte_ms = (receipt.first_byte_s - sent_s) * 1e3
         record.transfer_ms = (ended_s - sent_s) * 1e3
         record.payload_bytes = delivery.sent_bytes
         record.wire_bytes = wire_bytes(frame_bytes(delivery.sent_bytes))

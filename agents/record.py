@@ -25,7 +25,8 @@ class Record:
     Attributes:
         intended_s, lateness_ms: when the request should start, and how much later the emulator started it.
         queue_ms: waiting for the edge's compute; uplink_wait_ms: for the agent's own uplink.
-        allocate_ms: asking the allocator; transfer_ms: first byte sent to last byte at the worker.
+        allocate_ms: asking the allocator; handshake_ms: opening a connection, 0 where a warm one is used.
+        transfer_ms: first byte sent to last byte at the worker; first_byte_ms: to the first (a part of it).
         answer_ms: from the end of decoding at the worker until the agent has the answer.
         latency_ms: from the intended time to the answer; NaN if there was none.
         predicted_ms: the same as the allocator predicted it.
@@ -58,6 +59,8 @@ class Record:
     uplink_wait_ms: float = 0.0
     allocate_ms: float = 0.0
     encode_ms: float = 0.0
+    handshake_ms: float = 0.0
+    first_byte_ms: float = 0.0
     transfer_ms: float = 0.0
     cloud_queue_ms: float = 0.0
     cloud_prefill_ms: float = 0.0

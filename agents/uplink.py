@@ -22,6 +22,7 @@ from cloud.frames import (
     small_frame,
 )
 from cloud.sockets import close_socket
+from models.clock import now_s
 
 MAX_ANSWER_BYTES = 64 * 1024
 SEND_BYTES = 64 * 1024
@@ -55,11 +56,13 @@ class Delivery:
 
     Attributes:
         sent_bytes: of the payload, without the hedge; fewer than all if the rest was withdrawn.
+        handshake_ms: opening the connection, if there was none.
     """
 
     receipt: asyncio.Future[CloudStages]
     answer: asyncio.Future[CloudStages]
     sent_bytes: int = 0
+    handshake_ms: float = 0.0
 
 
 class Uplink(Protocol):
@@ -71,31 +74,58 @@ class Uplink(Protocol):
 
 
 class SocketUplink:
-    """One warm TCP connection per cloud worker, each opened by `connect` (again, if the last one broke)."""
+    """TCP connections to the cloud workers, each opened by `connect`.
 
-    def __init__(self, connect: Callable[[int], Awaitable[socket.socket]]) -> None:
+    Args:
+        warm: whether there is one per worker, kept for all requests (and opened again if it broke), or each request
+            opens one of its own, which is closed with its answer.
+    """
+
+    def __init__(self, connect: Callable[[int], Awaitable[socket.socket]], warm: bool = True) -> None:
         self._connect = connect
+        self._warm = warm
         self._connections: dict[int, _Connection] = {}
+        self._passing: set[_Connection] = set()
 
     async def open(self, workers: int) -> None:
-        """Connect to every worker ahead of the run."""
-        for worker in range(workers):
-            await self._connection(worker)
+        """Connect to every worker ahead of the run, if connections are kept warm."""
+        if self._warm:
+            for worker in range(workers):
+                self._connections[worker] = await self._opened(worker)
 
     async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
-        return await (await self._connection(worker)).send(header, payload, hedge)
+        connection, handshake_ms = self._connections.get(worker), 0.0
+        if connection is None or connection.closed:
+            began_s = now_s()
+            connection = await self._opened(worker)
+            handshake_ms = (now_s() - began_s) * 1e3
+            if self._warm:
+                self._connections[worker] = connection
+        delivery = await connection.send(header, payload, hedge)
+        delivery.handshake_ms = handshake_ms
+        if not self._warm:
+            self._let_pass(connection, delivery)
+        return delivery
 
     def close(self) -> None:
         """Close all connections; requests on them fail with ConnectionLost."""
-        for connection in self._connections.values():
+        for connection in [*self._connections.values(), *self._passing]:
             connection.close()
         self._connections.clear()
 
-    async def _connection(self, worker: int) -> "_Connection":
-        connection = self._connections.get(worker)
-        if connection is None or connection.closed:
-            connection = self._connections[worker] = _Connection(await self._connect(worker))
-        return connection
+    async def _opened(self, worker: int) -> "_Connection":
+        return _Connection(await self._connect(worker))
+
+    def _let_pass(self, connection: "_Connection", delivery: Delivery) -> None:
+        """Close with the answer, or when nobody waits for it any more."""
+
+        def close(_: object) -> None:
+            self._passing.discard(connection)
+            connection.close()
+
+        self._passing.add(connection)
+        delivery.answer.add_done_callback(close)
+        delivery.receipt.add_done_callback(lambda receipt: close(receipt) if receipt.cancelled() else None)
 
 
 class _Connection:

@@ -4,7 +4,7 @@ A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (o
 
     offset size field
          0    4 magic "SCUT"
-         4    1 version (1)
+         4    1 version (2)
          5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal, 5 hedge
          6    1 mode: index into the run's list of modes of that model (requests and hedges), 0 otherwise
          7    1 flags: 1 if the body comes in chunks (requests), 0 otherwise
@@ -33,7 +33,7 @@ from enum import IntEnum
 from typing import Self
 
 MAGIC = b"SCUT"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<4sBBBBHHIQQd")
 CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
@@ -206,7 +206,7 @@ def small_frame(header: Header, body: bytes = b"") -> bytes:
     return header.pack() + body + CRC.pack(zlib.crc32(body))
 
 
-STAGES = struct.Struct("<ddddB")
+STAGES = struct.Struct("<dddddB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +219,7 @@ class CloudStages:
         queue_ms, prefill_ms, decode_ms: waiting for the worker, and its work.
         mode: what it answers from: the request's mode, or that of its hedge.
         text: the answer, where a model gives one; why not, of a refusal that comes instead.
+        first_byte_s: when the first bytes were there, its header, by the same clock.
     """
 
     received_s: float
@@ -227,10 +228,12 @@ class CloudStages:
     decode_ms: float = 0.0
     mode: int = 0
     text: str = ""
+    first_byte_s: float = 0.0
 
     def pack(self) -> bytes:
-        """33 bytes and the text, in UTF-8."""
-        fields = STAGES.pack(self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms, self.mode)
+        """41 bytes and the text, in UTF-8."""
+        times = self.first_byte_s, self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms
+        fields = STAGES.pack(*times, self.mode)
         return fields + self.text.encode()[:MAX_TEXT_BYTES]
 
     @classmethod
@@ -238,8 +241,9 @@ class CloudStages:
         """Raises FrameError if the body is too short."""
         if len(body) < STAGES.size:
             raise FrameError("body", f"a body of {len(body)} bytes; at least {STAGES.size} are needed")
-        received_s, queue_ms, prefill_ms, decode_ms, mode = STAGES.unpack_from(body)
-        return cls(received_s, queue_ms, prefill_ms, decode_ms, mode, body[STAGES.size :].decode(errors="replace"))
+        first_byte_s, received_s, queue_ms, prefill_ms, decode_ms, mode = STAGES.unpack_from(body)
+        text = body[STAGES.size :].decode(errors="replace")
+        return cls(received_s, queue_ms, prefill_ms, decode_ms, mode, text, first_byte_s)
 
 
 def frame_bytes(body_bytes: int) -> int:

@@ -90,9 +90,9 @@ class _Connection:
                 header = await self._reader.header()
                 self._worker.runtime.check(header)
                 if header.kind is Kind.REQUEST:
-                    await self._take_request(header)
+                    await self._take_request(header, now_s())
                 elif header.kind is Kind.HEDGE:
-                    await self._take_hedge(header)
+                    await self._take_hedge(header, now_s())
                 else:
                     raise FrameError("kind", f"a worker takes requests, not {header.kind.name}")
         except Disconnected:
@@ -113,7 +113,7 @@ class _Connection:
                 self._worker.withdraw(key)
             close_socket(self._sock)
 
-    async def _take_request(self, header: Header) -> None:
+    async def _take_request(self, header: Header, first_byte_s: float) -> None:
         key = (self, header.request_id)
         body = _Usable(self._worker.runtime.receive(header))
         if not await self._reader.body(header, body.feed):
@@ -123,14 +123,14 @@ class _Connection:
             return
         self._hedged.discard(key)
         try:
-            await self._worker.submit(Job(key, header, now_s(), self._reply, body.content()))
+            await self._worker.submit(Job(key, header, now_s(), self._reply, body.content(), first_byte_s))
         except QueueFull:
             await self._refuse(header, "queue_full")
         except BadBody as error:
             self._worker.withdraw(key)
             await self._refuse_body(header, error)
 
-    async def _take_hedge(self, header: Header) -> None:
+    async def _take_hedge(self, header: Header, first_byte_s: float) -> None:
         if header.body_bytes > MAX_HEDGE_BYTES:
             raise FrameError(
                 "oversized", f"a hedge of {header.body_bytes} bytes; at most {MAX_HEDGE_BYTES} are accepted"
@@ -139,7 +139,7 @@ class _Connection:
         await self._reader.body(header, body.feed)
         key = (self, header.request_id)
         try:
-            self._worker.hold(Job(key, header, now_s(), self._reply, body.content()))
+            self._worker.hold(Job(key, header, now_s(), self._reply, body.content(), first_byte_s))
             self._hedged.add(key)
         except BadBody as error:
             await self._refuse_body(header, error)

@@ -30,6 +30,7 @@ class Job:
         key: the same for a request and the hedge that went ahead of it, and for nothing else.
         received_s: when its last byte was there.
         content: of its body, for the runtime.
+        first_byte_s: when its header was there.
     """
 
     key: Hashable
@@ -37,6 +38,7 @@ class Job:
     received_s: float
     reply: Reply
     content: Any = None
+    first_byte_s: float = 0.0
 
 
 class QueueFull(Exception):
@@ -80,12 +82,13 @@ class Worker:
         hedge = self._queued_hedges.pop(job.key, None)
         if hedge is not None:
             hedge.header, hedge.received_s, hedge.content = job.header, job.received_s, job.content
+            hedge.first_byte_s = job.first_byte_s
         elif not self._enqueue(job):
             self.counts["refused_queue_full"] += 1
             raise QueueFull
         self._release_due()
         try:
-            await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
+            await job.reply(Kind.RECEIPT, job.header, _receipt(job))
         except OSError:
             pass  # serving it will show, and count, that nobody waits
 
@@ -179,7 +182,7 @@ class Worker:
         self._served_from_hedge.add(job.key)
         self.counts["hedges_served"] += 1
         try:
-            await job.reply(Kind.RECEIPT, job.header, CloudStages(job.received_s, mode=job.header.mode))
+            await job.reply(Kind.RECEIPT, job.header, _receipt(job))
         except OSError:
             pass
 
@@ -218,3 +221,7 @@ class Worker:
         if self._free_s <= now and not other_ms:
             other_ms = self._backlog.blocking_ms(deadline_s)
         return max(now, self._free_s) + other_ms / 1e3 + HOLD_MARGIN_S
+
+
+def _receipt(job: Job) -> CloudStages:
+    return CloudStages(job.received_s, mode=job.header.mode, first_byte_s=job.first_byte_s)

@@ -148,11 +148,13 @@ class FluidUplink:
             if not future.done():
                 future.set_result(stages)
 
+        began_s = now_s()
         try:
             if hedge is not None:
                 await self._link.carry(self._agent_id, wire_bytes(frame_bytes(hedge.payload.size)))
                 ahead = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=hedge.payload.size)
-                to.hold(Job(key, ahead, now_s(), reply))
+                to.hold(Job(key, ahead, now_s(), reply, first_byte_s=began_s))
+                began_s = now_s()
             size_bytes = wire_bytes(frame_bytes(payload.size))
             carried_bytes = await self._link.carry(self._agent_id, size_bytes, delivery.receipt if hedge else None)
         except asyncio.CancelledError:
@@ -164,7 +166,7 @@ class FluidUplink:
             return delivery
         delivery.sent_bytes = payload.size
         try:
-            await to.submit(Job(key, header, now_s(), reply))
+            await to.submit(Job(key, header, now_s(), reply, first_byte_s=began_s))
         except QueueFull:
             refused = Refused("queue_full")
             for future in (delivery.receipt, delivery.answer):

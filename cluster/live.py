@@ -223,7 +223,8 @@ class LiveEngine:
 
 async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: str) -> AgentHost:
     client = await LinkClient.open(link_path)
-    uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id)) for agent_id in agent_ids}
+    warm = scenario.uplink.transport.connections == "warm"
+    uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id), warm) for agent_id in agent_ids}
     for uplink in uplinks.values():
         await uplink.open(scenario.cloud.workers)
     return make_host(scenario, agent_ids, uplinks.__getitem__, models=True)

@@ -71,6 +71,7 @@ def run_live(
             channel_mbps=first_mbps,
             grant_mbps=max(first_mbps / agents, MIN_RATE_MBPS),
             privilege=scenario.uplink.privilege,
+            congestion=scenario.uplink.transport.congestion,
         ) as link:
             if link.fallback_reason:
                 report(f"link: user-space pacing, less exact than the kernel's: {link.fallback_reason}")

@@ -18,6 +18,7 @@ from cluster.documents import Document, DocumentError
 from models.profiles import ModelProfile, ProfileError, load_profile
 from models.settings import ModelSettings
 from netem.channels import AnyChannel
+from netem.protocol import CongestionControl
 
 
 def _ray_fraction(value: float) -> float:
@@ -39,6 +40,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class TransportSettings(Settings):
+    """TCP as the agents use it; live runs only, for virtual time has no packets."""
+
+    congestion: CongestionControl = Field(default="reno", description="of those that the kernel offers")
+    connections: Literal["warm", "per_request"] = Field(
+        default="warm", description="kept open, or opened by each request and closed with its answer"
+    )
+
+
 class UplinkSettings(Settings):
     """The shared link: its true rate, what is believed of it, how it is built."""
 
@@ -47,6 +57,7 @@ class UplinkSettings(Settings):
     report_s: float = Field(default=1.0, ge=0.01, le=3600, description="how often the base station measures the rate")
     link: Literal["auto", "kernel", "paced"] = "auto"
     privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
+    transport: TransportSettings = TransportSettings()
 
 
 class AgentGroup(Settings):

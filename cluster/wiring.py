@@ -82,13 +82,17 @@ def make_reception(scenario: Scenario, worker: Worker) -> Reception:
         for profile in scenario.models
         for mode in scenario.modes_of(profile)
     )
+    warm = scenario.uplink.transport.connections == "warm"
     if scenario.real_models:  # a real body is decoded as it comes, and bounded by the model's own sizes
         largest = MAX_REAL_BODY_BYTES
     return Reception(
         worker,
         max_body_bytes=max(largest, MAX_HEDGE_BYTES),
-        # Each agent keeps one connection; while it replaces a broken one, the old one may linger.
-        max_connections=2 * len(scenario.agent_profiles) + 16,
+        # Each agent keeps one connection; while it replaces a broken one, the old one may linger. One that is opened
+        # per request stays until its answer, and so many may wait for theirs.
+        max_connections=2 * len(scenario.agent_profiles)
+        + (0 if warm else scenario.cloud.queue_limit + scenario.cloud.batch)
+        + 16,
     )
 
 

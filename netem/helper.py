@@ -64,7 +64,7 @@ def _listen(arguments: argparse.Namespace) -> Server:
     def build(request: protocol.Build, selector: selectors.BaseSelector) -> Link:
         if arguments.link == "paced":
             return PacedLink(request.agents, request.workers, request.channel_mbps, request.grant_mbps, selector)
-        return KernelLink(request.agents, request.workers, request.channel_mbps, request.grant_mbps)
+        return KernelLink(request.agents, request.workers, request.channel_mbps, request.grant_mbps, request.congestion)
 
     old_mask = os.umask(0o177)
     server = Server(arguments.socket, arguments.uid, build)

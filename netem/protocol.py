@@ -17,6 +17,7 @@ MAX_ANSWER_BYTES = 1 << 17  # counters of 1024 agents
 MAX_AGENTS = 1024
 MAX_WORKERS = 64
 
+CongestionControl = Literal["reno", "cubic", "bbr"]
 Rate = Annotated[float, Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS, allow_inf_nan=False)]
 Agent = Annotated[int, Field(ge=0, lt=MAX_AGENTS)]
 Worker = Annotated[int, Field(ge=0, lt=MAX_WORKERS)]
@@ -36,6 +37,7 @@ class Build(_Request):
     workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)]
     channel_mbps: Rate
     grant_mbps: Rate
+    congestion: CongestionControl = "reno"
 
 
 class Listen(_Request):

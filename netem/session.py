@@ -72,16 +72,29 @@ class LinkSession:
         channel_mbps: float,
         grant_mbps: float,
         privilege: Privilege = "auto",
+        congestion: protocol.CongestionControl = "reno",
     ) -> Self:
         """Start the helper and build a link on which every agent has `grant_mbps` of a channel of `channel_mbps`.
 
         `auto` takes the kernel link by the first privilege that works, and the paced link only where none does. Blocks
-        for some 0.3 s. Raises ValueError for numbers out of bounds, LinkUnavailable.
+        for some 0.3 s. Only the kernel link has a choice of congestion controls: with any but Reno, `auto` is `kernel`.
+        Raises ValueError for numbers out of bounds, LinkUnavailable.
         """
         build = protocol.Build(
-            id=0, op="build", agents=agents, workers=workers, channel_mbps=channel_mbps, grant_mbps=grant_mbps
+            id=0,
+            op="build",
+            agents=agents,
+            workers=workers,
+            channel_mbps=channel_mbps,
+            grant_mbps=grant_mbps,
+            congestion=congestion,
         )
+        kernel_only = congestion != "reno"
         if kind == "paced":
+            if kernel_only:
+                raise LinkUnavailable(
+                    f"congestion control {congestion}: the paced link has none to choose, only the kernel's"
+                )
             return cls("paced", "none", build)
         reasons = []
         for one in _privileges() if privilege == "auto" else [privilege]:
@@ -90,7 +103,7 @@ class LinkSession:
             except LinkUnavailable as error:
                 reasons.append(f"{one}: {error}")
         why = "the kernel can't shape links here (" + "; ".join(reasons) + ")"
-        if kind == "kernel":
+        if kind == "kernel" or kernel_only:
             raise LinkUnavailable(why)
         return cls("paced", "none", build, fallback_reason=why)
 

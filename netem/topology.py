@@ -30,6 +30,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from netem import shaping
 from netem.link import SEND_BUFFER_BYTES, AgentCounters, LinkError
 from netem.namespaces import NetworkNamespace
+from netem.protocol import CongestionControl
 from netem.wire import MAX_RATE_MBPS
 
 STATION_MAC, FAR_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -101,9 +102,13 @@ class _Place:
 
 
 class KernelLink:
-    """Builds everything at once. Raises OSError if this machine can't."""
+    """Builds everything at once. Raises OSError if this machine can't, LinkError if only `congestion` can't be had."""
 
-    def __init__(self, agents: int, workers: int, channel_mbps: float, grant_mbps: float) -> None:
+    def __init__(
+        self, agents: int, workers: int, channel_mbps: float, grant_mbps: float, congestion: CongestionControl = "reno"
+    ) -> None:
+        _require_congestion_control(congestion)
+        self._congestion = congestion
         self._workers = workers
         self._grants_mbps = [grant_mbps] * agents
         self._channel_mbps = channel_mbps
@@ -151,7 +156,7 @@ class KernelLink:
         """See `link.Link`."""
         self._check_worker(worker)
         with self._cloud.entered():
-            listener = _tcp_socket()
+            listener = _tcp_socket(self._congestion)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((CLOUD_IP, FIRST_WORKER_PORT + worker))
@@ -166,7 +171,7 @@ class KernelLink:
         self._check_worker(worker)
         self._check_agent(agent)
         with self._agents[agent].namespace.entered():
-            sender = _tcp_socket()
+            sender = _tcp_socket(self._congestion)
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
@@ -284,9 +289,21 @@ def _add_hop2_leaf(station: IPRoute, minor: int) -> None:
     shaping.add_queue(station, CLOUD_LINK, minor)
 
 
-def _tcp_socket() -> socket.socket:
-    """A non-blocking socket with plain Reno, present in every kernel: on a lossless path it neither paces nor probes,
-    so that the shaping alone sets the rate (BBR or CUBIC's slow-start exit would add their own)."""
+def _tcp_socket(congestion: CongestionControl) -> socket.socket:
+    """A non-blocking socket. Plain Reno, present in every kernel, is the link's usual: on a lossless path it neither
+    paces nor probes, so that the shaping alone sets the rate (BBR or CUBIC's slow-start exit add their own)."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
     return made
+
+
+def _require_congestion_control(congestion: CongestionControl) -> None:
+    """Raises LinkError, with what the kernel offers."""
+    try:
+        _tcp_socket(congestion).close()
+    except OSError:
+        offered = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+        raise LinkError(
+            f"this kernel doesn't offer the congestion control {congestion}, only {', '.join(offered)}: "
+            f"modprobe tcp_{congestion}, or choose one of these"
+        ) from None

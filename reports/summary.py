@@ -12,6 +12,7 @@ STAGES = (
     "uplink_wait",
     "allocate",
     "encode",
+    "handshake",
     "transfer",
     "cloud_queue",
     "cloud_prefill",

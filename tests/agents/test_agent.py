@@ -24,6 +24,7 @@ from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.profiles import ModelProfile
+from reports.summary import STAGES
 
 PROFILE = ModelProfile.model_validate(
     {
@@ -48,7 +49,13 @@ class Rig:
     """One agent and one worker."""
 
     def __init__(
-        self, policy: str, deadline_ms: float, timeout_ms: float, backlog_limit: int, queue_limit: int
+        self,
+        policy: str,
+        deadline_ms: float,
+        timeout_ms: float,
+        backlog_limit: int,
+        queue_limit: int,
+        warm: bool,
     ) -> None:
         self.worker = Worker(ProfileCloud([PROFILE]), queue_limit)
         self.reception = Reception(self.worker, 200_000, 16)
@@ -73,7 +80,7 @@ class Rig:
             timeout_ms=timeout_ms,
             backlog_limit=backlog_limit,
         )
-        self.uplink = SocketUplink(self.connect)
+        self.uplink = SocketUplink(self.connect, warm)
         self.host = AgentHost([Seat(settings, ProfileEdge(10, {"full": 200_000, "local": 0}), self.uplink)])
         self.allocator = Allocator([AgentInfo(0, 1)], make_policy(policy), Fixed(mbps=1000), LeastLoaded(1), FreeLink())
 
@@ -102,8 +109,9 @@ async def rig(
     timeout_ms: float = 3000,
     backlog_limit: int = 8,
     queue_limit: int = 8,
+    warm: bool = True,
 ) -> AsyncIterator[Rig]:
-    made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit)
+    made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit, warm)
     made.serving = asyncio.create_task(made.reception.run(made.listener))
     try:
         await made.uplink.open(1)
@@ -237,3 +245,31 @@ async def test_requests_of_one_agent_go_through_compute_and_uplink_in_order() ->
         records = await r.play([0, 0, 0])
     assert records[1].queue_ms >= 9 and records[2].queue_ms >= 19, "10 ms of prefill each"
     assert sorted(record.latency_ms for record in records) == [record.latency_ms for record in records]
+
+
+async def test_warm_connections_are_opened_ahead_and_kept() -> None:
+    async with rig() as r:
+        records = await r.play([0, 0.1, 0.2])
+        assert r.connections == 1
+    assert all(record.handshake_ms == 0 and record.status is Status.MET for record in records)
+    assert all(0 <= record.first_byte_ms <= record.transfer_ms for record in records)
+
+
+async def test_a_connection_per_request_is_opened_timed_and_closed_with_its_answer() -> None:
+    async with rig(warm=False) as r:
+        assert r.connections == 0
+        records = await r.play([0, 0.1, 0.1])
+        assert r.connections == 3
+        await asyncio.sleep(0.01)
+        assert not r.uplink._passing and not r.reception._connections, "both ends have closed"
+    assert all(record.status is Status.MET and record.handshake_ms > 0 for record in records)
+    stages = sum(getattr(records[0], f"{name}_ms") for name in STAGES)
+    assert stages == pytest.approx(records[0].latency_ms, abs=0.5), "the handshake is one of them"
+
+
+async def test_a_request_that_gives_up_leaves_no_connection_behind() -> None:
+    async with rig(warm=False, timeout_ms=40) as r:
+        (record,) = await r.play([0])
+        assert record.reason == "no answer within 40 ms"
+        await asyncio.sleep(0.01)
+        assert not r.uplink._passing

@@ -100,7 +100,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 def header_with(**changes: object) -> bytes:
     """A header with a right checksum and wrong fields."""
-    fields = {"magic": b"SCUT", "version": 1, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
+    fields = {"magic": b"SCUT", "version": 2, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
     fields |= {"agent": 0, "request": 0, "body": 0, "deadline": 1.0} | changes
     packed = HEADER.pack(*fields.values())
     return packed + CRC.pack(zlib.crc32(packed))
@@ -110,7 +110,7 @@ def header_with(**changes: object) -> bytes:
     ("changes", "reason"),
     [
         ({"magic": b"HTTP"}, "magic"),
-        ({"version": 2}, "version"),
+        ({"version": 1}, "version"),
         ({"kind": 9}, "header"),
         ({"flags": 2}, "header"),
         ({"reserved": 1}, "header"),
@@ -129,11 +129,11 @@ def test_wrong_headers_are_refused_by_name(changes: dict, reason: str) -> None:
 def test_header_layout_is_the_documented_one() -> None:
     raw = Header(Kind.REQUEST, request_id=7, body_bytes=9, agent_id=3, model=2, mode=1, deadline_s=1.5).pack()
     assert len(raw) == 44
-    assert raw[:12] == b"SCUT" + bytes([1, 1, 1, 0, 2, 0, 0, 0])
+    assert raw[:12] == b"SCUT" + bytes([2, 1, 1, 0, 2, 0, 0, 0])
     assert struct.unpack("<IQQd", raw[12:40]) == (3, 7, 9, 1.5)
 
 
-@given(st.binary(max_size=32))
+@given(st.binary(max_size=40))
 def test_stages_that_are_too_short_are_refused(body: bytes) -> None:
     with pytest.raises(FrameError):
         CloudStages.unpack(body)
@@ -141,5 +141,5 @@ def test_stages_that_are_too_short_are_refused(body: bytes) -> None:
 
 @given(st.text(max_size=100), st.floats(0, 1e6), st.integers(0, 255))
 def test_stages_come_back_with_their_answer(text: str, ms: float, mode: int) -> None:
-    stages = CloudStages(12.5, ms, 2 * ms, 0.0, mode, text)
+    stages = CloudStages(12.5, ms, 2 * ms, 0.0, mode, text, first_byte_s=3.5)
     assert CloudStages.unpack(stages.pack()) == stages

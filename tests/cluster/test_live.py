@@ -65,6 +65,24 @@ def test_the_headline_in_small(live_run: Run, scenario: Write) -> None:
 
 
 @needs_kernel_link
+def test_a_connection_of_its_own_for_every_request(live_run: Run, scenario: Write) -> None:
+    transport = {"congestion": "cubic", "connections": "per_request"}
+    uplink = {"channel": {"kind": "constant", "mbps": 20}, "transport": transport}
+    done = live_run(scenario(uplink=uplink), "--allocator", "model_aware")
+    assert done.returncode == 0, done.stderr
+    assert (done.ledger.status == "met").all() and (done.ledger.handshake_ms > 0).all()
+    assert (done.ledger.first_byte_ms < done.ledger.transfer_ms).all()
+    assert all(worker.get("refused_connections", 0) == 0 for worker in done.summary["workers"])
+
+
+def test_the_paced_link_has_no_congestion_control_to_choose(scenario: Write, tmp_path: Path) -> None:
+    uplink = {"channel": {"kind": "constant", "mbps": 20}, "link": "paced", "transport": {"congestion": "cubic"}}
+    done = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and "only the kernel" in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+@needs_kernel_link
 def test_a_small_request_is_one_frame_on_the_wire(live_run: Run, scenario: Write) -> None:
     done = live_run(scenario(modes=["prompt"], cloud={"workers": 1}), "--allocator", "equal")
     assert done.returncode == 0, done.stderr

@@ -12,8 +12,9 @@ import pytest
 
 from netem.client import LinkClient
 from netem.fairness import jain_index
-from netem.session import LinkSession
+from netem.session import LinkSession, LinkUnavailable
 from netem.wire import ideal_transfer_s, wire_bytes
+from tests.netem.conftest import start
 
 MIB = 1 << 20
 
@@ -187,3 +188,22 @@ async def test_worker_can_listen_again_after_it_stopped(client: LinkClient) -> N
 async def test_connecting_to_nobody_fails(client: LinkClient) -> None:
     with pytest.raises((ConnectionRefusedError, RuntimeError), match=r"refused|isn't listening"):
         await client.connect(0, 1)
+
+
+@pytest.mark.parametrize("congestion", ["reno", "cubic", "bbr"])
+@pytest.mark.parametrize("privilege", ["root", "userns"])
+async def test_connections_use_the_congestion_control_that_was_asked_for(privilege: str, congestion: str) -> None:
+    session = start("kernel", privilege, congestion=congestion)  # skips where the kernel doesn't offer it
+    try:
+        async with await LinkClient.open(session.socket_path) as client, path(client, 0) as (near, far):
+            await transfer_s(near, far, payload(MIB // 4)[: MIB // 4])
+            for end in (near, far):
+                used = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                assert used.rstrip(b"\0").decode() == congestion
+    finally:
+        session.stop()
+
+
+def test_the_paced_link_has_none_to_choose() -> None:
+    with pytest.raises(LinkUnavailable, match="only the kernel"):
+        LinkSession.start("paced", agents=1, workers=1, channel_mbps=1, grant_mbps=1, congestion="cubic")
