@@ -13,6 +13,7 @@ from rich.console import Console
 
 from netem.channels import CHANNELS, Channel
 from netem.channels.ar1 import PUBLISHED
+from netem.channels.cellular import CELLS
 
 MAX_STEPS = 1_000_000
 
@@ -22,7 +23,7 @@ class ChannelError(ValueError):
 
 
 def make_channel(kind: str, settings: Sequence[str]) -> Channel:
-    """A channel by its kind, or by the name of a published 5G scenario.
+    """A channel by its kind, or by the name of a published 5G scenario or of a cell.
 
     Args:
         settings: `key=value`, the value as in a scenario file.
@@ -44,8 +45,11 @@ def make_channel(kind: str, settings: Sequence[str]) -> Channel:
     if kind in PUBLISHED:
         given = {"scenario": kind, **given}
         kind = "ar1"
+    if kind in CELLS:
+        given = {"cell": kind, **given}
+        kind = "cellular"
     if kind not in CHANNELS:
-        raise ChannelError(f"no channel {kind!r}; there are {', '.join([*CHANNELS, *PUBLISHED])}")
+        raise ChannelError(f"no channel {kind!r}; there are {', '.join([*CHANNELS, *PUBLISHED, *CELLS])}")
     try:
         return CHANNELS[kind].model_validate({"kind": kind, **given})
     except ValidationError as error:
@@ -73,6 +77,12 @@ def play(channel: Channel, seed: int, steps: int) -> dict[str, Any]:
         "rates_mbps": [change.mbps for change in changes],
         "at_s": [change.at_s for change in changes],
     }
+
+
+def trace_lines(played: dict[str, Any]) -> list[str]:
+    """The same as the lines of a trace file; to a microsecond and 0.1 kbit/s."""
+    changes = zip(played["at_s"], played["rates_mbps"], strict=True)
+    return ["t_s,mbps", *(f"{round(at_s, 6)},{round(mbps, 4)}" for at_s, mbps in changes)]
 
 
 def show(console: Console, played: dict[str, Any]) -> None:

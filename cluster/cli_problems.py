@@ -45,20 +45,26 @@ def allocate(
 
 
 def channel(
-    kind: Annotated[str, typer.Argument(help="Such as markov, or a published 5G scenario such as urban_mmwave.")],
+    kind: Annotated[
+        str, typer.Argument(help="Such as markov, a published 5G scenario (urban_mmwave), a cell (lte_driving).")
+    ],
     seed: Annotated[int, typer.Option(help="Equal seeds play equal rates.")] = 42,
     steps: Annotated[int, typer.Option(help="How many rate changes.")] = 20,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as in scenarios, key=value; any number of times.")
     ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As a trace file (`t_s,mbps`) on standard output.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the bandwidth sequence that a channel plays."""
-    from cluster.channelsequence import ChannelError, make_channel, play, show
+    from cluster.channelsequence import ChannelError, make_channel, play, show, trace_lines
 
     result = ResultStream(as_json)
     try:
         played = play(make_channel(kind, settings or []), seed, steps)
     except ChannelError as error:
         fail(error)
+    if as_csv:
+        print("\n".join(trace_lines(played)))
+        return
     result.write(played, lambda: show(console, played))

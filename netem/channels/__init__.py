@@ -9,6 +9,7 @@ from pydantic import Field
 
 from netem.channels.ar1 import Ar1Channel
 from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.channels.cellular import CellularChannel
 from netem.channels.constant import ConstantChannel
 from netem.channels.markov import MarkovChannel
 from netem.channels.steps import StepsChannel
@@ -19,11 +20,13 @@ CHANNELS: dict[str, type[Channel]] = {
     "steps": StepsChannel,
     "markov": MarkovChannel,
     "ar1": Ar1Channel,
+    "cellular": CellularChannel,
     "trace": TraceChannel,
 }
 
 AnyChannel = Annotated[
-    ConstantChannel | StepsChannel | MarkovChannel | Ar1Channel | TraceChannel, Field(discriminator="kind")
+    ConstantChannel | StepsChannel | MarkovChannel | Ar1Channel | CellularChannel | TraceChannel,
+    Field(discriminator="kind"),
 ]
 
 __all__ = ["CHANNELS", "MIN_RATE_MBPS", "AnyChannel", "Channel", "RateChange"]

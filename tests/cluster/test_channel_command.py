@@ -43,6 +43,7 @@ def settings(tmp_path: Path) -> dict[str, list[str]]:
         "steps": ["steps=[[0, 50], [10, 5]]"],
         "markov": [],
         "ar1": ["mean=10", "std=2", "min=1", "max=20", "rho=0.5"],
+        "cellular": ["cell=nr_mmwave"],
         "trace": [f"path={tmp_path / 't.csv'}"],
     }
 
@@ -61,7 +62,7 @@ def test_every_registered_channel(kind: str, settings: dict[str, list[str]]) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["wifi"], "no channel 'wifi'; there are constant, steps, markov, ar1, trace, urban_mmwave"),
+        (["wifi"], "no channel 'wifi'; there are constant, steps, markov, ar1, cellular, trace, urban_mmwave"),
         (["constant"], "channel constant: needs mbps; its settings are mbps"),
         (["constant", "--set", "mbps=-1"], "channel constant: mbps: -1: input should be greater"),
         (["constant", "--set", "mbps=fast"], "mbps: 'fast': input should be a valid number"),
@@ -87,3 +88,12 @@ def test_nonsense_is_one_line(arguments: list[str], message: str) -> None:
     assert done.exit_code == 2, done.output
     assert done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
     assert message in done.stderr
+
+
+def test_a_channel_as_a_trace_that_plays_the_same(tmp_path: Path) -> None:
+    done = scout("channel", "lte_walking", "--steps", "50", "--csv")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "walk.csv"
+    path.write_text(done.stdout)
+    traced = play(make_channel("trace", [f"path={path}"]), 0, 50)
+    assert traced["rates_mbps"] == pytest.approx(play(make_channel("lte_walking", []), 42, 50)["rates_mbps"], abs=1e-3)

@@ -80,7 +80,7 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
         (
             "kind: constant, ",
             "",
-            "s.yaml:5: uplink.channel.kind: is missing; one of constant, steps, markov, ar1, trace",
+            "s.yaml:5: uplink.channel.kind: is missing; one of constant, steps, markov, ar1, cellular, trace",
         ),
         ("rounds: 2", "rounds: 0", "s.yaml:6: arrivals.rounds: 0: input should be greater than or equal to 1"),
         (

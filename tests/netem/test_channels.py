@@ -3,6 +3,7 @@
 from itertools import islice, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from netem.channels import CHANNELS, MIN_RATE_MBPS, AnyChannel, Channel
 from netem.channels.ar1 import PUBLISHED
 from netem.channels.base import mean_rate_mbps
+from netem.channels.cellular import CELLS
 from netem.channels.trace import TraceError, parse_csv, parse_mahimahi
 from netem.wire import MAX_RATE_MBPS
 
@@ -24,6 +26,7 @@ def settings(tmp_path: Path) -> dict[str, dict]:
         "steps": {"steps": [[0, 50], [10, 5], [20, 50]]},
         "markov": {},
         "ar1": {"scenario": "urban_mmwave"},
+        "cellular": {"cell": "lte_driving"},
         "trace": {"path": str(trace)},
     }
 
@@ -119,3 +122,29 @@ def test_missing_and_binary_traces_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.up").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValidationError, match="not a text file"):
         make({"kind": "trace", "path": "b.up"}, base_dir=tmp_path)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_cellular_rates_are_what_their_parameters_say(cell: str) -> None:
+    channel = make({"kind": "cellular", "cell": cell, "outage_every_s": 10, "max_mbps": 10_000})
+    rates = np.array([change.mbps for change in islice(channel.play(3), 200_000)])  # 4,000 s
+    settings = CELLS[cell]
+    out = rates == settings["outage_mbps"]
+    assert out.mean() == pytest.approx(settings["outage_s"] / (10 + settings["outage_s"]), rel=0.35)
+    db = 10 * np.log10(rates[~out] / settings["median_mbps"])
+    assert db.std() == pytest.approx(np.hypot(settings["shadowing_db"], settings["fading_db"]), rel=0.15)
+    assert abs(db.mean()) < 0.5 * settings["shadowing_db"]
+
+
+def test_fading_forgets_in_its_own_time() -> None:
+    channel = make({"kind": "cellular", "cell": "lte_walking", "shadowing_db": 0, "outage_every_s": 1e6})
+    db = 10 * np.log10([change.mbps for change in islice(channel.play(1), 50_000)])
+    after = round(CELLS["lte_walking"]["fading_s"] / channel.step_s)  # type: ignore[attr-defined]
+    assert np.corrcoef(db[:-after], db[after:])[0, 1] == pytest.approx(np.exp(-1), abs=0.05)
+
+
+def test_the_shipped_trace_is_what_its_channel_plays() -> None:
+    path = Path(__file__).parents[2] / "configs" / "traces" / "lte_driving.csv"
+    shipped = islice(make({"kind": "trace", "path": str(path)}).play(0), 3000)
+    played = islice(make({"kind": "cellular", "cell": "lte_driving"}).play(42), 3000)
+    assert all(a == pytest.approx(b, abs=1e-3) for a, b in zip(shipped, played, strict=True))
