@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster import cli_benches, cli_models, cli_problems
+from cluster import cli_benches, cli_compare, cli_models, cli_problems
+from cluster.cli_live import run_live_or_fail
 from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
 if TYPE_CHECKING:
-    from cluster.scenario import Scenario
+    pass
 
 app = typer.Typer(
     name="scout",
@@ -67,27 +68,7 @@ def run(
 
         _show_run(result, run_simulated(loaded, run_dir))
     else:
-        _show_run(result, _run_live(loaded, run_dir, address))
-
-
-def _run_live(loaded: "Scenario", run_dir: Path, address: str | None) -> dict[str, Any]:
-    from cluster import runfolder
-    from cluster.placement import PlacementError
-    from cluster.raysession import RayUnavailable
-    from cluster.realmodels import ModelsUnavailable
-    from cluster.run import Interrupts, run_live
-    from netem.session import LinkUnavailable
-
-    interrupts = Interrupts()
-    try:
-        return run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts)
-    except (ModelsUnavailable, PlacementError, RayUnavailable, LinkUnavailable) as error:
-        runfolder.discard(run_dir)
-        fail(error)
-    except KeyboardInterrupt:
-        runfolder.discard(run_dir)
-        messages.print("interrupted before anything ran")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        _show_run(result, run_live_or_fail(loaded, run_dir, address))
 
 
 def _show_run(result: ResultStream, summary: dict[str, Any]) -> None:
@@ -124,10 +105,10 @@ def fidelity(
     try:
         loaded = Scenario.load(scenario, _names(allocator))
         folder = out or runfolder.default_folder(loaded)
-        live = _run_live(loaded, runfolder.create(folder / LIVE_FOLDER, loaded), address)
+        live = run_live_or_fail(loaded, runfolder.create(folder / LIVE_FOLDER, loaded), address)
         again = None
         if twice and not live["partial"]:
-            again = _run_live(loaded, runfolder.create(folder / AGAIN_FOLDER, loaded), address)
+            again = run_live_or_fail(loaded, runfolder.create(folder / AGAIN_FOLDER, loaded), address)
         found = against_live(folder, live, loaded, again)
     except (DocumentError, runfolder.RunFolderError) as error:
         fail(error)
@@ -251,6 +232,7 @@ def bench_simulate(
 cli_benches.register(bench)
 cli_problems.register(app)
 cli_models.register(app)
+cli_compare.register(app)
 
 
 def _names(allocators: str | None) -> list[str] | None:

@@ -1,5 +1,6 @@
 """YAML documents whose errors say where: file, line, key, what was found, what is allowed."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -48,6 +49,25 @@ class Document:
             raise DocumentError(f"{path}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise DocumentError(f"{path}: not a text file") from None
+
+    def changed(self, where: Where, value: Any) -> "Document":
+        """A copy with one value changed or added; errors about it name the lines of the file as it is.
+
+        Raises:
+            DocumentError: what should hold the value isn't there.
+        """
+        copied = copy.copy(self)
+        copied.data = at = copy.deepcopy(self.data)
+        for n, part in enumerate(where[:-1], start=1):
+            try:
+                at = at[part]
+            except (KeyError, IndexError, TypeError):
+                raise DocumentError(f"{self.path}: there is no {dotted(where[:n])} to change") from None
+        try:
+            at[where[-1]] = value
+        except (IndexError, TypeError):
+            raise DocumentError(f"{self.path}: there is no {dotted(where)} to change") from None
+        return copied
 
     def error(self, where: Where, message: str) -> DocumentError:
         """`file:line: key: message`, with the line of the innermost key that the document has."""

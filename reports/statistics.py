@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -36,7 +37,7 @@ class Difference:
     verdict: str
 
 
-def interval(values: Sequence[float], rng: np.random.Generator) -> tuple[float, float]:
+def interval(values: ArrayLike, rng: np.random.Generator) -> tuple[float, float]:
     """A 95 % interval of the mean over runs, by bias-corrected, accelerated bootstrap (Efron 1987).
 
     One value, or equal ones, are their own interval: nothing is known of how much they vary.
@@ -56,13 +57,13 @@ def interval(values: Sequence[float], rng: np.random.Generator) -> tuple[float, 
     return float(found.low), float(found.high)
 
 
-def sign_flip_p(differences: Sequence[float], rng: np.random.Generator) -> float:
+def sign_flip_p(differences: ArrayLike, rng: np.random.Generator) -> float:
     """How often the mean is as far from zero if every difference's sign were a coin's; two-sided.
 
     Exact up to 13 runs (8,192 patterns), else from 9,999 random patterns.
     """
     data = np.asarray(differences, dtype=float)
-    if not data.any():
+    if not data.any() or len(data) == 1:
         return 1.0
     found = stats.permutation_test(
         (data,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, alternative="two-sided", rng=rng

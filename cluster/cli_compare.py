@@ -1,0 +1,87 @@
+"""Commands that compare allocators over many runs."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cluster.terminal import EXIT_FAILED, Json, ResultStream, console, fail, messages
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (compare, report):
+        app.command()(command)
+
+
+def compare(
+    scenario: Annotated[Path, typer.Argument(help="A scenario file, such as configs/poisson.yaml.")],
+    allocators: Annotated[
+        str | None, typer.Option("--allocators", help="Those to compare, by comma; default: the scenario's.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Runs, each with arrivals and a channel of its own.")
+    ] = 10,
+    engine: Annotated[Literal["live", "simulated"], typer.Option(help="What runs them.")] = "simulated",
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", help="key=value,value,... of the scenario; any number of times.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of all runs; default: runs/<time>-<scenario>.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run allocators on the same arrivals and channels with many seeds, and say which is better, if that can be said.
+
+    `equal`, `local_only` and `clairvoyant` (which knows the channel's present rate) run along, for orientation.
+    """
+    from cluster import runfolder
+    from cluster.compare import Sweep, plan, run_all
+    from cluster.documents import Document, DocumentError
+    from cluster.simulated import run_simulated
+
+    result = ResultStream(as_json)
+    try:
+        names = [name.strip() for name in allocators.split(",")] if allocators else None
+        planned = plan(Document.read(scenario), names, seeds, [Sweep.parse(each) for each in sweep or ()])
+        first = planned.runs[0].scenario
+        folder = out or runfolder.default_folder(first)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise runfolder.RunFolderError(f"{folder} is not empty; a comparison needs a folder of its own")
+        facts: dict[str, Any] = {"scenario": first.name, "engine": engine, "command": shlex.join(sys.argv)}
+        facts["machine"] = runfolder.describe_machine()
+        if engine == "live":
+            from cluster.cli_live import run_live_or_fail
+
+            run_all(planned, folder, lambda s, run_dir: run_live_or_fail(s, run_dir, None), facts, _say)
+        else:
+            run_all(planned, folder, run_simulated, facts, _say)
+    except (DocumentError, runfolder.RunFolderError) as error:
+        fail(error)
+    _show(result, folder)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `scout compare` made.")], as_json: Json = False
+) -> None:
+    """Show a comparison again, from its run folders; what is missing or damaged is said, the rest is shown."""
+    _show(ResultStream(as_json), folder)
+
+
+def _show(result: ResultStream, folder: Path) -> None:
+    from reports.comparison import ComparisonError, comparison_tables, read_comparison
+
+    try:
+        found = read_comparison(folder)
+    except ComparisonError as error:
+        fail(error)
+    result.write(found, lambda: console.print(*comparison_tables(found), sep="\n"))
+    for warning in found["warnings"]:
+        messages.print(f"[bold red]{warning}[/bold red]", highlight=False)
+    messages.print(f"runs: {folder}", highlight=False, soft_wrap=True)
+    if found["warnings"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _say(line: str) -> None:
+    messages.print(line, highlight=False)
