@@ -82,22 +82,26 @@ def _point(point: str, rows: pd.DataFrame, compared: list[str], rng: np.random.G
     """Figures and verdicts of one combination of what was swept, from seeds that all allocators have."""
     allocators = list(dict.fromkeys(rows.sort_values("allocator").allocator))
     order = [name for name in compared if name in allocators] + [n for n in allocators if n not in compared]
-    tables = {metric: rows.pivot(index="seed", columns="allocator", values=metric) for metric in METRICS}
+    values = {metric: {name: _values(rows[rows.allocator == name], metric) for name in order} for metric in METRICS}
     figures: dict[str, dict[str, Any]] = {}
     for name in order:
         own = rows[rows.allocator == name]
-        figures[name] = {status: int(sum(own[status])) for status in COUNTS}
-        for metric, table in tables.items():
-            values = table[name].to_list()
-            low, high = interval(values, rng)
-            figures[name][metric] = {"mean": float(np.mean(values)), "low": low, "high": high}
+        figures[name] = {status: round(sum(_values(own, status))) for status in COUNTS}
+        for metric, by_name in values.items():
+            low, high = interval(by_name[name], rng)
+            figures[name][metric] = {"mean": float(np.mean(by_name[name])), "low": low, "high": high}
     pairs = list(combinations([name for name in compared if name in allocators], 2))
     verdicts = []
-    for metric, table in tables.items():
-        differences = compare([(table[first].to_list(), table[second].to_list()) for first, second in pairs], rng)
+    for metric, by_name in values.items():
+        differences = compare([(by_name[first], by_name[second]) for first, second in pairs], rng)
         for (first, second), difference in zip(pairs, differences, strict=True):
             verdicts.append({"metric": metric, "first": first, "second": second} | asdict(difference))
-    return {"point": json.loads(point), "seeds": len(tables["compliance"]), "figures": figures, "verdicts": verdicts}
+    return {"point": json.loads(point), "seeds": rows.seed.nunique(), "figures": figures, "verdicts": verdicts}
+
+
+def _values(rows: pd.DataFrame, column: str) -> list[float]:
+    """Of one allocator, in the order of seeds."""
+    return [float(value) for value in rows.sort_values("seed")[column].to_numpy()]
 
 
 def comparison_tables(found: dict[str, Any]) -> Iterator[Table]:
