@@ -46,8 +46,8 @@ class Sweep:
 
     @property
     def key(self) -> str:
-        """The last part of the key, which names it in tables."""
-        return str(self.where[-1])
+        """As it was given."""
+        return ".".join(map(str, self.where))
 
 
 @dataclass(frozen=True)

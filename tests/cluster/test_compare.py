@@ -51,9 +51,9 @@ def test_figures_are_the_ledgers_and_come_again_from_the_folders(compared: Path)
     shown = json.loads((compared / "shown.json").read_text())
     again = scout("report", str(compared), "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == shown
-    assert [point["point"] for point in shown["points"]] == [{"mbps": 5}, {"mbps": 20}]
+    assert [point["point"] for point in shown["points"]] == [{"uplink.channel.mbps": 5}, {"uplink.channel.mbps": 20}]
     point = shown["points"][0]
-    ledgers = [pd.read_parquet(path) for path in (compared / "mbps=5").rglob("ledger.parquet")]
+    ledgers = [pd.read_parquet(path) for path in (compared / "uplink.channel.mbps=5").rglob("ledger.parquet")]
     rows = pd.concat(ledgers)
     for name, figures in point["figures"].items():
         own = rows[rows.allocator == name]
@@ -65,16 +65,18 @@ def test_figures_are_the_ledgers_and_come_again_from_the_folders(compared: Path)
 
 
 def test_damaged_missing_and_partial_runs_are_named_and_the_rest_is_shown(compared: Path) -> None:
-    (compared / "mbps=5" / "seed-42" / "summary.json").write_text("{")
-    shutil.rmtree(compared / "mbps=5" / "seed-43")
-    summary = compared / "mbps=20" / "seed-42" / "summary.json"
+    (compared / "uplink.channel.mbps=5" / "seed-42" / "summary.json").write_text("{")
+    shutil.rmtree(compared / "uplink.channel.mbps=5" / "seed-43")
+    summary = compared / "uplink.channel.mbps=20" / "seed-42" / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"partial": True, "warnings": ["PARTIAL: killed"]}))
     done = scout("report", str(compared), "--json")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     found = json.loads(done.stdout)
     assert [point["seeds"] for point in found["points"]] == [1, 2]
     told = " ".join(found["warnings"])
-    assert "damaged, not JSON" in told and "No such file" in told and "mbps=20/seed-42 is partial" in told
+    assert (
+        "damaged, not JSON" in told and "No such file" in told and "uplink.channel.mbps=20/seed-42 is partial" in told
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"runs": 3}', '{"runs": [], "compared": [], "planned": 0}'])
