@@ -72,7 +72,7 @@ def plan(document: Document, allocators: Sequence[str] | None, seeds: int, sweep
     """Every combination of the sweeps' values with as many seeds, from the scenario's own seed on.
 
     The order of allocators rotates from seed to seed, so that none always goes first. `local_only` and `equal` are
-    added as floors and `clairvoyant` as a ceiling, where the scenario allows them.
+    added as floors and `clairvoyant` (no bound) for orientation, where the scenario allows them.
 
     Raises:
         DocumentError: the scenario, or one of those that the sweeps make of it, is wrong; or too many runs.

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from reports.statistics import compare, interval
 
-METRICS = {"compliance": "compliance, points", "delivered_quality": "delivered quality"}
+METRICS = {"compliance": "compliance", "delivered_quality": "delivered quality"}
+UNITS = {"compliance": "points", "delivered_quality": "of quality"}
 COUNTS = ("issued", "met", "late", "rejected", "failed")
 MAX_FILE_BYTES = 64 * 2**20
 
@@ -31,6 +32,8 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     Raises:
         ComparisonError: no such folder, or no run in it that can be read.
     """
+    if (folder / "run.json").exists() and not (folder / "compare.json").exists():
+        raise ComparisonError(f"{folder} is the folder of one run; this takes folders that scout compare made")
     found = _json(folder / "compare.json")
     try:
         listed, compared = list(found["runs"]), [str(name) for name in found["compared"]]
@@ -71,11 +74,25 @@ def _rows(folder: Path, entry: dict[str, Any], warnings: list[str]) -> Iterator[
         raise ComparisonError(f"{entry['folder']} is partial: " + "; ".join(summary["warnings"]))
     if not summary["valid"]:
         warnings.append(f"{entry['folder']} is INVALID, and counted all the same: " + "; ".join(summary["warnings"]))
+    _check_ledger(run_dir, summary)
     point = json.dumps(entry["point"], sort_keys=True)
     for name, s in summary["allocators"].items():
         counts = {status: s[status] for status in COUNTS}
         values = {"compliance": 100 * s["compliance"], "delivered_quality": s["delivered_quality"]}
         yield {"point": point, "seed": entry["seed"], "allocator": name} | counts | values
+
+
+def _check_ledger(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Raises ComparisonError unless the ledger is there and says what the summary says."""
+    path = run_dir / "ledger.parquet"
+    try:
+        ledger = pd.read_parquet(path, columns=["allocator", "status"])
+    except (OSError, ValueError) as error:
+        raise ComparisonError(f"{path}: {' '.join(str(error).split())[:200]}") from None
+    counted = ledger.value_counts().to_dict()
+    for name, s in summary["allocators"].items():
+        if any(counted.get((name, status), 0) != s[status] for status in COUNTS[1:]):
+            raise ComparisonError(f"{path}: its rows of {name} are not what summary.json says")
 
 
 def _point(point: str, rows: pd.DataFrame, compared: list[str], rng: np.random.Generator) -> dict[str, Any]:
@@ -93,7 +110,7 @@ def _point(point: str, rows: pd.DataFrame, compared: list[str], rng: np.random.G
     pairs = list(combinations([name for name in compared if name in allocators], 2))
     verdicts = []
     for metric, by_name in values.items():
-        differences = compare([(by_name[first], by_name[second]) for first, second in pairs], rng)
+        differences = compare([(by_name[first], by_name[second]) for first, second in pairs], rng, UNITS[metric])
         for (first, second), difference in zip(pairs, differences, strict=True):
             verdicts.append({"metric": metric, "first": first, "second": second} | asdict(difference))
     return {"point": json.loads(point), "seeds": rows.seed.nunique(), "figures": figures, "verdicts": verdicts}

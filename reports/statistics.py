@@ -8,6 +8,7 @@ observation of the difference (common random numbers).
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,8 +16,6 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
-LEAST_RUNS = 6
-"""With fewer, even if all differences have one sign, chance alone gives that more often than 5 % of the time."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], rng: np.random.Generator) -> list[Difference]:
+def least_runs(comparisons: int) -> int:
+    """With fewer, nobody can win: chance gives all differences one sign more often than Holm's correction allows."""
+    return next(n for n in count(1) if comparisons * 2 / 2**n <= 1 - CONFIDENCE)
+
+
+def compare(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], rng: np.random.Generator, unit: str = "points"
+) -> list[Difference]:
     """The first of each pair against the second, as one family of comparisons.
 
     Args:
         pairs: values of two allocators, run by run in the same order; better is more.
+        unit: of the values, for the verdicts.
 
     Raises:
         ValueError: a pair's lengths differ, or it has no runs.
@@ -97,18 +104,22 @@ def compare(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], rng: np.ra
     found = []
     for each, p, holm_p in zip(differences, p_values, holm(p_values), strict=True):
         low, high = interval(each, rng)
-        mean = float(each.mean())
-        found.append(Difference(mean, low, high, p, holm_p, verdict(mean, low, high, holm_p, len(each))))
+        mean, runs_short = float(each.mean()), max(0, least_runs(len(pairs)) - len(each))
+        found.append(Difference(mean, low, high, p, holm_p, verdict(mean, low, high, holm_p, unit, runs_short)))
     return found
 
 
-def verdict(mean: float, low: float, high: float, holm_p: float, runs: int) -> str:
-    """`better by 12.3 points [9.8, 14.9]`, `worse by ...`, or that no difference was shown, and why not."""
-    span = f"[{low:.1f}, {high:.1f}]"
-    if runs < LEAST_RUNS:
-        return f"too few runs to tell: {mean:+.1f} points {span}, {LEAST_RUNS} are the least"
+def verdict(mean: float, low: float, high: float, holm_p: float, unit: str, runs_short: int) -> str:
+    """`better by 12.3 points [9.8, 14.9]`, `worse by ...`, or that no difference was shown, and why not.
+
+    Args:
+        runs_short: how many runs are missing before anybody could win.
+    """
+    span = f"{unit} [{low:.1f}, {high:.1f}]"
+    if runs_short:
+        return f"too few runs to tell, by {runs_short}: {mean:+.1f} {span}"
     if holm_p > 1 - CONFIDENCE or low <= 0 <= high:
-        return f"no difference shown: {mean:+.1f} points {span}"
+        return f"no difference shown: {mean:+.1f} {span}"
     if mean > 0:
-        return f"better by {mean:.1f} points {span}"
-    return f"worse by {-mean:.1f} points [{-high:.1f}, {-low:.1f}]"
+        return f"better by {mean:.1f} {span}"
+    return f"worse by {-mean:.1f} {unit} [{-high:.1f}, {-low:.1f}]"

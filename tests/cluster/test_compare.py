@@ -67,15 +67,19 @@ def test_figures_are_the_ledgers_and_come_again_from_the_folders(compared: Path)
 def test_damaged_missing_and_partial_runs_are_named_and_the_rest_is_shown(compared: Path) -> None:
     (compared / "uplink.channel.mbps=5" / "seed-42" / "summary.json").write_text("{")
     shutil.rmtree(compared / "uplink.channel.mbps=5" / "seed-43")
+    (compared / "uplink.channel.mbps=20" / "seed-43" / "ledger.parquet").unlink()
     summary = compared / "uplink.channel.mbps=20" / "seed-42" / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"partial": True, "warnings": ["PARTIAL: killed"]}))
     done = scout("report", str(compared), "--json")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     found = json.loads(done.stdout)
-    assert [point["seeds"] for point in found["points"]] == [1, 2]
+    assert [point["seeds"] for point in found["points"]] == [1, 1]
     told = " ".join(found["warnings"])
     assert (
-        "damaged, not JSON" in told and "No such file" in told and "uplink.channel.mbps=20/seed-42 is partial" in told
+        "damaged, not JSON" in told
+        and "seed-43/ledger.parquet" in told
+        and "No such file" in told
+        and "uplink.channel.mbps=20/seed-42 is partial" in told
     )
 
 
