@@ -1,13 +1,15 @@
 """Commands that compare allocators over many runs."""
 
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster.terminal import EXIT_FAILED, Json, ResultStream, console, fail, messages
+from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
 
 def register(app: typer.Typer) -> None:
@@ -45,30 +47,35 @@ def compare(
         names = [name.strip() for name in allocators.split(",")] if allocators else None
         planned = plan(Document.read(scenario), names, seeds, [Sweep.parse(each) for each in sweep or ()])
         first = planned.runs[0].scenario
-        folder = out or runfolder.default_folder(first)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise runfolder.RunFolderError(f"{folder} is not empty; a comparison needs a folder of its own")
+        folder = runfolder.claim(out or runfolder.default_folder(first))
         facts: dict[str, Any] = {"scenario": first.name, "engine": engine, "command": shlex.join(sys.argv)}
         facts["machine"] = runfolder.describe_machine()
+        stop = threading.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda *_: stop.set())  # between runs; a run that is on ends itself, too
         if engine == "live":
             from cluster.cli_live import run_live_or_fail
 
-            run_all(planned, folder, lambda s, run_dir: run_live_or_fail(s, run_dir, None), facts, _say)
+            run_all(planned, folder, lambda s, run_dir: run_live_or_fail(s, run_dir, None), facts, _say, stop.is_set)
         else:
-            run_all(planned, folder, run_simulated, facts, _say)
+            run_all(planned, folder, run_simulated, facts, _say, stop.is_set)
     except (DocumentError, runfolder.RunFolderError) as error:
         fail(error)
-    _show(result, folder)
+    whole = _show(result, folder)
+    if stop.is_set() or not whole:
+        raise typer.Exit(EXIT_INTERRUPTED if stop.is_set() else EXIT_FAILED)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `scout compare` made.")], as_json: Json = False
 ) -> None:
     """Show a comparison again, from its run folders; what is missing or damaged is said, the rest is shown."""
-    _show(ResultStream(as_json), folder)
+    if not _show(ResultStream(as_json), folder):
+        raise typer.Exit(EXIT_FAILED)
 
 
-def _show(result: ResultStream, folder: Path) -> None:
+def _show(result: ResultStream, folder: Path) -> bool:
+    """Whether there was nothing to warn of."""
     from reports.comparison import ComparisonError, comparison_tables, read_comparison
 
     try:
@@ -79,8 +86,7 @@ def _show(result: ResultStream, folder: Path) -> None:
     for warning in found["warnings"]:
         messages.print(f"[bold red]{warning}[/bold red]", highlight=False)
     messages.print(f"runs: {folder}", highlight=False, soft_wrap=True)
-    if found["warnings"]:
-        raise typer.Exit(EXIT_FAILED)
+    return not found["warnings"]
 
 
 def _say(line: str) -> None:

@@ -59,6 +59,8 @@ def channel(
     """Print the bandwidth sequence that a channel plays."""
     from cluster.channelsequence import ChannelError, make_channel, play, show, trace_lines
 
+    if as_csv and as_json:
+        fail("--csv or --json, not both")
     result = ResultStream(as_json)
     try:
         played = play(make_channel(kind, settings or []), seed, steps)

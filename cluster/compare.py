@@ -1,7 +1,6 @@
 """`scout compare`: the same scenario with many seeds, perhaps varied, every time all allocators on equal terms."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ import yaml
 from cluster import runfolder
 from cluster.documents import Document, DocumentError, Where
 from cluster.scenario import Scenario
+from reports.comparison import COMPARE_FILE
 
-COMPARE_FILE = "compare.json"
 MAX_RUNS = 10_000
+OURS = {"seed": "seeds", "allocators": "allocators"}
+"""Keys that a comparison sets itself, and the options that say how."""
 CLAIRVOYANT = {"policy": "deadline", "label": "clairvoyant", "estimator": {"kind": "oracle"}}
-"""The near-exact policy that is told the channel's present rate: what foresight of the rate alone would bring."""
+"""The near-exact policy that is told the channel's present rate: what a perfect estimator would bring."""
 
 Run = Callable[[Scenario, Path], dict[str, Any]]
 
@@ -42,6 +43,8 @@ class Sweep:
             parsed = tuple(yaml.safe_load(value) for value in values.split(","))
         except (yaml.YAMLError, ValueError, RecursionError):
             raise DocumentError(f"--sweep {key}: {values!r} are not values") from None
+        if key in OURS:
+            raise DocumentError(f"--sweep {key}: that is what --{OURS[key]} is for")
         return cls(tuple(int(part) if part.isdecimal() else part for part in key.split(".")), parsed)
 
     @property
@@ -83,14 +86,14 @@ def plan(document: Document, allocators: Sequence[str] | None, seeds: int, sweep
         number *= len(sweep.values)
     if number > MAX_RUNS:
         raise DocumentError(f"{number} runs; there may be {MAX_RUNS}: fewer seeds, or fewer values to sweep")
-    entries = [each.model_dump(mode="json", exclude_none=True) for each in base.allocators]
-    entries += list(_references(document, base))
+    compared = [each.model_dump(mode="json", exclude_none=True) for each in base.allocators]
     runs = []
     for values in itertools.product(*(sweep.values for sweep in sweeps)):
         varied = document
         for sweep, value in zip(sweeps, values, strict=True):
             varied = varied.changed(sweep.where, value)
         point = {sweep.key: value for sweep, value in zip(sweeps, values, strict=True)}
+        entries = compared + list(_references(varied, base))
         name = "_".join(f"{key}={value}" for key, value in point.items()).replace("/", "-")
         for index in range(seeds):
             turn = index % len(entries)
@@ -112,23 +115,25 @@ def _references(document: Document, base: Scenario) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def run_all(planned: Plan, folder: Path, run: Run, facts: dict[str, Any], report: Callable[[str], None]) -> None:
+def run_all(
+    planned: Plan,
+    folder: Path,
+    run: Run,
+    facts: dict[str, Any],
+    report: Callable[[str], None],
+    stopped: Callable[[], bool],
+) -> None:
     """Run what was planned, each in its folder; `compare.json` always says what is there so far.
 
-    Ends early, with what there is, after a run that was cut short.
+    Ends early, with what there is, after a run that was cut short or when `stopped` says so.
     """
     document: dict[str, Any] = facts | {"compared": planned.compared, "planned": len(planned.runs), "runs": []}
-    _write(folder, document)
+    runfolder.write_json(folder / COMPARE_FILE, document)
     for number, each in enumerate(planned.runs, start=1):
         run_dir = runfolder.create(folder / each.folder, each.scenario)
         summary = run(each.scenario, run_dir)
         document["runs"].append({"folder": each.folder, "seed": each.seed, "point": each.point})
-        _write(folder, document)
+        runfolder.write_json(folder / COMPARE_FILE, document)
         report(f"{number} of {len(planned.runs)}: {each.folder}")
-        if summary["partial"]:
+        if summary["partial"] or stopped():
             return
-
-
-def _write(folder: Path, document: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / COMPARE_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -31,12 +31,25 @@ def create(out: Path | None, scenario: Scenario) -> Path:
     Raises:
         RunFolderError: it exists and isn't empty, or can't be made.
     """
-    folder = (out or default_folder(scenario)).resolve()
+    folder = claim(out or default_folder(scenario))
+    try:
+        (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{folder}: {error.strerror}") from None
+    return folder
+
+
+def claim(folder: Path) -> Path:
+    """The folder, made if it isn't there.
+
+    Raises:
+        RunFolderError: it exists and isn't empty, or can't be made.
+    """
+    folder = folder.resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(f"{folder} is not empty; a run needs a folder of its own")
-        (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"{folder}: {error.strerror}") from None
     return folder

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from agents.arrivals import Arrival
@@ -156,10 +157,29 @@ def run_simulated(scenario: Scenario, run_dir: Path, ask_ms: Mapping[str, float]
     facts["ask_ms"] = dict(ask_ms or {})
     runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
     engine = SimulatedEngine(scenario, ask_ms)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: engine.stop(INTERRUPTED))
-    began_s = time.perf_counter()
-    result = engine.run()
-    facts["wall_s"] = round(time.perf_counter() - began_s, 3)
-    runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
-    return finish(scenario, run_dir, facts, result)
+    with _stopped_by_signals(engine):
+        began_s = time.perf_counter()
+        result = engine.run()
+        facts["wall_s"] = round(time.perf_counter() - began_s, 3)
+        runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
+        return finish(scenario, run_dir, facts, result)
+
+
+@contextmanager
+def _stopped_by_signals(engine: SimulatedEngine) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run, and are passed on to a handler that the caller has for what comes after it."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        engine.stop(INTERRUPTED)
+        handler = before[signal.Signals(signum)]
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(signum, frame)
+
+    for signum in before:
+        signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -13,10 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from reports.statistics import compare, interval
+from reports.summary import STATUSES
 
 METRICS = {"compliance": "compliance", "delivered_quality": "delivered quality"}
 UNITS = {"compliance": "points", "delivered_quality": "of quality"}
-COUNTS = ("issued", "met", "late", "rejected", "failed")
+COUNTS = ("issued", *STATUSES)
+COMPARE_FILE = "compare.json"
 MAX_FILE_BYTES = 64 * 2**20
 
 
@@ -32,14 +34,14 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     Raises:
         ComparisonError: no such folder, or no run in it that can be read.
     """
-    if (folder / "run.json").exists() and not (folder / "compare.json").exists():
+    if (folder / "run.json").exists() and not (folder / COMPARE_FILE).exists():
         raise ComparisonError(f"{folder} is the folder of one run; this takes folders that scout compare made")
-    found = _json(folder / "compare.json")
+    found = _json(folder / COMPARE_FILE)
     try:
         listed, compared = list(found["runs"]), [str(name) for name in found["compared"]]
         planned = int(found["planned"])
     except (KeyError, TypeError, ValueError):
-        raise ComparisonError(f"{folder / 'compare.json'}: not of a comparison") from None
+        raise ComparisonError(f"{folder / COMPARE_FILE}: not of a comparison") from None
     warnings = [] if len(listed) == planned else [f"PARTIAL: {len(listed)} of {planned} runs were made"]
     rows = []
     for entry in listed:
@@ -91,13 +93,13 @@ def _check_ledger(run_dir: Path, summary: dict[str, Any]) -> None:
         raise ComparisonError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     counted = ledger.value_counts().to_dict()
     for name, s in summary["allocators"].items():
-        if any(counted.get((name, status), 0) != s[status] for status in COUNTS[1:]):
+        if any(counted.get((name, status), 0) != s[status] for status in STATUSES):
             raise ComparisonError(f"{path}: its rows of {name} are not what summary.json says")
 
 
 def _point(point: str, rows: pd.DataFrame, compared: list[str], rng: np.random.Generator) -> dict[str, Any]:
     """Figures and verdicts of one combination of what was swept, from seeds that all allocators have."""
-    allocators = list(dict.fromkeys(rows.sort_values("allocator").allocator))
+    allocators = sorted(set(rows.allocator))
     order = [name for name in compared if name in allocators] + [n for n in allocators if n not in compared]
     values = {metric: {name: _values(rows[rows.allocator == name], metric) for name in order} for metric in METRICS}
     figures: dict[str, dict[str, Any]] = {}

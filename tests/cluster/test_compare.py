@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from cluster.compare import Sweep, plan
 from cluster.documents import Document, DocumentError
-from tests.cluster.conftest import scout
+from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, scout
 
 Write = Callable[..., Path]
 
@@ -101,6 +104,7 @@ def test_a_run_outside_the_folder_is_not_read(compared: Path) -> None:
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
+        ("seed=1,2", "that is what --seeds is for"),
         ("uplink.channel.mbps", "--sweep takes key=value"),
         ("uplink.chanel.mbps=5", "there is no uplink.chanel to change"),
         ("uplink.channel.mbps=-5", "uplink.channel.mbps: -5: "),
@@ -121,5 +125,21 @@ def test_floors_and_ceiling_only_where_the_scenario_allows_them(scenario: Write)
     names = [planned.runs[0].scenario.allocator_names for planned in (with_local, without)]
     assert names == [["deadline", "local_only", "equal", "clairvoyant"], ["deadline", "equal", "clairvoyant"]]
     assert with_local.compared == ["deadline"]
+    swept = plan(document, ["deadline"], 1, [Sweep(("modes",), (["full"], ["full", "local"]))])
+    assert [len(each.scenario.allocators) for each in swept.runs] == [3, 4], "each point has those that it allows"
     with pytest.raises(DocumentError, match="10000"):
-        plan(document, None, 1000, [Sweep(("seed",), tuple(range(11)))])
+        plan(document, None, 1000, [Sweep(("deadline_ms",), tuple(range(5000, 5011)))])
+
+
+def test_an_interrupt_at_any_moment_ends_with_what_there_is(scenario: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "cluster", "compare", str(busy(scenario)), "--seeds", "500", "--out", str(folder)]
+    running = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    while "3 of 500" not in running.stderr.readline():  # right now, that run has ended and the next is being prepared
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130 and "Traceback" not in errors, errors
+    assert " of 500 runs were made" in " ".join(errors.split())
+    assert 3 <= len(list(folder.rglob("ledger.parquet"))) < 20
