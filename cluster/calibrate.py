@@ -12,6 +12,7 @@ from statistics import fmean, median, median_high
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -119,9 +120,10 @@ def write_profile(path: Path, name: str, profile: Profile, comment: str) -> None
 
 def provenance() -> str:
     """The command, the machine and the date, in a line."""
+    gpu = f" {torch.cuda.get_device_name()}," if torch.cuda.is_available() else ""
     command = shlex.join(["scout", *sys.argv[1:]])
     kernel = ".".join(platform.release().split(".")[:2])
-    return f"{command}; {os.cpu_count()} cores, Linux {kernel}, {datetime.now(UTC):%Y-%m-%d}"
+    return f"{command}; {os.cpu_count()} cores,{gpu} Linux {kernel}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 def show(console: Console, name: str, profile: Profile) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kvcache.cache import Geometry, KVCache
 from kvcache.quantizers import QUANTIZERS, Scheme
-from kvcache.quantizers.symmetric import Symmetric
 from kvcache.wire import Decoder, encode
 
 MODEL = bytes(16)
@@ -25,7 +24,6 @@ SIZES = {"cpu": [(8, 4, 2048)], "cuda": [(8, 4, 4096), (2, 8, 131_072)]}  # laye
 SLOW = "delta"  # its entropy coder is zlib on one CPU core
 
 Job = Callable[[], None]
-Case = tuple[str, bool]  # quantizer, compiled or not
 
 
 def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any]:
@@ -35,9 +33,8 @@ def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any
     from host memory. `copy` is memory traffic, read and written, so twice the bytes copied.
 
     The cache is larger than the CPU's private caches, and every turn takes all of it. Turns of the copy and of all
-    quantizers alternate; medians count. On a CPU one thread works. On a GPU the quantizers are measured as torch runs
-    them and as torch compiles them, for layers as they are (where starting kernels takes longer than running them) and
-    for huge ones (where memory is the limit).
+    quantizers alternate; medians count. On a CPU one thread works. On a GPU the quantizers are measured for layers
+    as they are (where starting kernels takes longer than running them) and for huge ones (where memory is the limit).
 
     Args:
         quick: some seconds instead of half a minute.
@@ -54,7 +51,7 @@ def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any
 
 
 def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[str, Any]]:
-    """A row for each quantizer, and on a GPU one more for what torch compiles of it."""
+    """A row for each quantizer."""
     layers, heads, positions = size
     geometry = Geometry(2 if quick else layers, heads, 128, torch.bfloat16)
     generator = torch.Generator(device).manual_seed(0)
@@ -63,23 +60,17 @@ def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[
         return torch.randn(geometry.shape(positions), generator=generator, device=device, dtype=torch.bfloat16)
 
     cache = KVCache.whole(tuple((values(), values()) for _ in range(geometry.layers)))
-    jobs: dict[Case, dict[str, Job]] = {}
-    for name, scheme in QUANTIZERS.items():
-        if device == "cpu" or name != SLOW:
-            jobs[name, False] = _jobs(cache, scheme, compiled=False)
-        if device == "cuda" and isinstance(scheme.keys, Symmetric):
-            jobs[name, True] = _jobs(cache, scheme, compiled=True)
+    jobs = {name: _jobs(cache, scheme) for name, scheme in QUANTIZERS.items() if device == "cpu" or name != SLOW}
     copies, seconds = _take_turns(_copy_of(cache), jobs, device, 3 if quick else 7)
     copy = 2 * cache.nbytes / statistics.median(copies) / 1e9
     rows = []
-    for (name, compiled), times in seconds.items():
+    for name, times in seconds.items():
         speeds = {job: cache.nbytes / statistics.median(taken) / 1e9 for job, taken in times.items()}
         packed = sum(len(part) for layer in _packed(cache, QUANTIZERS[name]) for part in layer)
         rows.append(
             {
                 "device": device,
                 "quantizer": name,
-                "compiled": compiled,
                 "layers": geometry.layers,
                 "shape": list(geometry.shape(positions)),
                 "bits_per_value": round(16 * packed / cache.nbytes, 4),
@@ -92,19 +83,19 @@ def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[
 
 
 def _take_turns(
-    copy: Job, jobs: dict[Case, dict[str, Job]], device: str, turns: int
-) -> tuple[list[float], dict[Case, dict[str, list[float]]]]:
-    """Seconds of each turn of the copy and of every job; a turn before them warms up, and compiles."""
+    copy: Job, jobs: dict[str, dict[str, Job]], device: str, turns: int
+) -> tuple[list[float], dict[str, dict[str, list[float]]]]:
+    """Seconds of each turn of the copy and of every job; a turn before them warms up."""
     copies: list[float] = []
-    seconds: dict[Case, dict[str, list[float]]] = {case: {job: [] for job in JOBS} for case in jobs}
+    seconds: dict[str, dict[str, list[float]]] = {name: {job: [] for job in JOBS} for name in jobs}
     for turn in range(-1, turns):
         copies.append(_seconds(copy, device))
-        for case, by_name in jobs.items():
+        for quantizer, by_name in jobs.items():
             for name, job in by_name.items():
-                seldom = case[0] == SLOW or (device == "cuda" and name in ("send", "receive"))
+                seldom = quantizer == SLOW or (device == "cuda" and name in ("send", "receive"))
                 if turn < 1 or not seldom:
-                    seconds[case][name].append(_seconds(job, device))
-    return copies[1:], {case: {job: taken[1:] for job, taken in times.items()} for case, times in seconds.items()}
+                    seconds[quantizer][name].append(_seconds(job, device))
+    return copies[1:], {name: {job: taken[1:] for job, taken in times.items()} for name, times in seconds.items()}
 
 
 def _copy_of(cache: KVCache) -> Job:
@@ -118,7 +109,7 @@ def _copy_of(cache: KVCache) -> Job:
     return copy
 
 
-def _jobs(cache: KVCache, scheme: Scheme, compiled: bool) -> dict[str, Callable[[], Any]]:
+def _jobs(cache: KVCache, scheme: Scheme) -> dict[str, Callable[[], Any]]:
     """What is measured: the quantizer alone, and all of the wire format with its checksums, to and from host memory."""
     geometry, shape = cache.geometry, cache.geometry.shape(cache.kept)
     packed = _packed(cache, scheme)
@@ -142,17 +133,7 @@ def _jobs(cache: KVCache, scheme: Scheme, compiled: bool) -> dict[str, Callable[
         for _ in encode(cache, scheme.name, MODEL):
             pass
 
-    def switched(job: Job) -> Job:
-        def run() -> None:
-            before, Symmetric.compiled = Symmetric.compiled, compiled
-            try:
-                job()
-            finally:
-                Symmetric.compiled = before
-
-        return run
-
-    return {name: switched(job) for name, job in zip(JOBS, (pack, unpack, send, receive), strict=True)}
+    return dict(zip(JOBS, (pack, unpack, send, receive), strict=True))
 
 
 def _packed(cache: KVCache, scheme: Scheme) -> list[tuple[Tensor, Tensor]]:
@@ -207,7 +188,7 @@ def codec_table(found: dict[str, Any]) -> Table:
     for row in found["rows"]:
         table.add_row(
             row["device"],
-            row["quantizer"] + (" compiled" if row["compiled"] else ""),
+            row["quantizer"],
             "x".join(map(str, row["shape"])),
             f"{row['bits_per_value']:.3f}",
             *(f"{row[key]:.2f}" for key in ("pack_gb_per_s", "unpack_gb_per_s")),

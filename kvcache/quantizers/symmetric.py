@@ -1,9 +1,8 @@
 """Symmetric quantization to 8 or 4 bits with one fp16 scale a token, or a channel and group of tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import ClassVar, Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +30,6 @@ class Symmetric(Quantizer):
             second in the high ones.
         group: None for a scale for each head and token over head_dim; else a scale for each head and channel over so
             many tokens (the last group of a head may be shorter): the axes that KIVI (Liu et al. 2024) takes for keys.
-        compiled: of the class; whether tensors on a GPU go through kernels that torch compiles, which takes seconds
-            at first use and saves passes over the memory.
 
     Bytes: all scales (little-endian fp16; by head, then token; or by head, group, channel), then all codes (by head,
     token, channel).
@@ -40,13 +37,12 @@ class Symmetric(Quantizer):
 
     bits: Literal[4, 8]
     group: int | None = None
-    compiled: ClassVar[bool] = False
 
     def encode(self, x: Tensor) -> Tensor:
         out = torch.empty(self.size(_shape(x)), dtype=torch.uint8, device=x.device)
         scales, codes = self._split(out, _shape(x))
         for piece, scale, code in self._pieces(x, scales, codes):
-            self._kernel(pack, x)(piece, scale, code, self.bits, -1 if self.group is None else -2)
+            pack(piece, scale, code, self.bits, -1 if self.group is None else -2)
         if not scales.isfinite().all():
             largest = x.abs().max().item()
             raise QuantizeError(f"values as large as {largest:g} can't be quantized to {self.bits} bits")
@@ -59,7 +55,7 @@ class Symmetric(Quantizer):
             raise QuantizeError("scales that are negative or not finite")
         out = torch.empty(shape, dtype=dtype, device=buffer.device)
         for piece, scale, code in self._pieces(out, scales, codes):
-            self._kernel(unpack, out)(code, scale, piece, self.bits)
+            unpack(code, scale, piece, self.bits)
         return out
 
     def size(self, shape: Shape) -> int:
@@ -74,9 +70,6 @@ class Symmetric(Quantizer):
             piece.copy_(found.expand(piece.shape))
         step = torch.where(scale > 0, scale * (0.5 + 1e-4), x.abs().float())
         return step + rounding(x.abs().float() + scale, x.dtype)
-
-    def _kernel(self, kernel: Callable[..., None], x: Tensor) -> Callable[..., None]:
-        return compiled(kernel) if self.compiled and x.is_cuda else kernel
 
     def _scales(self, shape: Shape) -> int:
         heads, n, head_dim = shape
@@ -150,12 +143,6 @@ def unpack(codes: Tensor, scales: Tensor, out: Tensor, bits: int) -> None:
         pairs[..., half:] = codes >> 4
         codes = pairs.sub_(8)[..., : out.shape[-1]]
     out.copy_(within(codes.view(torch.int8).float().mul_(scales.float()), out.dtype))
-
-
-@cache
-def compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-    """The kernel as torch compiles it for whatever shapes come."""
-    return cast(Callable[..., None], torch.compile(kernel, dynamic=True))
 
 
 def _width(head_dim: int, bits: int) -> int:

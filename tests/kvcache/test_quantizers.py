@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from kvcache.cache import KVCache
 from kvcache.plans import plan_of, probe, quantized
 from kvcache.quantizers import CODES, QUANTIZERS, QuantizeError, Quantizer
 from kvcache.quantizers.delta import Delta
-from kvcache.quantizers.symmetric import Symmetric, pack, unpack
+from kvcache.quantizers.symmetric import Symmetric
 from tests.kvcache.tensors import normal, small_cache, tensors
 
 BY_PART = {
@@ -160,31 +159,10 @@ def test_a_deflated_bomb_is_refused_at_its_size() -> None:
         Delta().decode(buffer, shape, torch.bfloat16)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group", [None, 4])
-def test_kernels_compile_to_the_same(bits: Literal[4, 8], group: int | None) -> None:
-    """Without a code generator, so that nothing but what torch's tracing makes of the kernels can differ."""
-    quantizer = Symmetric(bits, group)
-    packer, unpacker = (torch.compile(k, dynamic=True, backend="aot_eager") for k in (pack, unpack))
-    n = 10  # two groups of four, and a rest
-    x = normal((2, n, 6), torch.bfloat16)
-    expected = quantizer.encode(x)
-    buffer, out = torch.zeros_like(expected), torch.empty_like(x)
-    scales, codes = quantizer._split(buffer, (2, n, 6))
-    for piece, scale, code in quantizer._pieces(x, scales, codes):
-        packer(piece, scale, code, bits, -1 if group is None else -2)
-    assert torch.equal(buffer, expected)
-    for piece, scale, code in quantizer._pieces(out, scales, codes):
-        unpacker(code, scale, piece, bits)
-    assert torch.equal(out, quantizer.decode(expected, (2, n, 6), x.dtype))
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("compiled", [False, True])
 @all_quantizers
-def test_on_a_gpu(quantizer: Quantizer, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu(quantizer: Quantizer) -> None:
     """Bytes packed there are good here, and the other way round."""
-    monkeypatch.setattr(Symmetric, "compiled", compiled)
     for n in (5, 130, 4096):
         x = normal((3, n, 64), torch.bfloat16)
         shape, bound = tuple(x.shape), quantizer.bound(x)

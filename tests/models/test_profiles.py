@@ -15,7 +15,7 @@ GEOMETRY = {"qwen2.5-7b": (28, 128), "mistral-7b-v0.3": (32, 128), "qwen2.5-14b"
 @pytest.mark.parametrize("profile", ALL, ids=lambda p: p.name)
 def test_every_profile_is_usable(profile: ModelProfile) -> None:
     assert load_profile(profile.name) is profile
-    assert {"full", "int8", "mixed_int4", "int4", "local"} <= set(profile.modes)
+    assert {"full", "int8", "int4", "local"} <= set(profile.modes)
     assert profile.modes["full"].payload_bytes == profile.kv_bytes
     assert [m for m, p in profile.modes.items() if p.payload_bytes == 0] == ["local"]
     for mode in profile.modes:
