@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 from ray.actor import ActorHandle
 
-from agents.agent import Terms
+from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.record import Journal
@@ -58,6 +58,9 @@ class HostActor:
             pass  # stopped: every request in flight has its row
         finally:
             file.close()
+
+    async def adjust(self, change: Adjustment, agent_id: int | None = None) -> None:
+        self._host.adjust(change, agent_id)
 
     async def stop(self) -> None:
         self._host.stop()

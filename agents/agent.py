@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agents.arrivals import Arrival
@@ -74,6 +74,21 @@ class Terms:
     margin_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What changes for an agent while it is serving; None: stays as it is.
+
+    Attributes:
+        deadline_ms: of the requests that are released from now on.
+        paused: whether its requests are rejected from now on.
+        terms: of the policy that decides from now on.
+    """
+
+    deadline_ms: float | None = None
+    paused: bool | None = None
+    terms: Terms | None = None
+
+
 class Agent:
     """One edge agent. Its compute and its uplink serve one request at a time each, first come first served.
 
@@ -99,12 +114,28 @@ class Agent:
         self._time_s = asyncio.get_running_loop().time
         self._modes = {code: mode for mode, code in settings.mode_codes.items()}
         self._options = {option.mode: option for option in settings.options}
-        silent = [option for option in settings.options if not option.wire_bytes]
-        self._last_resort = silent[0] if silent and terms.fall_back else None
-        self._margin_ms = terms.margin_ms
+        self._agree(terms)
+        self._paused = False
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._backlog = 0
+
+    def adjust(self, change: Adjustment) -> None:
+        """Change what the agent goes by, between requests or during some."""
+        s = self.settings
+        if change.deadline_ms is not None:
+            # Answers are waited for as long after the deadline as before.
+            timeout_ms = s.timeout_ms - s.deadline_ms + change.deadline_ms
+            self.settings = replace(s, deadline_ms=change.deadline_ms, timeout_ms=timeout_ms)
+        if change.paused is not None:
+            self._paused = change.paused
+        if change.terms is not None:
+            self._agree(change.terms)
+
+    def _agree(self, terms: Terms) -> None:
+        silent = [option for option in self.settings.options if not option.wire_bytes]
+        self._last_resort = silent[0] if silent and terms.fall_back else None
+        self._margin_ms = terms.margin_ms
 
     async def serve(self, arrival: Arrival) -> None:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
@@ -113,6 +144,9 @@ class Agent:
         record = Record(arrival.request_id, s.agent_id, s.profile, arrival.round, arrival.intended_s, s.deadline_ms)
         record.lateness_ms = self._since_ms(arrival.intended_s)
         try:
+            if self._paused:
+                record.status, record.reason = Status.REJECTED, "paused"
+                return
             if self._backlog >= s.backlog_limit:
                 record.status, record.reason = Status.REJECTED, "backlog"
                 return
@@ -218,7 +252,7 @@ class Agent:
     async def _transfer(self, record: Record, work: Work, option: ModeOption, ahead: ModeOption | None) -> Delivery:
         """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy."""
         s = self.settings
-        deadline_s = self._epoch_s + record.intended_s + s.deadline_ms / 1e3
+        deadline_s = self._epoch_s + record.intended_s + record.deadline_ms / 1e3
         lap_ms = stopwatch(self._time_s)
         async with self._compute:
             record.queue_ms += lap_ms()

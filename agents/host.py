@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from agents.agent import Agent, AgentSettings, AllocatorClient, Terms
+from agents.agent import Adjustment, Agent, AgentSettings, AllocatorClient, Terms
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
 from agents.record import Ledger
@@ -27,6 +27,7 @@ class AgentHost:
 
     def __init__(self, seats: Sequence[Seat]) -> None:
         self._seats = seats
+        self._agents: dict[int, Agent] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def run(
@@ -40,7 +41,7 @@ class AgentHost:
         """Release `arrivals` (in order of time) at `epoch_s` plus their intended time; returns when all have ended."""
         terms = terms or Terms()
         offered = _Offers(terms.modes)
-        agents = {
+        self._agents = {
             seat.settings.agent_id: Agent(
                 replace(seat.settings, options=offered.of(seat.settings.options)),
                 seat.edge,
@@ -57,9 +58,16 @@ class AgentHost:
             async with asyncio.TaskGroup() as requests:
                 for arrival in arrivals:
                     await sleep_until(epoch_s + arrival.intended_s)
-                    requests.create_task(agents[arrival.agent_id].serve(arrival))
+                    requests.create_task(self._agents[arrival.agent_id].serve(arrival))
         finally:
             self._running = None
+            self._agents = {}
+
+    def adjust(self, change: Adjustment, agent_id: int | None = None) -> None:
+        """Change what one agent, or all, go by until the schedule has ended."""
+        for number, agent in self._agents.items():
+            if agent_id is None or number == agent_id:
+                agent.adjust(change)
 
     def stop(self) -> None:
         """End a running schedule: nothing more is released, what is in flight fails as interrupted."""

@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 
 import ray
 
+from allocator.policies import Policy
 from allocator.problem import Request
-from allocator.service import Allocator, Decision
+from allocator.service import Allocator, Decision, Snapshot
 
 
 @ray.remote
@@ -35,6 +36,12 @@ class AllocatorActor:
 
     async def finish(self, request_id: int) -> None:
         self._allocator.finish(request_id)
+
+    async def snapshot(self) -> Snapshot:
+        return self._allocator.snapshot()
+
+    async def switch(self, make: Callable[[], Policy]) -> None:
+        await self._allocator.switch(make())
 
     async def solve_times_ms(self) -> list[float]:
         return self._allocator.solve_times_ms()

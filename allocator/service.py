@@ -88,6 +88,23 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What an allocator believes and has given out at one moment.
+
+    Attributes:
+        in_flight: requests on the uplink; waiting: announced, and not decided yet (standing policies don't look).
+        cloud_ms: for each worker, when it will have done what is promised to it.
+        grants_mbps: of each agent, in order; 0 of those that have nothing to send and no standing share.
+    """
+
+    estimate_mbps: float
+    in_flight: int
+    waiting: int
+    cloud_ms: tuple[float, ...]
+    grants_mbps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """How an allocator decides, beside its policy.
 
@@ -236,6 +253,30 @@ class Allocator:
     def solve_times_ms(self) -> list[float]:
         """How long each solve took, without applying the grants."""
         return [s * 1e3 for s in self._solve_s]
+
+    def snapshot(self) -> Snapshot:
+        """How things stand."""
+        sending = {one.agent_id for one in self._sending.values()}
+        return Snapshot(
+            self._estimate_mbps,
+            len(self._sending),
+            len(self._waiting),
+            tuple(self._dispatcher.free_in_ms()),
+            tuple(
+                self._grants_mbps.get(agent.agent_id, 0.0)
+                if self._policy.standing or agent.agent_id in sending
+                else 0.0
+                for agent in self._agents
+            ),
+        )
+
+    async def switch(self, policy: Policy) -> None:
+        """Decide by another policy from now on; what is on the uplink stays there."""
+        self._policy = policy
+        self._by_need = policy.by_need
+        self._waiting.clear()
+        self._granted = None
+        await self._regrant()
 
     def _leave_uplink(self, request_id: int) -> None:
         sending = self._sending.pop(request_id, None)

@@ -1,12 +1,13 @@
 """What every run begins and ends with, whichever engine it had: its facts, its ledger, its summary."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cluster import ledger, runfolder, watch
+from cluster import ledger, runfolder, timeline, watch
 from cluster.result import RunResult, Turn
 from cluster.scenario import Scenario
 from reports.summary import summarize
@@ -36,7 +37,7 @@ def recover(run_dir: Path) -> dict[str, Any]:
     names = ledger.journalled_allocators(run_dir, scenario.allocator_names)
     if not names:
         raise runfolder.RunFolderError(f"{run_dir}: no journals, so nothing to recover")
-    turns = [Turn(name) for name in names]
+    turns = [Turn(name, timeline.read_journal(run_dir, ledger.journal_folder(run_dir, name), name)) for name in names]
     for turn in turns:
         ledger.read_journals(run_dir, turn)
     return finish(scenario, run_dir, facts, RunResult(turns, [KILLED]))
@@ -100,11 +101,15 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         "issued": len(rows),
         "allocators": allocators,
         "ready_s": round(result.ready_s, 2),
+        "events": [
+            {"allocator": turn.allocator, **asdict(event)} for turn in result.turns for event in turn.timeline.events
+        ],
         "workers": result.workers,
         "memory_mb": result.memory_mb,
         "link": {"kind": facts["link"], "privilege": facts["privilege"], **result.link},
     }
     ledger.write(run_dir, rows)
+    timeline.write(run_dir, [turn.timeline for turn in result.turns])
     runfolder.write_json(run_dir / runfolder.SUMMARY_FILE, summary)
     ledger.remove_journals(run_dir)  # not before all else is there: until then they can be recovered from
     return summary

@@ -22,10 +22,11 @@ ROUNDING = 1 + 1e-9
 class _Flow:
     """Bits of one agent on their way up."""
 
-    __slots__ = ("agent_id", "at_s", "bits_left", "done", "mbps", "timer")
+    __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "timer")
 
     def __init__(self, agent_id: int, bits: float) -> None:
         self.agent_id = agent_id
+        self.bits = bits
         self.bits_left = bits
         self.mbps = 0.0
         self.at_s = now_s()
@@ -43,6 +44,10 @@ class _Flow:
         if mbps > 0:
             loop = asyncio.get_running_loop()
             self.timer = loop.call_later(self.bits_left / (mbps * 1e6), self.finish)
+
+    def carried_bits(self, at_s: float) -> float:
+        """What has flowed until `at_s`, which is not before the last change."""
+        return min(self.bits, self.bits - self.bits_left + (at_s - self.at_s) * self.mbps * 1e6)
 
     def progress(self) -> None:
         """Account for what has flowed until now."""
@@ -66,6 +71,12 @@ class FluidLink:
         self._flows: dict[int, _Flow] = {}
         self._asked_mbps = 0.0
         self._squeezed = False
+        self._carried_bits = 0.0  # of flows that have ended
+
+    def used_bytes(self) -> float:
+        """Wire bytes carried so far. Looking changes nothing, so that whoever is watched behaves as if not."""
+        at_s = now_s()
+        return (self._carried_bits + sum(flow.carried_bits(at_s) for flow in self._flows.values())) / 8
 
     def set_channel(self, mbps: float) -> None:
         """The true rate of the shared hop from now on, link-layer Mbit/s."""
@@ -105,6 +116,7 @@ class FluidLink:
             if flow.timer is not None:
                 flow.timer.cancel()
             del self._flows[agent_id]
+            self._carried_bits += flow.carried_bits(now_s())
             # Sums of differences drift; an idle link asks for nothing.
             self._asked_mbps = self._asked_mbps - self._grant_mbps(agent_id) if self._flows else 0.0
             self._share(())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -15,10 +16,11 @@ from cluster.result import Turn
 from cluster.scenario import Scenario
 
 FIELDS = [field.name for field in fields(Record)]
-COLUMNS = ["allocator", *FIELDS]
+COLUMNS = ["allocator", *FIELDS, "interventions"]
 _values = attrgetter(*FIELDS)
 LEDGER_FILE = "ledger.parquet"
 JOURNAL_FOLDER = "journal"
+REQUEST_JOURNALS = "host-*.jsonl"  # one of each host of agents
 
 
 class Unbalanced(AssertionError):
@@ -32,7 +34,7 @@ def journal_folder(run_dir: Path, allocator: str) -> Path:
 
 def journalled_allocators(run_dir: Path, allocators: list[str]) -> list[str]:
     """Those of `allocators` whose turn has left journals."""
-    return [name for name in allocators if any(journal_folder(run_dir, name).glob("*.jsonl"))]
+    return [name for name in allocators if any(journal_folder(run_dir, name).glob(REQUEST_JOURNALS))]
 
 
 def read_journals(run_dir: Path, turn: Turn) -> None:
@@ -40,7 +42,7 @@ def read_journals(run_dir: Path, turn: Turn) -> None:
 
     A last line that a kill cut off is left out.
     """
-    for path in sorted(journal_folder(run_dir, turn.allocator).glob("*.jsonl")):
+    for path in sorted(journal_folder(run_dir, turn.allocator).glob(REQUEST_JOURNALS)):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
@@ -53,7 +55,7 @@ def read_journals(run_dir: Path, turn: Turn) -> None:
 
 
 def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.DataFrame:
-    """The ledger of these turns, balanced.
+    """The ledger of these turns, balanced. `interventions` is how many there were before a request's intended start.
 
     Args:
         lost_reason: why a request that was issued left no record; it is `failed`.
@@ -67,7 +69,11 @@ def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.
         lost = turn.issued - {record.request_id for record in turn.records}
         records = turn.records + [_lost(scenario, arrivals[request_id], lost_reason) for request_id in lost]
         records.sort(key=attrgetter("request_id"))
-        rows += [(turn.allocator, *_values(record)) for record in records]
+        done_s = [event.at_s for event in turn.timeline.events if event.kind == "intervention"]
+        rows += [
+            (turn.allocator, *_values(record), bisect_right(done_s, record.intended_s) if done_s else 0)
+            for record in records
+        ]
     ledger = pd.DataFrame(rows, columns=COLUMNS)
     ledger["status"] = ledger.status.map(str)
     check_balance(ledger, sum(len(turn.issued) for turn in turns))

@@ -1,6 +1,7 @@
 """The live engine: a scenario as Ray actors on real links, one turn per allocator, all with the same arrivals."""
 
 import asyncio
+import itertools
 import os
 import socket
 import time
@@ -14,22 +15,26 @@ import ray
 from ray.actor import ActorHandle
 
 from agents.actor import HostActor
-from agents.agent import Terms
+from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.uplink import SocketUplink
 from allocator.actor import AllocatorActor
 from allocator.service import Allocator
 from cloud.actor import WorkerActor
+from cluster.controls import Inbox
 from cluster.ledger import journal_folder
 from cluster.placement import ALLOCATOR_CPUS, Placement
 from cluster.raysession import RaySession
 from cluster.result import RunResult, Turn
 from cluster.scenario import AllocatorSettings, Scenario
+from cluster.squeeze import Channel, Squeezer
 from cluster.steal import StealMeter
+from cluster.timeline import PERIOD_S, Event, Timeline
 from cluster.uplink_events import play
 from cluster.watch import children, ended, parent
 from cluster.wiring import make_allocator, make_host, make_reception, make_terms, make_worker
+from models.clock import sleep_until
 from netem.client import LinkClient, LinkLost, LinkRefused
 from netem.session import LinkSession
 
@@ -64,6 +69,8 @@ class LiveEngine:
         self._link = link
         self._report = report
         self._stop = asyncio.Event()
+        self._inbox = Inbox(run_dir)
+        self._epoch_s: float | None = None  # of the turn that is on
         self._hosts: list[ActorHandle] = []
         self._workers: list[ActorHandle] = []
         self._watches: list[asyncio.Task[None]] = []
@@ -73,6 +80,9 @@ class LiveEngine:
         """End the run soon, keeping what was recorded."""
         if not self._stop.is_set():
             self.result.problems.append(reason)
+            if self.result.turns and self._epoch_s is not None:
+                event = Event(round(time.monotonic() - self._epoch_s, 3), "fault", reason)
+                self.result.turns[-1].timeline.happened(event)
             self._stop.set()
 
     async def run(self) -> RunResult:
@@ -130,9 +140,9 @@ class LiveEngine:
     async def _take_turn(self, settings: AllocatorSettings, client: LinkClient) -> None:
         """One allocator's turn, from the first arrival to the last record."""
         s, name = self._scenario, settings.name
-        turn = Turn(name)
-        self.result.turns.append(turn)
         folder = journal_folder(self._run_dir, name)
+        turn = Turn(name, Timeline(name, settings.policy, s.deadline_ms, folder))
+        self.result.turns.append(turn)
         folder.mkdir(parents=True)
         make = partial(_open_allocator, s, settings, self._link.socket_path)
         allocator = self._ray.start(AllocatorActor, ALLOCATOR_CPUS, 0.0, make)
@@ -145,13 +155,13 @@ class LiveEngine:
             await allocator.peek.remote(first.mbps)
             arrivals = self._arrivals_by_host()
             self._report(f"allocator {name}: {sum(map(len, arrivals))} requests")
-            epoch_s = time.monotonic() + START_DELAY_S
-            player = asyncio.create_task(self._play(turn, client, allocator, epoch_s))
+            epoch_s = self._epoch_s = time.monotonic() + START_DELAY_S
+            attended = asyncio.create_task(self._attend(settings, turn, first.mbps, client, allocator, epoch_s))
             steal = StealMeter()
             try:
                 await self._release(arrivals, allocator, folder, epoch_s, make_terms(s, settings))
             finally:
-                player.cancel()
+                attended.cancel()
                 turn.stolen = steal.share()
             if not self._stop.is_set():
                 turn.solve_ms = await self._unless_stopped(allocator.solve_times_ms.remote(), READY_TIMEOUT_S)
@@ -190,14 +200,44 @@ class LiveEngine:
             for run in runs:
                 run.cancelled() or (run.done() and run.exception())  # seen: what happened is in `problems`
 
-    async def _play(self, turn: Turn, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
+    async def _attend(
+        self,
+        settings: AllocatorSettings,
+        turn: Turn,
+        first_mbps: float,
+        client: LinkClient,
+        allocator: ActorHandle,
+        epoch_s: float,
+    ) -> None:
+        """Play the channel, write down how things stand, do what is asked of the run; endless."""
+        s = self._scenario
+        report: Any = allocator.report.remote
+        peek: Any = allocator.peek.remote
+        switch: Any = allocator.switch.remote
+        channel = Channel(first_mbps, epoch_s, client.set_channel, report, peek, turn.timeline, turn.channel)
+
+        async def adjust(change: Adjustment, agent_id: int | None) -> None:
+            await asyncio.gather(*[host.adjust.remote(change, agent_id) for host in self._hosts])
+
+        squeezer = Squeezer(s, settings, self._inbox, channel, turn.timeline, epoch_s, adjust, switch)
         try:
-            report: Any = allocator.report.remote
-            peek: Any = allocator.peek.remote
-            await play(self._scenario, epoch_s, client.set_channel, report, peek, turn.channel)
-        except Exception as error:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(play(s, epoch_s, channel.change, channel.report))
+                tasks.create_task(self._look(turn.timeline, client, allocator, epoch_s))
+                tasks.create_task(squeezer.obey())
+        except* Exception as errors:
             # Whatever it was, the channel stands still from now on, and the run would be worth nothing.
-            self.stop(f"the channel: {_in_words(error)}")
+            self.stop(f"the channel: {_in_words(errors.exceptions[0])}")
+        finally:
+            channel.stop()
+
+    async def _look(self, timeline: Timeline, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
+        before_bytes = await client.used_bytes()
+        for number in itertools.count():
+            await sleep_until(epoch_s + number * PERIOD_S)
+            used_bytes = await client.used_bytes() - before_bytes
+            at_s = time.monotonic() - epoch_s
+            timeline.take(at_s, used_bytes, await allocator.snapshot.remote())
 
     def _watch(self, pid: int, message: str) -> None:
         """End the run when a process that it can't do without has died; Ray itself takes 15 s and more to say so."""

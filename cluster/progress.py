@@ -9,7 +9,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from cluster.ledger import journal_folder
+from cluster.ledger import REQUEST_JOURNALS, journal_folder
 from cluster.scenario import Scenario
 
 TERMINAL_PERIOD_S = 0.5
@@ -56,7 +56,7 @@ class Progress:
         parts = []
         for name in self._allocators:
             counts = self._counts[name]
-            for path in journal_folder(self._run_dir, name).glob("*.jsonl"):
+            for path in journal_folder(self._run_dir, name).glob(REQUEST_JOURNALS):
                 with path.open(encoding="utf-8") as journal:
                     journal.seek(self._read_until.get(path, 0))
                     lines = journal.read().rpartition("\n")[0].splitlines()  # a line half written comes next time

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.record import Record
+from cluster.timeline import Timeline
 from cluster.uplink_events import ChannelLog
 
 
@@ -12,11 +13,13 @@ class Turn:
     """What one allocator's turn left behind.
 
     Attributes:
+        timeline: how things stood and what was done.
         stolen: the share of this machine's CPU time that its host gave to others meanwhile (live only).
         issued, records: of a simulated run, whose requests are in no journal.
     """
 
     allocator: str
+    timeline: Timeline
     channel: ChannelLog = field(default_factory=list)
     solve_ms: list[float] = field(default_factory=list)
     stolen: float = 0.0

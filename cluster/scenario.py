@@ -228,6 +228,22 @@ class Scenario(Settings):
         """The scenario with every default written out."""
         return self.model_dump(mode="json")
 
+    def refuses(self, allocator: AllocatorSettings) -> str | None:
+        """Why this allocator can't serve the scenario's agents; None if it can."""
+        name = allocator.name
+        try:
+            policy = make_policy(allocator.policy)
+        except ValueError as error:
+            return str(error)
+        for profile in self.models:
+            offered = [m for m in self.modes_of(profile) if allocator.modes is None or m in allocator.modes]
+            if isinstance(policy, Static) and policy.mode not in offered:
+                return f"{name}: {profile.name} may not use {policy.mode!r}, only {', '.join(offered)}"
+            if not offered:
+                only = ", ".join(self.modes_of(profile))
+                return f"{name}: {profile.name} has none of the allocator's modes, only {only}"
+        return None
+
     def _problems(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What single fields can't show: (where, what is wrong and what is allowed)."""
         for i, group in enumerate(self.agents.groups):
@@ -267,21 +283,11 @@ class Scenario(Settings):
         if self.request_timeout_ms < self.deadline_ms:
             yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {self.deadline_ms:g} ms"
         for i, allocator in enumerate(self.allocators):
-            name = allocator.name
-            try:
-                policy = make_policy(allocator.policy)
-                if self.allocator_names.index(name) != i:
-                    raise ValueError(f"allocator {name!r} is there twice; give one a `label`")
-                for profile in self.models:
-                    offered = [m for m in self.modes_of(profile) if allocator.modes is None or m in allocator.modes]
-                    if isinstance(policy, Static) and policy.mode not in offered:
-                        only = ", ".join(offered)
-                        raise ValueError(f"{name}: {profile.name} may not use {policy.mode!r}, only {only}")
-                    if not offered:
-                        only = ", ".join(self.modes_of(profile))
-                        raise ValueError(f"{name}: {profile.name} has none of the allocator's modes, only {only}")
-            except ValueError as error:
-                yield ("allocators", i), str(error)
+            problem = self.refuses(allocator)
+            if problem is None and self.allocator_names.index(allocator.name) != i:
+                problem = f"allocator {allocator.name!r} is there twice; give one a `label`"
+            if problem is not None:
+                yield ("allocators", i), problem
         if self.margin_ms is not None and self.margin_ms >= self.deadline_ms:
             yield ("margin_ms",), f"{self.margin_ms:g} ms leaves nothing of the deadline of {self.deadline_ms:g} ms"
         try:

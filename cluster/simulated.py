@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import signal
 import time
 from collections import Counter
@@ -20,10 +21,12 @@ from cluster.finish import INTERRUPTED, begin, finish
 from cluster.fluid import FluidLink, FluidUplink
 from cluster.result import RunResult, Turn
 from cluster.scenario import AllocatorSettings, Scenario
+from cluster.timeline import PERIOD_S, Timeline
 from cluster.uplink_events import play
 from cluster.virtual import VirtualLoop
 from cluster.wiring import make_allocator, make_host, make_terms, make_worker
-from models.clock import sleep_ms
+from models.clock import now_s, sleep_ms, sleep_until
+from netem.channels import RateChange
 
 
 class _TurnLedger:
@@ -92,7 +95,7 @@ class SimulatedEngine:
             for settings in self._scenario.allocators:
                 if self._stopped:
                     break
-                turn = Turn(settings.name)
+                turn = Turn(settings.name, Timeline(settings.name, settings.policy, self._scenario.deadline_ms))
                 self.result.turns.append(turn)
                 with asyncio.Runner(loop_factory=VirtualLoop) as runner:
                     for total, counted in zip(counts, runner.run(self._take_turn(settings, turn)), strict=True):
@@ -117,16 +120,26 @@ class SimulatedEngine:
         epoch_s = asyncio.get_running_loop().time()
         terms = make_terms(s, settings)
 
-        async def set_channel(mbps: float) -> None:
-            link.set_channel(mbps)
+        async def change(event: RateChange) -> None:
+            if event.at_s > 0:
+                link.set_channel(event.mbps)
+                await allocator.peek(event.mbps)
+            turn.timeline.channel_mbps = event.mbps
+            turn.channel.append((event.at_s, now_s() - epoch_s, event.mbps))
+
+        async def look() -> None:
+            for number in itertools.count():
+                await sleep_until(epoch_s + number * PERIOD_S)
+                turn.timeline.take(now_s() - epoch_s, link.used_bytes(), allocator.snapshot())
 
         serving = [asyncio.create_task(worker.serve_queue()) for worker in workers]
-        playing = asyncio.create_task(play(s, epoch_s, set_channel, allocator.report, allocator.peek, turn.channel))
+        playing = asyncio.create_task(play(s, epoch_s, change, allocator.report))
+        looking = asyncio.create_task(look())
         self._playing = asyncio.create_task(host.run(s.schedule(), client, _TurnLedger(turn), epoch_s, terms))
         if self._stopped:  # by a signal before there was anything to stop
             self._playing.cancel()
-        await asyncio.wait([self._playing, playing, *serving], return_when=asyncio.FIRST_COMPLETED)
-        for task in (*serving, playing):
+        await asyncio.wait([self._playing, playing, looking, *serving], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*serving, playing, looking):
             if task.done():
                 task.result()  # neither ends but by an error
             task.cancel()

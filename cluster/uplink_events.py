@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 from cluster.scenario import Scenario
-from models.clock import now_s, sleep_until
+from models.clock import sleep_until
 from netem.channels import RateChange
 
 ChannelLog = list[tuple[float, float, float]]
@@ -46,15 +46,13 @@ def uplink_events(changes: Iterator[RateChange], report_s: float) -> Iterator[Ra
 async def play(
     scenario: Scenario,
     epoch_s: float,
-    set_channel: Callable[[float], Awaitable[None]],
+    change: Callable[[RateChange], Awaitable[None]],
     report: Callable[[float], Awaitable[None]],
-    peek: Callable[[float], Awaitable[None]],
-    log: ChannelLog,
 ) -> None:
-    """Set the channel's true rate as time goes by, and measure it for the estimator as a base station does; endless.
+    """Change the channel's true rate as time goes by, and measure it for the estimator as a base station does; endless.
 
     Every `report_s` the estimator gets the mean rate of the interval that has ended. The first rate is in force and
-    reported already.
+    reported already; `change` is told of it nevertheless, at 0 s.
     """
     uplink = scenario.uplink
     for event in uplink_events(uplink.channel.play(scenario.seed), uplink.report_s):
@@ -62,7 +60,4 @@ async def play(
         if isinstance(event, RateReport):
             await report(event.mean_mbps)
         else:
-            if event.at_s > 0:
-                await set_channel(event.mbps)
-                await peek(event.mbps)
-            log.append((event.at_s, now_s() - epoch_s, event.mbps))
+            await change(event)

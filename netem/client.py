@@ -96,6 +96,10 @@ class LinkClient:
         found["agents"] = [AgentCounters(*numbers) for numbers in found["agents"]]
         return LinkCounters(**found)
 
+    async def used_bytes(self) -> int:
+        """Bytes of Ethernet frames that went through the shared hop so far."""
+        return await self._ask({"op": "used"})
+
     async def until_lost(self) -> None:
         """Return when the helper has ended. Keeps the client busy meanwhile: give this a client of its own.
 

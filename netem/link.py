@@ -49,6 +49,10 @@ class Link(Protocol):
         """One entry for each agent, and the packets that got past the shaping (always 0, or something is wrong)."""
         ...
 
+    def used_bytes(self) -> int:
+        """Bytes of Ethernet frames that went through the shared hop so far, of all agents together."""
+        ...
+
     def tick(self) -> float | None:
         """Do what is due; seconds until something is due again, None if nothing is."""
         ...

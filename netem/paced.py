@@ -170,6 +170,10 @@ class PacedLink:
             for size, packets, waiting in zip(sent_bytes, sent_packets, backlog, strict=True)
         ], 0
 
+    def used_bytes(self) -> int:
+        """See `link.Link`."""
+        return sum(self._closed_bytes) + sum(flow.sent_bytes for flow in self._flows)
+
     def tick(self) -> float | None:
         """See `link.Link`."""
         now_s = time.monotonic()

@@ -75,13 +75,19 @@ class Counters(_Request):
     op: Literal["counters"]
 
 
+class Used(_Request):
+    """What all agents together sent through the shared hop so far; cheaper than all counters."""
+
+    op: Literal["used"]
+
+
 class Close(_Request):
     """The client is done; the helper closes the connection."""
 
     op: Literal["close"]
 
 
-Request = Build | Listen | Connect | Grants | Channel | Counters | Close
+Request = Build | Listen | Connect | Grants | Channel | Counters | Used | Close
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 
 

@@ -159,6 +159,8 @@ class Server:
                     "refused_connections": self._refused_connections,
                     "refused_requests": self._refused_requests,
                 }
+            case protocol.Used():
+                return self._built().used_bytes()
         return None
 
     def _built(self) -> Link:

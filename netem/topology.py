@@ -219,6 +219,10 @@ class KernelLink:
             )
         return agents, direct
 
+    def used_bytes(self) -> int:
+        """See `link.Link`."""
+        return self._station.read()[0][TOTAL].sent_bytes
+
     def tick(self) -> None:
         """Nothing is ever due: the kernel does the work."""
 
