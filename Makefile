@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint types bench setup clean
 
 demo: setup  ## The papers' headline over a real, shaped link; then the same kind of squeeze with real models.
-	$(BIN)/scout run configs/congestion.yaml
-	$(BIN)/scout run configs/small-family.yaml
+	$(BIN)/scout run configs/congestion.yaml --report
+	$(BIN)/scout run configs/small-family.yaml --report
 
 test: setup lint types  ## Lint, types, and every test that this machine can run.
 	$(BIN)/python -m pytest

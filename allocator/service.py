@@ -94,7 +94,7 @@ class Snapshot:
     Attributes:
         in_flight: requests on the uplink; waiting: announced, and not decided yet (standing policies don't look).
         cloud_ms: for each worker, when it will have done what is promised to it.
-        grants_mbps: of each agent, in order; 0 of those that have nothing to send and no standing share.
+        grants_mbps: of each agent, in order; 0 of those that have nothing on the uplink.
     """
 
     estimate_mbps: float
@@ -263,9 +263,7 @@ class Allocator:
             len(self._waiting),
             tuple(self._dispatcher.free_in_ms()),
             tuple(
-                self._grants_mbps.get(agent.agent_id, 0.0)
-                if self._policy.standing or agent.agent_id in sending
-                else 0.0
+                self._grants_mbps.get(agent.agent_id, 0.0) if agent.agent_id in sending else 0.0
                 for agent in self._agents
             ),
         )

@@ -47,6 +47,7 @@ def run(
     allocator: Allocators = None,
     engine: Engine = "live",
     out: Out = None,
+    report: Annotated[bool, typer.Option("--report", help="Also make the report: report/ in the run folder.")] = False,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
@@ -66,18 +67,23 @@ def run(
     if engine == "simulated":
         from cluster.simulated import run_simulated
 
-        _show_run(result, run_simulated(loaded, run_dir))
+        _show_run(result, run_simulated(loaded, run_dir), report)
     else:
-        _show_run(result, run_live_or_fail(loaded, run_dir, address))
+        _show_run(result, run_live_or_fail(loaded, run_dir, address), report)
 
 
-def _show_run(result: ResultStream, summary: dict[str, Any]) -> None:
-    """The table, and the exit code that a run deserves."""
+def _show_run(result: ResultStream, summary: dict[str, Any], report: bool = False) -> None:
+    """The table, perhaps the report, and the exit code that a run deserves."""
     from cluster.finish import INTERRUPTED
     from reports.table import print_summary
 
     result.write(summary, lambda: print_summary(console, summary))
     messages.print(f"run folder: {summary['run_dir']}", highlight=False, soft_wrap=True)
+    if report:
+        from cluster.reporting import report_or_fail
+
+        _, path = report_or_fail([Path(summary["run_dir"])])
+        messages.print(f"report: {path}", highlight=False, soft_wrap=True)
     if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:
         raise typer.Exit(EXIT_INTERRUPTED)
     if summary["partial"] or not summary["valid"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
@@ -67,15 +68,31 @@ def compare(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that `scout compare` made.")], as_json: Json = False
+    folders: Annotated[list[Path], typer.Argument(help="A run folder, one of `scout compare`, or several runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the report goes; default: report/ in the first folder.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Show a comparison again, from its run folders; what is missing or damaged is said, the rest is shown."""
-    if not _show(ResultStream(as_json), folder):
+    """Make the report on a run, a comparison, or several runs: a page, Markdown, figures, tables. Also of partial runs.
+
+    What is missing or damaged is said, the rest is shown.
+    """
+    from cluster.reporting import report_or_fail
+
+    result = ResultStream(as_json)
+    page, path = report_or_fail(folders, out)
+    shown = {"report": str(path), "title": page.title, "warnings": list(page.warnings)}
+    result.write(shown, lambda: console.print(f"report: {path}", highlight=False, soft_wrap=True))
+    for warning in page.warnings:
+        messages.print(f"[bold red]{escape(warning)}[/bold red]", highlight=False)
+    if page.warnings:
         raise typer.Exit(EXIT_FAILED)
 
 
 def _show(result: ResultStream, folder: Path) -> bool:
-    """Whether there was nothing to warn of."""
+    """Tables, and the report; whether there was nothing to warn of."""
+    from cluster.reporting import report_or_fail
     from reports.comparison import ComparisonError, comparison_tables, read_comparison
 
     try:
@@ -83,9 +100,11 @@ def _show(result: ResultStream, folder: Path) -> bool:
     except ComparisonError as error:
         fail(error)
     result.write(found, lambda: console.print(*comparison_tables(found), sep="\n"))
-    for warning in found["warnings"]:
-        messages.print(f"[bold red]{warning}[/bold red]", highlight=False)
+    page, path = report_or_fail([folder])
+    for warning in page.warnings:
+        messages.print(f"[bold red]{escape(warning)}[/bold red]", highlight=False)
     messages.print(f"runs: {folder}", highlight=False, soft_wrap=True)
+    messages.print(f"report: {path}", highlight=False, soft_wrap=True)
     return not found["warnings"]
 
 

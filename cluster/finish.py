@@ -57,8 +57,9 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
     for turn in result.turns:
         if turn.allocator in allocators:
             solve_ms = pd.Series(turn.solve_ms, dtype=float)
-            times = {f"p{p}": float(solve_ms.quantile(p / 100)) for p in (50, 99)} if len(solve_ms) else {}
-            allocators[turn.allocator]["solve_ms"] = times
+            curve = [float(solve_ms.quantile(p / 100)) for p in range(101)] if len(solve_ms) else []
+            allocators[turn.allocator]["solve_ms"] = {"p50": curve[50], "p99": curve[99]} if curve else {}
+            allocators[turn.allocator]["solve_curve_ms"] = [float(f"{ms:.4g}") for ms in curve]
             allocators[turn.allocator]["stolen"] = turn.stolen
     late = [
         f"{name}: the emulator started requests {s['lateness_ms']['p99']:.0f} ms late (p99), more than "

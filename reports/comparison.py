@@ -1,7 +1,8 @@
 """A folder of runs with many seeds becomes tables: every allocator's figures with intervals, and who is better."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -26,17 +28,23 @@ class ComparisonError(ValueError):
     """Not a folder of a comparison, or nothing in it can be read; the message says which."""
 
 
-def read_comparison(folder: Path) -> dict[str, Any]:
+def read_comparison(*folders: Path) -> dict[str, Any]:
     """One document: figures by point and allocator, verdicts, and plainly whatever is missing.
 
     Points are what was swept; compliance is in percent, quality as the profiles say.
 
+    Args:
+        folders: one of a comparison, or several of runs of one scenario, which are then what is compared.
+
     Raises:
         ComparisonError: no such folder, or no run in it that can be read.
     """
-    if (folder / "run.json").exists() and not (folder / COMPARE_FILE).exists():
-        raise ComparisonError(f"{folder} is the folder of one run; this takes folders that scout compare made")
-    found = _json(folder / COMPARE_FILE)
+    if len(folders) == 1:
+        folder = folders[0]
+        found = _json(folder / COMPARE_FILE)
+    else:
+        folder = Path(os.path.commonpath([each.resolve() for each in folders]))
+        found = _of_runs(folder, folders)
     try:
         listed, compared = list(found["runs"]), [str(name) for name in found["compared"]]
         planned = int(found["planned"])
@@ -62,9 +70,33 @@ def read_comparison(folder: Path) -> dict[str, Any]:
             warnings.append(f"left out: {point}: no seed has all allocators")
     return {key: found.get(key) for key in ("scenario", "command", "engine", "machine")} | {
         "compared": compared,
+        "folders": [str(folder / each) for each in dict.fromkeys(frame.folder)],
         "warnings": warnings,
         "points": points,
     }
+
+
+def _of_runs(folder: Path, runs: Sequence[Path]) -> dict[str, Any]:
+    """What a comparison's document would say of these runs. Raises ComparisonError if they aren't of one scenario."""
+    entries: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    scenarios = set()
+    for run in runs:
+        summary = _json(run / "summary.json")
+        try:
+            seed = int(yaml.safe_load((run / "scenario.yaml").read_text(encoding="utf-8"))["seed"])
+            scenarios.add(str(summary["scenario"]))
+            names |= dict.fromkeys(summary["allocators"])
+            engine = summary["engine"]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            raise ComparisonError(f"{run}: scenario.yaml or summary.json is missing or damaged") from None
+        if seed in [entry["seed"] for entry in entries]:
+            raise ComparisonError(f"{run}: seed {seed} is there already; runs to compare differ in their seed")
+        entries.append({"folder": str(run.resolve().relative_to(folder)), "seed": seed, "point": {}})
+    if len(scenarios) > 1:
+        raise ComparisonError(f"runs of different scenarios: {', '.join(sorted(scenarios))}")
+    about = {"scenario": scenarios.pop(), "engine": engine, "compared": list(names)}
+    return about | {"planned": len(entries), "runs": entries}
 
 
 def _rows(folder: Path, entry: dict[str, Any], warnings: list[str]) -> Iterator[dict[str, Any]]:
@@ -81,7 +113,8 @@ def _rows(folder: Path, entry: dict[str, Any], warnings: list[str]) -> Iterator[
     for name, s in summary["allocators"].items():
         counts = {status: s[status] for status in COUNTS}
         values = {"compliance": 100 * s["compliance"], "delivered_quality": s["delivered_quality"]}
-        yield {"point": point, "seed": entry["seed"], "allocator": name} | counts | values
+        where = {"point": point, "seed": entry["seed"], "allocator": name, "folder": str(entry["folder"])}
+        yield where | counts | values
 
 
 def _check_ledger(run_dir: Path, summary: dict[str, Any]) -> None:

@@ -1,0 +1,121 @@
+"""A run folder as a report needs it: what is there is read, what is missing or damaged is said."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from reports.summary import summarize
+
+MAX_FILE_BYTES = 64 * 2**20  # of JSON and YAML
+MAX_TABLE_BYTES = 2**31
+
+
+class ReportError(ValueError):
+    """Nothing to report on; the message says why in a line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        facts: of run.json; scenario: as resolved; summary: of summary.json, or made from the ledger if that is missing.
+        ledger: a row for each request and allocator, in the order of turns.
+        timeline: a row for each moment of a turn (empty if there is none); channel: for each change of rate.
+        events: interventions and faults.
+        warnings: what a reader must know before believing it.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    scenario: dict[str, Any]
+    summary: dict[str, Any]
+    ledger: pd.DataFrame
+    timeline: pd.DataFrame
+    channel: pd.DataFrame
+    events: list[dict[str, Any]]
+    warnings: list[str]
+
+    @property
+    def name(self) -> str:
+        """The scenario's."""
+        return str(self.scenario.get("name") or self.folder.name)
+
+
+def read_run(folder: Path) -> Run:
+    """Everything that can be read of a run.
+
+    Raises:
+        ReportError: not even its ledger can.
+    """
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: no such folder")
+    path = folder / "ledger.parquet"
+    try:
+        if not path.exists():
+            raise ReportError(f"{folder}: {_without_ledger(folder)}")
+        _bounded(path, MAX_TABLE_BYTES)
+        ledger = pd.read_parquet(path)
+        missing = {"allocator", "status", "latency_ms", "deadline_ms"} - set(ledger.columns)
+        if missing:
+            raise ReportError(f"{path}: damaged: no column {', '.join(sorted(missing))}")
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, ReportError) else ReportError(f"{path}: damaged: {one_line(error)}") from None
+    warnings: list[str] = []
+
+    def read(name: str, parse: Any, otherwise: Any) -> Any:
+        """What a file says; the reason why not goes to the warnings."""
+        try:
+            _bounded(folder / name, MAX_FILE_BYTES)
+            found = parse(folder / name)
+            if not isinstance(found, type(otherwise)):
+                raise ValueError(f"not a {type(otherwise).__name__}")
+            return found
+        except FileNotFoundError:
+            warnings.append(f"{name} is missing: what it tells is left out")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            warnings.append(f"{name} is damaged ({one_line(error)}): what it tells is left out")
+        return otherwise
+
+    facts = read("run.json", lambda p: json.loads(p.read_text("utf-8")), {})
+    scenario = read("scenario.yaml", lambda p: yaml.safe_load(p.read_text("utf-8")), {})
+    summary = read("summary.json", lambda p: json.loads(p.read_text("utf-8")), {})
+    timeline = read("timeline.parquet", pd.read_parquet, pd.DataFrame())
+    channel = read("channel.csv", pd.read_csv, pd.DataFrame())
+    counted = summarize(ledger)
+    told = summary.get("allocators", {})
+    for name, one in counted.items():
+        differing = [
+            key for key in ("issued", "met", "late", "rejected", "failed") if told.get(name, one)[key] != one[key]
+        ]
+        if differing:
+            warnings.append(f"{name}: ledger and summary differ in {', '.join(differing)}; the ledger counts here")
+        extra = {key: told.get(name, {}).get(key) for key in ("solve_ms", "solve_curve_ms", "stolen")}
+        counted[name] |= {key: value for key, value in extra.items() if value is not None}
+    summary = summary | {"allocators": counted}
+    events = summary.get("events") or []
+    return Run(
+        folder, facts, scenario, summary, ledger, timeline, channel, events, [*summary.get("warnings", []), *warnings]
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without its line breaks, bounded."""
+    return " ".join(str(error).split())[:200]
+
+
+def _without_ledger(folder: Path) -> str:
+    if (folder / "journal").is_dir():
+        return "this run hasn't ended: it is still on, or was killed and `scout recover` completes it"
+    if (folder / "run.json").exists():
+        return "no ledger.parquet: this run ended before any request did, or the file was removed"
+    return "not a run folder: no ledger.parquet"
+
+
+def _bounded(path: Path, most: int) -> None:
+    if path.stat().st_size > most:
+        raise ReportError(f"{path}: larger than {most >> 20} MiB")
