@@ -82,8 +82,7 @@ def _show_run(result: ResultStream, summary: dict[str, Any], report: bool = Fals
     if report:
         from cluster.reporting import report_or_fail
 
-        _, path = report_or_fail([Path(summary["run_dir"])])
-        messages.print(f"report: {path}", highlight=False, soft_wrap=True)
+        report_or_fail([Path(summary["run_dir"])])
     if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:
         raise typer.Exit(EXIT_INTERRUPTED)
     if summary["partial"] or not summary["valid"]:

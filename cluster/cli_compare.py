@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
@@ -62,7 +61,7 @@ def compare(
             run_all(planned, folder, run_simulated, facts, _say, stop.is_set)
     except (DocumentError, runfolder.RunFolderError) as error:
         fail(error)
-    whole = _show(result, folder)
+    whole = _show(result, [folder])
     if stop.is_set() or not whole:
         raise typer.Exit(EXIT_INTERRUPTED if stop.is_set() else EXIT_FAILED)
 
@@ -78,33 +77,23 @@ def report(
 
     What is missing or damaged is said, the rest is shown.
     """
-    from cluster.reporting import report_or_fail
-
     result = ResultStream(as_json)
-    page, path = report_or_fail(folders, out)
-    shown = {"report": str(path), "title": page.title, "warnings": list(page.warnings)}
-    result.write(shown, lambda: console.print(f"report: {path}", highlight=False, soft_wrap=True))
-    for warning in page.warnings:
-        messages.print(f"[bold red]{escape(warning)}[/bold red]", highlight=False)
-    if page.warnings:
+    if not _show(result, folders, out):
         raise typer.Exit(EXIT_FAILED)
 
 
-def _show(result: ResultStream, folder: Path) -> bool:
+def _show(result: ResultStream, folders: list[Path], out: Path | None = None) -> bool:
     """Tables, and the report; whether there was nothing to warn of."""
     from cluster.reporting import report_or_fail
-    from reports.comparison import ComparisonError, comparison_tables, read_comparison
+    from reports.comparison import comparison_tables
+    from reports.table import print_summary
 
-    try:
-        found = read_comparison(folder)
-    except ComparisonError as error:
-        fail(error)
-    result.write(found, lambda: console.print(*comparison_tables(found), sep="\n"))
-    page, path = report_or_fail([folder])
-    for warning in page.warnings:
-        messages.print(f"[bold red]{escape(warning)}[/bold red]", highlight=False)
-    messages.print(f"runs: {folder}", highlight=False, soft_wrap=True)
-    messages.print(f"report: {path}", highlight=False, soft_wrap=True)
+    found = report_or_fail(folders, out)
+    if "points" in found:
+        result.write(found, lambda: console.print(*comparison_tables(found), sep="\n"))
+    else:
+        shown = found | {"warnings": []}  # they have been printed
+        result.write(found, lambda: print_summary(console, shown))
     return not found["warnings"]
 
 

@@ -19,7 +19,7 @@ class Turn:
     """
 
     allocator: str
-    timeline: Timeline
+    timeline: Timeline = field(default_factory=Timeline)
     channel: ChannelLog = field(default_factory=list)
     solve_ms: list[float] = field(default_factory=list)
     stolen: float = 0.0

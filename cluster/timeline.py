@@ -56,9 +56,9 @@ class Timeline:
         journal: where each goes at once (live), so that others can watch and nothing is lost.
     """
 
-    allocator: str
-    policy: str
-    deadline_ms: float
+    allocator: str = ""
+    policy: str = ""
+    deadline_ms: float = 0.0
     journal: Path | None = None
     moments: list[Moment] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -48,7 +49,7 @@ STYLE: dict[str, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "legend.frameon": False,
     "legend.fontsize": 8,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -152,7 +153,7 @@ def stages(ledger: pd.DataFrame) -> Drawn:
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
         _labels(ax, "mean time of an answered request (ms)", "")
-        ax.figure.legend(loc="outside lower center", ncols=4)  # type: ignore[union-attr]
+        ax.figure.legend(loc="outside lower center", ncols=4)
         return mean.rename_axis("allocator").reset_index()
 
     return _draw(
@@ -297,7 +298,7 @@ def modes(ledger: pd.DataFrame) -> Drawn:
         ax.set_xlim(0, 100)
         ax.grid(axis="y", visible=False)
         _labels(ax, "requests (%)", "")
-        ax.figure.legend(loc="outside lower center", ncols=5)  # type: ignore[union-attr]
+        ax.figure.legend(loc="outside lower center", ncols=5)
         return share.assign(switched_percent=pd.Series(switched)).rename_axis("allocator").reset_index()
 
     return _draw(
@@ -466,7 +467,7 @@ def tradeoff(point: dict[str, Any], compared: Sequence[str], number: int) -> Dra
                 **hollow,
             )
             rows.append((name, x["mean"], y["mean"]))
-        _labels(ax, "met (%)", "quality delivered (as the profiles measure it)")
+        _labels(ax, "met (%)", "quality delivered")
         _legend(ax, len(point["figures"]))
         return pd.DataFrame(rows, columns=["allocator", "met_percent", "quality"])
 
@@ -594,7 +595,7 @@ def _labels(ax: Axes, x: str, y: str) -> None:
 
 def _legend(ax: Axes, entries: int) -> None:
     if entries > 1:
-        ax.figure.legend(loc="outside lower center", ncols=2 if entries > 3 else entries)  # type: ignore[union-attr]
+        ax.figure.legend(loc="outside lower center", ncols=2 if entries > 3 else entries)
 
 
 def _bars(f: dict[str, float]) -> list[list[float]]:

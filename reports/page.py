@@ -33,7 +33,6 @@ class Section:
     """A part of the page."""
 
     title: str
-    verdicts: Sequence[str] = ()
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[Drawn] = ()
@@ -101,10 +100,6 @@ def comparison_page(found: dict[str, Any]) -> Page:
         sections.append(
             Section(
                 swept or "Who is better",
-                verdicts=[
-                    f"{METRICS[v['metric']].capitalize()}: {v['first']} against {v['second']}: {v['verdict']}."
-                    for v in point["verdicts"]
-                ],
                 tables=[_point_table(point, compared, number), *_verdict_table(point, number)],
                 figures=drawn,
             )
@@ -164,15 +159,17 @@ def write_report(page: Page, out: Path) -> Path:
     return out / PAGE
 
 
-def report_on(folders: Sequence[Path]) -> Page:
-    """The report on a run, a comparison, or several runs of one scenario.
+def report_on(folders: Sequence[Path]) -> tuple[dict[str, Any], Page]:
+    """A run, a comparison, or several runs of one scenario: what was found, fit for JSON, and the report on it.
 
     Raises:
         ReportError, reports.comparison.ComparisonError: nothing there can be read.
     """
     if len(folders) == 1 and not (folders[0] / "compare.json").exists():
-        return run_page(read_run(folders[0]))
-    return comparison_page(read_comparison(*folders))
+        run = read_run(folders[0])
+        return run.summary | {"warnings": run.warnings}, run_page(run)
+    found = read_comparison(*folders)
+    return found, comparison_page(found)
 
 
 def _main_table(run: Run) -> Table:
@@ -224,9 +221,10 @@ def _verdict_table(point: dict[str, Any], number: int) -> Iterator[Table]:
     if point["verdicts"]:
         rows = []
         for v in point["verdicts"]:
-            shown = [f"{v['mean']:+.1f}", f"{v['low']:+.1f} to {v['high']:+.1f}", f"{v['holm_p']:.4f}"]
-            rows.append([METRICS[v["metric"]], f"{v['first']} − {v['second']}", *shown])
-        yield Table(f"differences_{number}", ["in", "pair", "difference", "95 %", "Holm's p"], rows, frozenset({0, 1}))
+            rows.append([METRICS[v["metric"]], f"{v['first']} / {v['second']}", v["verdict"], f"{v['holm_p']:.4f}"])
+        yield Table(
+            f"differences_{number}", ["in", "first / second", "the first is", "Holm's p"], rows, frozenset({0, 1, 2})
+        )
 
 
 def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -274,7 +272,7 @@ def _markdown(page: Page) -> Iterator[str]:
     yield from (f"> **{plain(line)}**\n" for line in page.warnings)
     for section in page.sections:
         yield f"## {plain(section.title)}\n"
-        yield from (f"{plain(line)}\n" for line in (*section.verdicts, *section.notes))
+        yield from (f"{plain(line)}\n" for line in section.notes)
         for table in section.tables:
             yield f"| {' | '.join(map(plain, table.columns))} |"
             yield "|" + "|".join("---" if i in table.text else "---:" for i in range(len(table.columns))) + "|"

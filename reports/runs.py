@@ -8,10 +8,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from reports.summary import summarize
+from reports.summary import STAGES, summarize
 
 MAX_FILE_BYTES = 64 * 2**20  # of JSON and YAML
 MAX_TABLE_BYTES = 2**31
+LEDGER_COLUMNS = {
+    "allocator", "request_id", "agent_id", "round", "intended_s", "deadline_ms", "status", "reason", "mode",
+    "latency_ms", "predicted_ms", "payload_bytes", "wire_bytes", "quality_credited", "quality_delivered",
+    *(f"{stage}_ms" for stage in STAGES),
+}  # fmt: skip
+TIMELINE_COLUMNS = {
+    "allocator", "at_s", "channel_mbps", "estimate_mbps", "used_mbps", "in_flight", "grants_mbps",
+}  # fmt: skip
 
 
 class ReportError(ValueError):
@@ -25,7 +33,7 @@ class Run:
     Attributes:
         facts: of run.json; scenario: as resolved; summary: of summary.json, or made from the ledger if that is missing.
         ledger: a row for each request and allocator, in the order of turns.
-        timeline: a row for each moment of a turn (empty if there is none); channel: for each change of rate.
+        timeline: a row for each moment of a turn (empty if there is none).
         events: interventions and faults.
         warnings: what a reader must know before believing it.
     """
@@ -36,7 +44,6 @@ class Run:
     summary: dict[str, Any]
     ledger: pd.DataFrame
     timeline: pd.DataFrame
-    channel: pd.DataFrame
     events: list[dict[str, Any]]
     warnings: list[str]
 
@@ -60,9 +67,7 @@ def read_run(folder: Path) -> Run:
             raise ReportError(f"{folder}: {_without_ledger(folder)}")
         _bounded(path, MAX_TABLE_BYTES)
         ledger = pd.read_parquet(path)
-        missing = {"allocator", "status", "latency_ms", "deadline_ms"} - set(ledger.columns)
-        if missing:
-            raise ReportError(f"{path}: damaged: no column {', '.join(sorted(missing))}")
+        _has(ledger, LEDGER_COLUMNS)
     except (OSError, ValueError) as error:
         raise error if isinstance(error, ReportError) else ReportError(f"{path}: damaged: {one_line(error)}") from None
     warnings: list[str] = []
@@ -84,8 +89,7 @@ def read_run(folder: Path) -> Run:
     facts = read("run.json", lambda p: json.loads(p.read_text("utf-8")), {})
     scenario = read("scenario.yaml", lambda p: yaml.safe_load(p.read_text("utf-8")), {})
     summary = read("summary.json", lambda p: json.loads(p.read_text("utf-8")), {})
-    timeline = read("timeline.parquet", pd.read_parquet, pd.DataFrame())
-    channel = read("channel.csv", pd.read_csv, pd.DataFrame())
+    timeline = read("timeline.parquet", lambda p: _has(pd.read_parquet(p), TIMELINE_COLUMNS), pd.DataFrame())
     counted = summarize(ledger)
     told = summary.get("allocators", {})
     for name, one in counted.items():
@@ -98,9 +102,7 @@ def read_run(folder: Path) -> Run:
         counted[name] |= {key: value for key, value in extra.items() if value is not None}
     summary = summary | {"allocators": counted}
     events = summary.get("events") or []
-    return Run(
-        folder, facts, scenario, summary, ledger, timeline, channel, events, [*summary.get("warnings", []), *warnings]
-    )
+    return Run(folder, facts, scenario, summary, ledger, timeline, events, [*summary.get("warnings", []), *warnings])
 
 
 def one_line(error: BaseException) -> str:
@@ -114,6 +116,13 @@ def _without_ledger(folder: Path) -> str:
     if (folder / "run.json").exists():
         return "no ledger.parquet: this run ended before any request did, or the file was removed"
     return "not a run folder: no ledger.parquet"
+
+
+def _has(table: pd.DataFrame, columns: set[str]) -> pd.DataFrame:
+    """The table. Raises ValueError if it lacks one of these columns."""
+    if missing := columns - set(table.columns):
+        raise ValueError(f"no column {', '.join(sorted(missing))}")
+    return table
 
 
 def _bounded(path: Path, most: int) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the table of a `summary.json` and, below it, whatever a reader must know before believing it."""
     table = Table(
-        title=summary["title"], title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+        title=summary.get("title", ""), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
     table.add_column("allocator", no_wrap=True)
     for name in (
@@ -39,7 +39,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
             _shown(s["lateness_ms"]["p99"], 1),
         )
     console.print(table)
-    console.print(f"[dim]{summary['footnote']}[/dim]", highlight=False)
+    console.print(f"[dim]{summary.get('footnote', '')}[/dim]", highlight=False)
     for warning in summary["warnings"]:
         console.print(f"[bold red]{warning}[/bold red]", highlight=False)
 

@@ -54,6 +54,7 @@ def test_figures_are_the_ledgers_and_come_again_from_the_folders(compared: Path)
     shown = json.loads((compared / "shown.json").read_text())
     again = scout("report", str(compared), "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == shown
+    assert Path(shown["report"]).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [point["point"] for point in shown["points"]] == [{"uplink.channel.mbps": 5}, {"uplink.channel.mbps": 20}]
     point = shown["points"][0]
     ledgers = [pd.read_parquet(path) for path in (compared / "uplink.channel.mbps=5").rglob("ledger.parquet")]

@@ -60,7 +60,7 @@ def test_the_headline_in_small(live_run: Run, scenario: Write) -> None:
     assert document["link"]["direct_packets"] == 0
     assert sum(worker["served"] for worker in document["workers"]) == 12
     assert {path.name for path in done.run_dir.iterdir()} == {
-        "scenario.yaml", "run.json", "summary.json", "ledger.parquet", "channel.csv",
+        "scenario.yaml", "run.json", "summary.json", "ledger.parquet", "channel.csv", "timeline.parquet",
     }  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_the_headline_of_the_papers(tmp_path: Path) -> None:
     rounds = {name: s["rounds_all_met"] for name, s in document["allocators"].items()}
     assert rounds == {"equal": 0.0, "model_aware": 1.0}
     assert {path.name for path in done.run_dir.iterdir()} == {
-        "scenario.yaml", "run.json", "summary.json", "ledger.parquet", "channel.csv",
+        "scenario.yaml", "run.json", "summary.json", "ledger.parquet", "channel.csv", "timeline.parquet",
     }  # fmt: skip
     ledger = done.ledger
     assert len(ledger) == document["issued"] == 40

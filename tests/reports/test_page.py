@@ -1,0 +1,193 @@
+"""Reports: everything is there, nothing is fetched, damage is said, and names can't become markup."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cluster import runfolder
+from cluster.documents import Document
+from cluster.scenario import Scenario
+from cluster.simulated import run_simulated
+from cluster.timeline import Event
+from reports.figures import jain, switch_share
+from reports.page import Page, report_on, write_report
+from reports.runs import ReportError, read_run
+
+CONGESTED = """
+name: congested
+deadline_ms: 2000
+modes: [full, int8, mixed_int4, int4]
+allocators: [equal, deadline]
+uplink: {channel: {kind: markov}}
+arrivals: {kind: poisson, rate_per_s: 0.5, duration_s: 20}
+agents: {groups: [{profile: measured/qwen2.5-7b, count: 6}]}
+cloud: {workers: 2}
+"""
+FIGURES = {
+    "timeline_equal", "timeline_deadline", "slack", "stages", "agents", "predicted", "bandwidth", "modes", "solving",
+}  # fmt: skip
+
+
+def simulate(folder: Path, seed: int = 42, description: str = "") -> Path:
+    text = CONGESTED + f"seed: {seed}\ndescription: {json.dumps(description)}\n"
+    scenario = Scenario.from_document(Document(folder / "congested.yaml", text))
+    run_simulated(scenario, runfolder.create(folder, scenario))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulate(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def run_dir(simulated: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(simulated, tmp_path / "run"))
+
+
+def page_of(*folders: Path) -> Page:
+    return report_on(folders)[1]
+
+
+def figures_of(page: Page) -> dict[str, ET.Element]:
+    return {drawn.name: ET.fromstring(drawn.svg) for section in page.sections for drawn in section.figures}
+
+
+def test_a_run_has_every_figure_with_axes_and_what_to_read_off(simulated: Path) -> None:
+    page = page_of(simulated)
+    assert set(figures_of(page)) == FIGURES
+    assert not page.warnings
+    for section in page.sections:
+        for drawn in section.figures:
+            words = " ".join(ET.fromstring(drawn.svg).itertext())
+            assert re.search(r"\((s|ms|%|Mbit/s|ms, logarithmic)\)", words), f"{drawn.name}: no axis with a unit"
+            assert drawn.read.endswith(".") and len(drawn.read) > 20
+            assert drawn.png.startswith(b"\x89PNG")
+
+
+def test_the_page_needs_nothing_else_and_balances(simulated: Path, tmp_path: Path) -> None:
+    path = write_report(page_of(simulated), tmp_path / "report")
+    html = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 6e6
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|@import|url\((?!#)""", html), "something is fetched"
+    assert "<script" not in html
+    ledger = pd.read_parquet(simulated / "ledger.parquet")
+    table = pd.read_csv(tmp_path / "report" / "tables" / "allocators.csv").set_index("allocator")
+    for name, rows in ledger.groupby("allocator"):
+        shown = table.loc[name]
+        assert shown.issued == len(rows) == shown.met + shown.late + shown.rejected + shown.failed
+        assert shown.met == (rows.status == "met").sum()
+    written = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
+    assert {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png", "csv")} == written
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    for image in re.findall(r"\]\((figures/[^)]+)\)", markdown):
+        assert (tmp_path / "report" / image).exists()
+
+
+def test_the_same_folder_makes_the_same_page(simulated: Path, tmp_path: Path) -> None:
+    first, again = (write_report(page_of(simulated), tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert first == again
+
+
+def test_names_can_t_become_markup(tmp_path: Path) -> None:
+    folder = simulate(tmp_path / "run", description="<script>alert(1)</script> $x^2$ | a*b")
+    path = write_report(page_of(folder), tmp_path / "report")
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert "<script" not in (path.parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_slack_is_the_ledgers(simulated: Path) -> None:
+    page = page_of(simulated)
+    (drawn,) = [d for section in page.sections for d in section.figures if d.name == "slack"]
+    assert drawn.data is not None
+    ledger = pd.read_parquet(simulated / "ledger.parquet")
+    for name, rows in ledger.groupby("allocator"):
+        curve = drawn.data[drawn.data.allocator == name]
+        below = curve[curve.slack_s < 0].percent.max()
+        assert below == pytest.approx(100 * (rows.status != "met").mean()), name
+
+
+def test_events_are_on_the_page(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    event = Event(3.0, "intervention", "uplink: 5 Mbit/s for 10 s")
+    summary["events"] = [{"allocator": "deadline", "at_s": event.at_s, "kind": event.kind, "text": event.text}]
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    page = page_of(run_dir)
+    assert ["deadline", "3.0", "intervention", event.text] in [
+        list(row) for section in page.sections for table in section.tables for row in table.rows
+    ]
+    (drawn,) = [d for section in page.sections for d in section.figures if d.name == "timeline_deadline"]
+    assert event.text in drawn.read
+
+
+@pytest.mark.parametrize("name", ["summary.json", "run.json", "scenario.yaml", "timeline.parquet"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_damage_is_said_and_the_rest_is_shown(run_dir: Path, name: str, damage: str) -> None:
+    path = run_dir / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(b"\x00{" + content[: len(content) // 3])
+    page = page_of(run_dir)
+    assert any(name in warning for warning in page.warnings), page.warnings
+    missing = {"timeline_equal", "timeline_deadline", "bandwidth"} if name == "timeline.parquet" else set()
+    missing |= {"solving"} if name == "summary.json" else set()
+    assert set(figures_of(page)) == FIGURES - missing
+    (table,) = [t for section in page.sections for t in section.tables if t.name == "allocators"]
+    assert len(table.rows) == 2
+
+
+def test_a_ledger_that_says_otherwise_than_the_summary_counts(run_dir: Path) -> None:
+    ledger = pd.read_parquet(run_dir / "ledger.parquet")
+    ledger.loc[ledger.index[0], "status"] = "late" if ledger.status.iloc[0] == "met" else "met"
+    ledger.to_parquet(run_dir / "ledger.parquet")
+    assert any("differ" in warning for warning in page_of(run_dir).warnings)
+
+
+def test_what_can_t_be_reported_on_is_refused_in_a_line(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="no such folder"):
+        read_run(tmp_path / "nowhere")
+    (run_dir / "ledger.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ReportError, match="damaged"):
+        read_run(run_dir)
+    (run_dir / "ledger.parquet").unlink()
+    with pytest.raises(ReportError, match=r"no ledger\.parquet"):
+        read_run(run_dir)
+    (run_dir / "journal").mkdir()
+    with pytest.raises(ReportError, match="scout recover"):
+        read_run(run_dir)
+
+
+def test_several_runs_are_a_comparison(simulated: Path, tmp_path: Path) -> None:
+    runs = [simulated, *(simulate(tmp_path / f"run-{seed}", seed) for seed in range(43, 49))]
+    found, page = report_on(runs)
+    (point,) = found["points"]
+    assert point["seeds"] == 7 and found["compared"] == ["equal", "deadline"]
+    names = set(figures_of(page))
+    assert {"tradeoff_0", "differences_compliance_0", "timeline_equal", "slack"} <= names
+    assert "emulator late, all runs" in dict(page.facts)
+
+
+def test_jain_s_index() -> None:
+    assert jain(np.array([5.0, 5.0, 5.0])) == pytest.approx(1)
+    assert jain(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25)
+    assert jain(np.zeros(3)) == 1
+
+
+def test_switches_are_counted_agent_by_agent() -> None:
+    rows = pd.DataFrame(
+        {
+            "allocator": "x",
+            "agent_id": [0, 1, 0, 1, 0],
+            "intended_s": [0.0, 0.1, 1.0, 1.1, 2.0],
+            "mode": ["full", "int4", "full", "int8", "int4"],
+        }
+    )
+    assert switch_share(rows) == pytest.approx(100 * 2 / 3)
