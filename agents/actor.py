@@ -1,20 +1,25 @@
 """Edge agents as a Ray actor."""
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.metrics import Counter, Histogram
 
 from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
-from agents.record import Journal
+from agents.record import Journal, Record
 from allocator.problem import Request
 from allocator.service import Decision
 from models.memory import peak_memory_mb
+
+LATENCY_BOUNDS_MS = [50, 100, 200, 350, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500, 10_000, 20_000, 60_000]
+LATENESS_BOUNDS_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 1000]
 
 
 class RayAllocator:
@@ -36,6 +41,31 @@ class RayAllocator:
         self._actor.finish.remote(request_id)
 
 
+class CountedJournal(Journal):
+    """A journal whose entries are counted as Ray metrics, too."""
+
+    def __init__(self, path: Path, tags: dict[str, str]) -> None:
+        super().__init__(path)
+        keys = tuple(tags)
+        self._tags = tags
+        self._requests = Counter("scout_requests", "requests that have ended", (*keys, "status"))
+        self._bytes = Counter("scout_wire_bytes", "bytes sent, link layer", (*keys, "mode"))
+        self._latency = Histogram("scout_latency_ms", "of answered requests", LATENCY_BOUNDS_MS, keys)
+        self._lateness = Histogram("scout_lateness_ms", "how late the emulator began", LATENESS_BOUNDS_MS, keys)
+        self._quality = Counter("scout_quality_delivered", "sum over requests; by requests: the mean", keys)
+
+    def write(self, record: Record) -> None:
+        super().write(record)
+        self._requests.inc(1, self._tags | {"status": str(record.status)})
+        if record.wire_bytes:
+            self._bytes.inc(record.wire_bytes, self._tags | {"mode": record.mode})
+        if record.quality_delivered > 0:
+            self._quality.inc(record.quality_delivered, self._tags)
+        for histogram, ms in ((self._latency, record.latency_ms), (self._lateness, record.lateness_ms)):
+            if not math.isnan(ms):
+                histogram.observe(max(ms, 0.0), self._tags)
+
+
 @ray.remote
 class HostActor:
     """Hosts one or several agents; `make` connects them inside the actor's own process."""
@@ -49,9 +79,16 @@ class HostActor:
         return os.getpid()
 
     async def run(
-        self, arrivals: Sequence[Arrival], allocator: ActorHandle, journal: Path, epoch_s: float, terms: Terms
+        self,
+        arrivals: Sequence[Arrival],
+        allocator: ActorHandle,
+        journal: Path,
+        tags: dict[str, str],
+        epoch_s: float,
+        terms: Terms,
     ) -> None:
-        file = Journal(journal)
+        """Play a schedule; `tags` go with every metric."""
+        file = CountedJournal(journal, tags)
         try:
             await self._host.run(arrivals, RayAllocator(allocator), file, epoch_s, terms)
         except asyncio.CancelledError:

@@ -24,6 +24,7 @@ from allocator.service import Allocator
 from cloud.actor import WorkerActor
 from cluster.controls import Inbox
 from cluster.ledger import journal_folder
+from cluster.metrics import UplinkMetrics
 from cluster.placement import ALLOCATOR_CPUS, Placement
 from cluster.raysession import RaySession
 from cluster.result import RunResult, Turn
@@ -181,8 +182,11 @@ class LiveEngine:
         self, arrivals: list[list[Arrival]], allocator: ActorHandle, folder: Path, epoch_s: float, terms: Terms
     ) -> None:
         """Let every host play its agents' arrivals, until all are done or the run is stopped."""
+        tags = {"scenario": self._scenario.name, "allocator": folder.name}
         runs = [
-            asyncio.ensure_future(host.run.remote(part, allocator, folder / f"host-{number}.jsonl", epoch_s, terms))
+            asyncio.ensure_future(
+                host.run.remote(part, allocator, folder / f"host-{number}.jsonl", tags, epoch_s, terms)
+            )
             for number, (host, part) in enumerate(zip(self._hosts, arrivals, strict=True))
         ]
         stopped = asyncio.create_task(self._stop.wait())
@@ -233,11 +237,12 @@ class LiveEngine:
 
     async def _look(self, timeline: Timeline, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
         before_bytes = await client.used_bytes()
+        metrics = UplinkMetrics(self._scenario.name, timeline.allocator)
         for number in itertools.count():
             await sleep_until(epoch_s + number * PERIOD_S)
             used_bytes = await client.used_bytes() - before_bytes
             at_s = time.monotonic() - epoch_s
-            timeline.take(at_s, used_bytes, await allocator.snapshot.remote())
+            metrics.show(timeline.take(at_s, used_bytes, await allocator.snapshot.remote()))
 
     def _watch(self, pid: int, message: str) -> None:
         """End the run when a process that it can't do without has died; Ray itself takes 15 s and more to say so."""

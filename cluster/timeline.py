@@ -67,8 +67,8 @@ class Timeline:
     _bytes: float = 0.0
     _at_s: float = 0.0
 
-    def take(self, at_s: float, used_bytes: float, seen: Snapshot) -> None:
-        """Keep how things stand; `used_bytes` went through the shared hop so far."""
+    def take(self, at_s: float, used_bytes: float, seen: Snapshot) -> Moment:
+        """Keep how things stand, and return it; `used_bytes` went through the shared hop so far."""
         elapsed_s = at_s - self._at_s
         used_mbps = (used_bytes - self._bytes) * 8 / 1e6 / elapsed_s if elapsed_s > 0 else 0.0
         self._bytes, self._at_s = used_bytes, at_s
@@ -88,6 +88,7 @@ class Timeline:
         self.moments.append(moment)
         if self.journal is not None:
             _append(self.journal / TIMELINE_JOURNAL, asdict(moment))
+        return moment
 
     def happened(self, event: Event) -> None:
         """Keep an event."""
