@@ -18,8 +18,24 @@ from allocator.problem import Request
 from allocator.service import Decision
 from models.memory import peak_memory_mb
 
-LATENCY_BOUNDS_MS = [50, 100, 200, 350, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500, 10_000, 20_000, 60_000]
-LATENESS_BOUNDS_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 1000]
+LATENCY_BOUNDS_MS: list[float] = [
+    50,
+    100,
+    200,
+    350,
+    500,
+    750,
+    1000,
+    1500,
+    2000,
+    3000,
+    5000,
+    7500,
+    10_000,
+    20_000,
+    60_000,
+]
+LATENESS_BOUNDS_MS: list[float] = [0.5, 1, 2, 5, 10, 20, 50, 100, 1000]
 
 
 class RayAllocator:

@@ -15,7 +15,7 @@ from cluster.metrics import GAUGES
 from tests.cluster.conftest import ENVIRONMENT, REPOSITORY
 
 Write = Callable[..., Path]
-DASHBOARD = REPOSITORY / "configs" / "grafana.json"
+DASHBOARD = REPOSITORY / "docs" / "grafana.json"
 FIND_PORT = """
 import ray
 ray.init("{address}", logging_level="ERROR", log_to_driver=False)
