@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster import cli_benches, cli_compare, cli_models, cli_problems
+from cluster import cli_benches, cli_compare, cli_dashboard, cli_models, cli_problems
 from cluster.cli_live import run_live_or_fail
 from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
@@ -233,6 +233,7 @@ cli_benches.register(bench)
 cli_problems.register(app)
 cli_models.register(app)
 cli_compare.register(app)
+cli_dashboard.register(app)
 
 
 def _names(allocators: str | None) -> list[str] | None:
