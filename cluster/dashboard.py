@@ -102,12 +102,10 @@ class Dashboard:
         try:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            seen = -1
+            seen = 0  # the version of a page that has seen nothing
             while not self._closing:
-                if self._latest and seen != self._version:
-                    seen, text = self._version, f"data: {self._latest}\n\n"
-                else:
-                    text = ":\n\n"
+                text = f"data: {self._latest}\n\n" if seen != self._version else ":\n\n"
+                seen = self._version
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await response.write(text.encode())
                 with contextlib.suppress(TimeoutError):
