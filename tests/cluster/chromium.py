@@ -68,9 +68,9 @@ class Tab:
             while not await self.value(expression):
                 await asyncio.sleep(0.05)
 
-    async def screenshot(self, path: Path, whole: bool = False) -> None:
-        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    async def screenshot(self) -> bytes:
+        """A PNG."""
+        return base64.b64decode((await self.call("Page.captureScreenshot"))["data"])
 
 
 @contextlib.asynccontextmanager
