@@ -126,6 +126,8 @@ class Dashboard:
             snapshot = await self._look()
             if snapshot["state"] not in (STARTING, RUNNING):
                 raise web.HTTPConflict(text="the run has ended")
+            if not snapshot["agents"]:
+                raise web.HTTPConflict(text="the run isn't ready for this yet")
             if snapshot["engine"] == "simulated":
                 raise web.HTTPConflict(text="a simulated run can't be changed while it is on")
             _check(control, snapshot)
@@ -201,9 +203,9 @@ def _check(control: controls.Control, snapshot: dict[str, Any]) -> None:
     A policy may be any that the page offers: `module:Class` would have the run import code that a request names.
     """
     policies, agents = snapshot["policies"], len(snapshot["agents"])
-    if isinstance(control, controls.SetAllocator) and policies and control.policy not in policies:
+    if isinstance(control, controls.SetAllocator) and control.policy not in policies:
         raise controls.BadControl(f"no allocator {control.policy!r} here; there are {', '.join(policies)}")
-    if isinstance(control, controls.PauseAgent) and agents and control.agent >= agents:
+    if isinstance(control, controls.PauseAgent) and control.agent >= agents:
         raise controls.BadControl(f"no agent {control.agent}; there are 0 to {agents - 1}")
 
 

@@ -48,7 +48,8 @@ class LiveView:
             turn = s["allocators"].index(s["allocator"]) + 1
             line.append(f"  turn {turn} of {len(s['allocators'])}: {_printable(s['allocator'])}")
             policy = _printable(s["timeline"].get("policy", ""))
-            line.append(f" ({policy})" if policy and policy != s["allocator"] else "", style="dim")
+            if policy and policy != _printable(s["turns"][turn - 1]["policy"]):
+                line.append(f", decided by {policy}", style="yellow")
         if s["at_s"] is not None:
             line.append(f"  {s['at_s']:.0f} s")
         return line

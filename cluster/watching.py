@@ -91,8 +91,9 @@ class AgentState:
 class TurnState:
     """One allocator's turn, from its journals."""
 
-    def __init__(self, run_dir: Path, name: str, agents: int) -> None:
+    def __init__(self, run_dir: Path, name: str, policy: str, agents: int) -> None:
         self.name = name
+        self.policy = policy
         self.issued = 0
         self.counts: Counter[str] = Counter()
         self.agents = [AgentState() for _ in range(agents)]
@@ -141,6 +142,7 @@ class TurnState:
         ended = self.counts.total()
         return {
             "name": self.name,
+            "policy": self.policy,
             "planned": planned,
             "issued": max(self.issued, ended),  # an end may be read before its beginning, from another file
             "ended": ended,
@@ -191,7 +193,9 @@ class RunWatcher:
         self._facts, self._scenario = facts, scenario
         self._profiles = [group.profile for group in scenario.agents.groups for _ in range(group.count)]
         self._policies = list(dict.fromkeys([*(each.policy for each in scenario.allocators), *POLICIES]))
-        self._turns = [TurnState(self._run_dir, name, len(self._profiles)) for name in scenario.allocator_names]
+        self._turns = [
+            TurnState(self._run_dir, each.name, each.policy, len(self._profiles)) for each in scenario.allocators
+        ]
         try:
             self._planned = len(scenario.schedule())
         except (ArrivalTraceError, ProfileError):
@@ -219,6 +223,7 @@ class RunWatcher:
     def _shown(self, alive: bool) -> dict[str, Any]:
         begun = [turn for turn in self._turns if turn.begun]
         now = begun[-1] if begun else None
+        shown = now or (self._turns[0] if self._turns else None)  # its agents are known before it begins
         latest = now.latest if now else {}
         scenario = self._scenario
         state = ENDED if self._ended else CUT_OFF if not alive else RUNNING if now else STARTING
@@ -235,7 +240,7 @@ class RunWatcher:
             "policies": self._policies,
             "timeline": latest,
             "points": _thinned(now.points) if now else [],
-            "agents": self._agents(now) if now else [],
+            "agents": self._agents(shown) if shown else [],
             "turns": [turn.summary(self._planned) for turn in self._turns],
             "events": list(self._events),
         }

@@ -180,7 +180,13 @@ async def test_a_run_that_has_ended_takes_no_controls(fake: FakeRun, tmp_path: P
     simulated.begin(engine="simulated")
     cut_off = FakeRun(tmp_path / "cut-off")
     cut_off.begin(pid_started=1)
-    for run, message in ((fake, "has ended"), (cut_off, "has ended"), (simulated, "simulated")):
+    unready = FakeRun(tmp_path / "unready")
+    for run, message in (
+        (unready, "isn't ready"),
+        (fake, "has ended"),
+        (cut_off, "has ended"),
+        (simulated, "simulated"),
+    ):
         async with serving(run.dir) as client:
             reply = await client.post("/secret/control", json=UPLINK)
             assert reply.status == 409 and message in await reply.text()

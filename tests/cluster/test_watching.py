@@ -37,6 +37,7 @@ def test_a_run_from_its_start_to_its_end(fake: FakeRun) -> None:
     fake.begin()
     snapshot = watcher.snapshot()
     assert (snapshot["state"], snapshot["allocator"], snapshot["deadline_ms"]) == ("starting", None, 1500)
+    assert [agent["ended"] for agent in snapshot["agents"]] == [0, 0, 0, 0]
     assert [turn["planned"] for turn in snapshot["turns"]] == [400, 400]
     assert snapshot["policies"][:2] == ["equal", "deadline"] and set(snapshot["policies"]) == set(POLICIES)
 
@@ -51,6 +52,7 @@ def test_a_run_from_its_start_to_its_end(fake: FakeRun) -> None:
     assert snapshot["points"] == [[1.0, 20.0, 16.1, 14.9, 3]]
     assert snapshot["turns"][0] == {
         "name": "equal",
+        "policy": "equal",
         "planned": 400,
         "issued": 2,
         "ended": 1,
