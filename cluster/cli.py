@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster import cli_benches, cli_compare, cli_models, cli_problems
+from cluster import cli_benches, cli_compare, cli_dashboard, cli_models, cli_problems
 from cluster.cli_live import run_live_or_fail
 from cluster.terminal import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 
@@ -48,6 +48,7 @@ def run(
     engine: Engine = "live",
     out: Out = None,
     report: Annotated[bool, typer.Option("--report", help="Also make the report: report/ in the run folder.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Show the run on the terminal as it goes.")] = False,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
@@ -58,6 +59,8 @@ def run(
     from cluster import runfolder
     from cluster.scenario import DocumentError, Scenario
 
+    if live and engine == "simulated":
+        fail("--live shows live runs; a simulated one is over before anybody could look")
     result = ResultStream(as_json)
     try:
         loaded = Scenario.load(scenario, _names(allocator))
@@ -69,7 +72,7 @@ def run(
 
         _show_run(result, run_simulated(loaded, run_dir), report)
     else:
-        _show_run(result, run_live_or_fail(loaded, run_dir, address), report)
+        _show_run(result, run_live_or_fail(loaded, run_dir, address, live and messages.is_terminal), report)
 
 
 def _show_run(result: ResultStream, summary: dict[str, Any], report: bool = False) -> None:
@@ -238,6 +241,7 @@ cli_benches.register(bench)
 cli_problems.register(app)
 cli_models.register(app)
 cli_compare.register(app)
+cli_dashboard.register(app)
 
 
 def _names(allocators: str | None) -> list[str] | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cluster.scenario import Scenario
 
 
-def run_live_or_fail(loaded: "Scenario", run_dir: Path, address: str | None) -> dict[str, Any]:
+def run_live_or_fail(loaded: "Scenario", run_dir: Path, address: str | None, watched: bool = False) -> dict[str, Any]:
     """The summary of a live run; its folder goes again if nothing was started."""
     from cluster import runfolder
     from cluster.placement import PlacementError
@@ -22,7 +22,9 @@ def run_live_or_fail(loaded: "Scenario", run_dir: Path, address: str | None) -> 
 
     interrupts = Interrupts()
     try:
-        return run_live(loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts)
+        return run_live(
+            loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts, watched
+        )
     except (ModelsUnavailable, PlacementError, RayUnavailable, LinkUnavailable) as error:
         runfolder.discard(run_dir)
         fail(error)

@@ -183,11 +183,10 @@ class LiveEngine:
     ) -> None:
         """Let every host play its agents' arrivals, until all are done or the run is stopped."""
         tags = {"scenario": self._scenario.name, "allocator": folder.name}
+        journals = [folder / f"host-{number}.jsonl" for number in range(len(self._hosts))]
         runs = [
-            asyncio.ensure_future(
-                host.run.remote(part, allocator, folder / f"host-{number}.jsonl", tags, epoch_s, terms)
-            )
-            for number, (host, part) in enumerate(zip(self._hosts, arrivals, strict=True))
+            asyncio.ensure_future(host.run.remote(part, allocator, journal, tags, epoch_s, terms))
+            for host, part, journal in zip(self._hosts, arrivals, journals, strict=True)
         ]
         stopped = asyncio.create_task(self._stop.wait())
         pending: set[asyncio.Future] = {*runs, stopped}

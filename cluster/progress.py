@@ -1,4 +1,4 @@
-"""Progress while a run is on: a status line on a terminal, a line every few seconds elsewhere. On standard error."""
+"""Progress while a run is on, on standard error: a status line or the whole run on a terminal, lines elsewhere."""
 
 import json
 import threading
@@ -6,30 +6,30 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
+from rich.live import Live
 
 from cluster.ledger import REQUEST_JOURNALS, journal_folder
+from cluster.liveview import render
 from cluster.scenario import Scenario
+from cluster.terminal import messages
+from cluster.watching import RunWatcher
 
 TERMINAL_PERIOD_S = 0.5
+LIVE_PERIOD_S = 0.25
 LOG_PERIOD_S = 10.0
 
 
-class Progress:
-    """Reads the journals as they grow; knows nothing of actors and can't disturb them."""
+class _Background:
+    """Something that goes on in a thread of its own while a run is on."""
 
-    def __init__(self, scenario: Scenario, run_dir: Path) -> None:
-        self._planned = len(scenario.schedule())
-        self._allocators = scenario.allocator_names
-        self._run_dir = run_dir
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocator_names}
-        self._read_until: dict[Path, int] = {}
+    def __init__(self) -> None:
         self._done = threading.Event()
-        self._console = Console(stderr=True)
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -38,6 +38,35 @@ class Progress:
     ) -> None:
         self._done.set()
         self._thread.join()
+
+    def _watch(self) -> None:
+        raise NotImplementedError
+
+
+class Watched(_Background):
+    """The run as `cluster.liveview` shows it; knows nothing of actors and can't disturb them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self._watcher = RunWatcher(run_dir)
+
+    def _watch(self) -> None:
+        with Live(console=messages, auto_refresh=False, transient=True) as live:
+            while not self._done.wait(LIVE_PERIOD_S):
+                live.update(render(self._watcher.snapshot()), refresh=True)
+
+
+class Progress(_Background):
+    """Reads the journals as they grow; knows nothing of actors and can't disturb them."""
+
+    def __init__(self, scenario: Scenario, run_dir: Path) -> None:
+        super().__init__()
+        self._planned = len(scenario.schedule())
+        self._allocators = scenario.allocator_names
+        self._run_dir = run_dir
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocator_names}
+        self._read_until: dict[Path, int] = {}
+        self._console = Console(stderr=True)
 
     def _watch(self) -> None:
         if self._console.is_terminal:

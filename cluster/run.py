@@ -9,7 +9,7 @@ from cluster import ledger, runfolder
 from cluster.finish import INTERRUPTED, begin, finish
 from cluster.live import LiveEngine, Report
 from cluster.placement import PlacementError, place
-from cluster.progress import Progress
+from cluster.progress import Progress, Watched
 from cluster.raysession import ray_session
 from cluster.realmodels import check_models
 from cluster.result import RunResult
@@ -43,9 +43,18 @@ class Interrupts:
 
 
 def run_live(
-    scenario: Scenario, run_dir: Path, address: str | None, report: Report, interrupts: Interrupts
+    scenario: Scenario,
+    run_dir: Path,
+    address: str | None,
+    report: Report,
+    interrupts: Interrupts,
+    watched: bool = False,
 ) -> dict[str, Any]:
     """Run `scenario` live; the run folder and the returned summary are complete even if the run was cut short.
+
+    Args:
+        report: takes what happens, in lines.
+        watched: whether to show the run on the terminal as it goes, instead of a line.
 
     Raises:
         ModelsUnavailable, RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
@@ -79,7 +88,7 @@ def run_live(
             runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
             interrupts.check()
             engine = LiveEngine(scenario, run_dir, session, placement, link, report)
-            result = asyncio.run(_until_done_or_stopped(engine, scenario, run_dir))
+            result = asyncio.run(_until_done_or_stopped(engine, scenario, run_dir, watched))
             for signum in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(signum, signal.SIG_IGN)  # what is left takes seconds, and a report must come of it
     for turn in result.turns:
@@ -87,9 +96,9 @@ def run_live(
     return finish(scenario, run_dir, facts, result)
 
 
-async def _until_done_or_stopped(engine: LiveEngine, scenario: Scenario, run_dir: Path) -> RunResult:
+async def _until_done_or_stopped(engine: LiveEngine, scenario: Scenario, run_dir: Path, watched: bool) -> RunResult:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, engine.stop, INTERRUPTED)
-    with Progress(scenario, run_dir):
+    with Watched(run_dir) if watched else Progress(scenario, run_dir):
         return await engine.run()
