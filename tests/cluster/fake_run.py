@@ -12,7 +12,7 @@ import yaml
 
 from agents.record import Record, Status
 from cluster import runfolder
-from cluster.ledger import COLUMNS, journal_folder
+from cluster.ledger import FIELDS, journal_folder
 from cluster.watch import started_at
 
 
@@ -91,7 +91,7 @@ class FakeRun:
     def finish(self) -> None:
         """As `finish.finish`: ledger, summary, no journals."""
         rows = [(allocator, *asdict(record).values()) for allocator, record in self.records]
-        frame = pd.DataFrame(rows, columns=COLUMNS)
+        frame = pd.DataFrame(rows, columns=["allocator", *FIELDS])
         frame["status"] = frame.status.map(str)
         frame.to_parquet(self.dir / "ledger.parquet", index=False)
         runfolder.write_json(self.dir / "summary.json", {"allocators": {}})
