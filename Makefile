@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types bench setup clean
+.PHONY: demo test lint types bench example setup clean
 
 demo: setup  ## The papers' headline over a real, shaped link; then the same kind of squeeze with real models.
 	$(BIN)/scout run configs/congestion.yaml --report
@@ -27,6 +27,13 @@ bench: setup  ## How exact the links are on this machine, how fast codec, models
 	$(BIN)/scout bench decode
 	$(BIN)/scout bench simulate
 	$(BIN)/scout bench allocator  # last: it fails where its aims are missed
+
+example: setup  ## The report in docs/example, made again.
+	rm -rf runs/example
+	$(BIN)/scout compare configs/poisson.yaml --allocators deadline,equal,model_aware,quality_max --seeds 10 --out runs/example
+	rm -rf docs/example
+	$(BIN)/scout report runs/example --out docs/example
+	rm docs/example/figures/*.svg docs/example/figures/*.csv  # large, and of use to nobody but who draws on
 
 setup: $(VENV)/.ready
 

@@ -229,7 +229,7 @@ def _verdict_table(point: dict[str, Any], number: int) -> Iterator[Table]:
 
 def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
     facts, summary = run.facts, run.summary
-    yield "run folder", str(run.folder)
+    yield "run folder", _near(run.folder)
     if facts.get("command"):
         yield "command", str(facts["command"])
     if facts.get("started"):
@@ -264,6 +264,12 @@ def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "CPU time taken by the host", f"at most {100 * max(stolen):.1f} % in a turn"
     if summary.get("footnote"):
         yield "note", str(summary["footnote"])
+
+
+def _near(folder: Path) -> str:
+    """A folder as one would name it here; of others, what tells them apart: where they are is nobody's business."""
+    folder = folder.resolve()
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else f"…/{folder.name}"
 
 
 def _markdown(page: Page) -> Iterator[str]:
