@@ -144,3 +144,17 @@ def test_an_interrupt_at_any_moment_ends_with_what_there_is(scenario: Write, tmp
     assert running.returncode == 130 and "Traceback" not in errors, errors
     assert " of 500 runs were made" in " ".join(errors.split())
     assert 3 <= len(list(folder.rglob("ledger.parquet"))) < 20
+
+
+def test_live_runs_are_compared_just_so(ray_head: str, scenario: Write, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cluster", "compare", str(scenario()), "--allocators", "deadline,equal"]
+    done = subprocess.run(
+        [*command, "--seeds", "2", "--engine", "live", "--out", str(tmp_path / "compared"), "--json"],
+        env=ENVIRONMENT | {"RAY_ADDRESS": ray_head}, cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (point,) = found["points"]
+    assert found["engine"] == "live" and point["seeds"] == 2
+    assert {"deadline", "equal", "clairvoyant"} <= set(point["figures"])
+    assert all("too few runs" in verdict["verdict"] for verdict in point["verdicts"])
