@@ -177,6 +177,19 @@ class Impairments(_Model):
         """An agent's own."""
         return self.links[self.link_of[agent]] if self.link_of else UNIMPAIRED
 
+    def caveats(self) -> list[str]:
+        """What the kernel makes something else of than the settings say, for people."""
+        ways = [way for link in (self.shared, *self.links) for way in (link.up, link.down)]
+        found = []
+        if any(way.correlation for way in ways):
+            found.append("the kernel's netem takes a correlation of jitter, but draws every delay by itself")
+        if any((way.loss and way.loss.correlation) or (way.reorder and way.reorder.correlation) for way in ways):
+            found.append(
+                "with a correlation, the kernel's netem loses and reorders fewer packets than `percent` says; for "
+                "bursts of a known share, set p and r"
+            )
+        return found
+
     def touch(self, agent: int) -> bool:
         """Whether an agent's packets notice any, its own or shared ones."""
         return self.shared.active or self.of(agent).active
