@@ -85,6 +85,10 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
     bases = sorted({profile.quality_basis for profile in scenario.models})
     random_weights = any(real.weights == "random" for real in scenario.real_models.values())
     meaningless = ["random weights: answers mean nothing, qualities are the profile's"] if random_weights else []
+    impairments = scenario.impairments
+    not_as_set = [f"links: {caveat}" for caveat in impairments.caveats()] if facts["engine"] == "live" else []
+    if impairments.active and facts["engine"] == "simulated":
+        not_as_set = ["delay, jitter, loss and reordering are left out: the simulated link has none"]
     mixed = [f"qualities of {len(bases)} bases are averaged here: {'; '.join(bases)}"] if len(bases) > 1 else []
     summary = {
         "title": f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name,
@@ -93,7 +97,12 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         "run_dir": str(run_dir),
         "partial": bool(result.problems),
         "valid": not late,
-        "warnings": [f"PARTIAL: {problem}" for problem in result.problems] + late + stolen + mixed + meaningless,
+        "warnings": [f"PARTIAL: {problem}" for problem in result.problems]
+        + late
+        + stolen
+        + mixed
+        + meaningless
+        + not_as_set,
         "footnote": (
             f"{_how(facts)}{_models(scenario, facts)}, {len(scenario.agent_profiles)} agents, seed {scenario.seed}; "
             "sent MB are wire bytes; credited counts late answers in full, delivered not at all"

@@ -14,10 +14,12 @@ from cluster.raysession import ray_session
 from cluster.realmodels import check_models
 from cluster.result import RunResult
 from cluster.scenario import Scenario
-from netem.session import LinkSession
+from netem.impairments import Impairment, Impairments, LinkImpairments
+from netem.session import LinkSession, LinkUnavailable
 from netem.wire import MIN_RATE_MBPS
 
 MAX_LIVE_AGENTS = 1024
+TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
 
 
 class Interrupts:
@@ -64,6 +66,7 @@ def run_live(
             f"{len(scenario.agent_profiles)} agents; a live link has room for {MAX_LIVE_AGENTS}. Use --engine simulated"
         )
     check_models(scenario)
+    check_impairments(scenario)
     interrupts.check()
     facts = begin(scenario, run_dir, "live")
     with ray_session(address) as session:
@@ -81,6 +84,7 @@ def run_live(
             grant_mbps=max(first_mbps / agents, MIN_RATE_MBPS),
             privilege=scenario.uplink.privilege,
             congestion=scenario.uplink.transport.congestion,
+            impairments=scenario.impairments,
         ) as link:
             if link.fallback_reason:
                 report(f"link: user-space pacing, less exact than the kernel's: {link.fallback_reason}")
@@ -94,6 +98,31 @@ def run_live(
     for turn in result.turns:
         ledger.read_journals(run_dir, turn)
     return finish(scenario, run_dir, facts, result)
+
+
+def check_impairments(scenario: Scenario) -> None:
+    """Try delay, loss and so on on the smallest link, before anything else is started.
+
+    Raises:
+        LinkUnavailable: this machine has none of it; with the ways out.
+    """
+    if not scenario.impairments.active:
+        return
+    try:
+        LinkSession.start(
+            scenario.uplink.link,
+            agents=1,
+            workers=1,
+            channel_mbps=1.0,
+            grant_mbps=1.0,
+            privilege=scenario.uplink.privilege,
+            impairments=Impairments(shared=TRIED),
+        ).stop()
+    except LinkUnavailable as error:
+        raise LinkUnavailable(
+            f"{error}; or remove `link` of agents.groups and `shared` of uplink from the scenario, or run it with "
+            "--engine simulated, which reckons with their means"
+        ) from None
 
 
 async def _until_done_or_stopped(engine: LiveEngine, scenario: Scenario, run_dir: Path, watched: bool) -> RunResult:

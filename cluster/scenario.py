@@ -18,6 +18,7 @@ from cluster.documents import Document, DocumentError
 from models.profiles import ModelProfile, ProfileError, load_profile
 from models.settings import ModelSettings
 from netem.channels import AnyChannel
+from netem.impairments import MAX_DISTINCT_LINKS, UNIMPAIRED, Impairments, LinkImpairments
 from netem.protocol import CongestionControl
 
 
@@ -58,6 +59,7 @@ class UplinkSettings(Settings):
     link: Literal["auto", "kernel", "paced"] = "auto"
     privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
     transport: TransportSettings = TransportSettings()
+    shared: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls all agents' packets; live runs only")
 
 
 class AgentGroup(Settings):
@@ -69,6 +71,7 @@ class AgentGroup(Settings):
     )
     count: int = Field(default=1, ge=1, le=MAX_AGENTS)
     weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
+    link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets; live runs only")
 
 
 class AgentsSettings(Settings):
@@ -185,6 +188,11 @@ class Scenario(Settings):
         return [load_profile(g.profile, self.base_dir) for g in self.agents.groups for _ in range(g.count)]
 
     @cached_property
+    def impairments(self) -> Impairments:
+        """Delay, jitter, loss and reordering of all paths."""
+        return Impairments.of_groups(self.uplink.shared, ((g.count, g.link) for g in self.agents.groups))
+
+    @cached_property
     def models(self) -> list[ModelProfile]:
         """The distinct profiles; a frame's `model` is an index into this list."""
         found: list[ModelProfile] = []
@@ -273,6 +281,9 @@ class Scenario(Settings):
                     (*where[:-1], "model"),
                     f"another group has profile {group.profile} with another model; give it a profile of its own",
                 )
+        if len(links := {group.link.model_dump_json() for group in self.agents.groups}) > MAX_DISTINCT_LINKS:
+            yield ("agents", "groups"), f"{len(links)} different links; there may be {MAX_DISTINCT_LINKS}"
+            return
         agents = len(self.agent_profiles)
         if agents > MAX_AGENTS:
             yield ("agents", "groups"), f"{agents} agents in all; there may be {MAX_AGENTS}"

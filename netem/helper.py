@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from netem import namespaces, protocol
-from netem.link import Link
+from netem.link import Link, LinkError
 from netem.paced import PacedLink
 from netem.server import Server
 from netem.topology import KernelLink
@@ -63,8 +63,17 @@ def main() -> int:
 def _listen(arguments: argparse.Namespace) -> Server:
     def build(request: protocol.Build, selector: selectors.BaseSelector) -> Link:
         if arguments.link == "paced":
+            if request.impairments.active:
+                raise LinkError("the paced link can't delay or lose anything")
             return PacedLink(request.agents, request.workers, request.channel_mbps, request.grant_mbps, selector)
-        return KernelLink(request.agents, request.workers, request.channel_mbps, request.grant_mbps, request.congestion)
+        return KernelLink(
+            request.agents,
+            request.workers,
+            request.channel_mbps,
+            request.grant_mbps,
+            request.congestion,
+            request.impairments,
+        )
 
     old_mask = os.umask(0o177)
     server = Server(arguments.socket, arguments.uid, build)

@@ -30,10 +30,14 @@ FEATURES = {
     "HTB": ("shapes both hops", "modprobe sch_htb, or a kernel with CONFIG_NET_SCH_HTB"),
     "u32": ("tells the agents apart on the shared hop", "modprobe cls_u32, or a kernel with CONFIG_NET_CLS_U32"),
     "pfifo": ("queues what is being shaped", "a kernel with CONFIG_NET_SCHED"),
-    "netem": ("delay, jitter and loss", "modprobe sch_netem, or a kernel with CONFIG_NET_SCH_NETEM"),
+    "netem": (
+        "delay, jitter, loss and reordering",
+        "modprobe sch_netem (on Ubuntu from linux-modules-extra-$(uname -r)), or a kernel with CONFIG_NET_SCH_NETEM",
+    ),
+    "ifb": ("where netem holds what arrives", "modprobe ifb, or a kernel with CONFIG_IFB"),
+    "act_mirred": ("takes it there", "modprobe -a sch_ingress act_mirred, or a kernel with CONFIG_NET_ACT_MIRRED"),
     "bridge": ("not used by Scout's own links", "modprobe bridge, or a kernel with CONFIG_BRIDGE"),
     "TBF": ("not used by Scout's own links", "modprobe sch_tbf, or a kernel with CONFIG_NET_SCH_TBF"),
-    "ifb": ("not used by Scout's own links", "modprobe ifb, or a kernel with CONFIG_IFB"),
 }
 USERNS_REMEDY = (
     "sysctl user.max_user_namespaces=4096, kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu) or "

@@ -6,10 +6,11 @@ travels with the answer as SCM_RIGHTS.
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from netem.impairments import Impairments
 from netem.wire import MAX_RATE_MBPS, MIN_RATE_MBPS
 
 MAX_REQUEST_BYTES = 1 << 16
@@ -38,6 +39,13 @@ class Build(_Request):
     channel_mbps: Rate
     grant_mbps: Rate
     congestion: CongestionControl = "reno"
+    impairments: Impairments = Impairments()
+
+    @model_validator(mode="after")
+    def _all_agents(self) -> Self:
+        if self.impairments.link_of and len(self.impairments.link_of) != self.agents:
+            raise ValueError(f"impairments: {len(self.impairments.link_of)} agents' links for {self.agents} agents")
+        return self
 
 
 class Listen(_Request):

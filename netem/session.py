@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from netem import protocol
+from netem.impairments import NO_IMPAIRMENTS, Impairments
 
 LinkKind = Literal["auto", "kernel", "paced"]
 Privilege = Literal["auto", "root", "userns", "sudo"]
@@ -73,11 +74,13 @@ class LinkSession:
         grant_mbps: float,
         privilege: Privilege = "auto",
         congestion: protocol.CongestionControl = "reno",
+        impairments: Impairments = NO_IMPAIRMENTS,
     ) -> Self:
         """Start the helper and build a link on which every agent has `grant_mbps` of a channel of `channel_mbps`.
 
         `auto` takes the kernel link by the first privilege that works, and the paced link only where none does. Blocks
-        for some 0.3 s. Only the kernel link has a choice of congestion controls: with any but Reno, `auto` is `kernel`.
+        for some 0.3 s. Only the kernel link has a choice of congestion controls, and only it delays and loses packets:
+        with any but Reno, and with `impairments`, `auto` is `kernel`.
         Raises ValueError for numbers out of bounds, LinkUnavailable.
         """
         build = protocol.Build(
@@ -88,21 +91,25 @@ class LinkSession:
             channel_mbps=channel_mbps,
             grant_mbps=grant_mbps,
             congestion=congestion,
+            impairments=impairments,
         )
-        kernel_only = congestion != "reno"
+        kernel_only = congestion != "reno" or impairments.active
         if kind == "paced":
+            if impairments.active:
+                raise LinkUnavailable("delay, jitter, loss and reordering: the paced link has none, only the kernel's")
             if kernel_only:
                 raise LinkUnavailable(
                     f"congestion control {congestion}: the paced link has none to choose, only the kernel's"
                 )
             return cls("paced", "none", build)
-        reasons = []
+        reasons: dict[str, list[str]] = {}
         for one in _privileges() if privilege == "auto" else [privilege]:
             try:
                 return cls("kernel", one, build)
             except LinkUnavailable as error:
-                reasons.append(f"{one}: {error}")
-        why = "the kernel can't shape links here (" + "; ".join(reasons) + ")"
+                reasons.setdefault(str(error), []).append(one)
+        why = "; ".join(f"{', '.join(privileges)}: {reason}" for reason, privileges in reasons.items())
+        why = f"the kernel can't shape links here ({why})"
         if kind == "kernel" or kernel_only:
             raise LinkUnavailable(why)
         return cls("paced", "none", build, fallback_reason=why)
@@ -183,7 +190,7 @@ class LinkSession:
             connection.settimeout(BUILD_TIMEOUT_S)
             try:
                 connection.connect(self.socket_path)
-                connection.send(protocol.encode(build.model_dump()))
+                connection.send(protocol.encode(build.model_dump(exclude_defaults=True)))
                 message = connection.recv(protocol.MAX_ANSWER_BYTES)
             except OSError as error:
                 raise LinkUnavailable(f"the helper didn't build the link: {error}") from error

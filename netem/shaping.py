@@ -11,17 +11,25 @@ import struct
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-from pyroute2.netlink.rtnl import RTM_NEWTCLASS
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
+from pyroute2.netlink.rtnl import RTM_NEWQDISC, RTM_NEWTCLASS, TC_H_ROOT
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from netem.wire import FRAME_BYTES
 
 HANDLE = 0x10000  # the root qdisc 1: of every shaped link
 QUEUE_PACKETS = 1000
-ETH_P_IP = 0x0800
+ETH_P_IP, ETH_P_ALL = 0x0800, 0x0003
+INGRESS = 0xFFFF0000  # the handle of a link's ingress qdisc
 BURST_S = 50e-6
 MIN_BURST_BYTES = 200
+
+# linux/netlink.h and linux/rtnetlink.h
+_NETLINK_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_NETLINK_ERROR = struct.Struct("=16xi")  # a header, then 0 or a negative errno
+_TC_MESSAGE = struct.Struct("=B3xiIII")  # family, link, handle, parent, info
+_ATTRIBUTE = struct.Struct("=HH")
+_TCA_KIND, _TCA_OPTIONS = 1, 2
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,41 @@ def add_source_filter(ip: IPRoute, index: int, source: str, minor: int) -> None:
     )
 
 
+def add_netem(index: int, options: bytes) -> None:
+    """A root netem on link `index` of the current namespace; `options` by `impairments.netem_options`.
+
+    Raises OSError if the kernel refuses, FileNotFoundError if it has no netem.
+    """
+    kind, root = b"netem\0", TC_H_ROOT
+    attributes = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(kind), _TCA_KIND) + kind + bytes(-len(kind) % 4)
+    attributes += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(options), _TCA_OPTIONS) + options
+    body = _TC_MESSAGE.pack(socket.AF_UNSPEC, index, 0, root, 0) + attributes
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    request = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + len(body), RTM_NEWQDISC, flags, 1, 0) + body
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as kernel:
+        kernel.send(request)
+        (code,) = _NETLINK_ERROR.unpack_from(kernel.recv(1 << 16))
+    if code:
+        raise OSError(-code, f"netem on link {index}: {os.strerror(-code)}")
+
+
+def redirect_arrivals(ip: IPRoute, index: int, to: int) -> None:
+    """Send all that arrives on link `index` out by the ifb `to`, which hands it back as if it arrived only then."""
+    ip.tc("add", "ingress", index=index)
+    redirect = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": to}
+    ip.tc(
+        "add-filter",
+        "u32",
+        index=index,
+        parent=INGRESS,
+        prio=1,
+        protocol=ETH_P_ALL,
+        target=HANDLE,  # unused, but pyroute2 wants one
+        keys=["0x0/0x0+0"],
+        action=[redirect],
+    )
+
+
 def read_classes(ip: IPRoute, index: int) -> dict[int, ClassCounters]:
     """The counters of every class of a link, by minor number."""
     found = {}
@@ -121,7 +164,6 @@ class RateChanger:
     _PARAMETERS = struct.Struct("=BBHhHIBBHhHIIIIII")
     _ETHERNET = 1
     _TICK_NS = 64
-    _ERROR = struct.Struct("=16xi")
 
     def __init__(self, index: int, minor: int) -> None:
         message = tcmsg()
@@ -145,7 +187,7 @@ class RateChanger:
         ticks = round(burst_bytes(rate_mbps) / rate * 1e9 / self._TICK_NS)
         self._PARAMETERS.pack_into(self._request, self._offset, *ratespec, *ratespec, ticks, ticks, FRAME_BYTES, 0, 0)
         self._socket.send(self._request)
-        (code,) = self._ERROR.unpack_from(self._socket.recv(4096))
+        (code,) = _NETLINK_ERROR.unpack_from(self._socket.recv(4096))
         if code:
             raise OSError(-code, f"change of a rate: {os.strerror(-code)}")
 

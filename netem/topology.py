@@ -12,6 +12,18 @@ than the channel has get equal shares. Only the parent changes when the channel 
 The base station routes rather than bridges: a kernel bridge has at most 1023 ports and floods. All neighbours are
 static, so that no transfer waits for ARP. What flows down to the agents is not shaped.
 
+Delay, jitter, loss and reordering are netems, and never in front of a token bucket or on a sender's own interface:
+
+    up, an agent's own      behind hop 1: where the agent's frames arrive at the base station
+    up, shared              behind hop 2: where the channel's frames arrive at the cloud
+    down, shared            where the cloud's frames arrive at the base station
+    down, an agent's own    where the base station sends to the agent
+
+What arrives on a link can't be queued there, so it takes a turn through an ifb device of the same namespace with the
+netem at its root. Behind a bucket, a netem gets frames at the rate that the bucket lets go, and changes nothing about
+that rate; in front, it would hide the bucket's full queue from the sender, and hand the bucket bursts that it had held
+back. On a sender's own interface TCP is told of what a full netem drops, which on a real path it isn't.
+
 Only for single-threaded processes with CAP_SYS_ADMIN and CAP_NET_ADMIN (see `namespaces`). Nothing needs undoing: the
 kernel removes it all with its last descriptor.
 """
@@ -19,6 +31,7 @@ kernel removes it all with its last descriptor.
 import contextlib
 import errno
 import os
+import platform
 import socket
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
@@ -28,6 +41,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from netem import shaping
+from netem.impairments import NO_IMPAIRMENTS, Impairment, Impairments, netem_options
 from netem.link import SEND_BUFFER_BYTES, AgentCounters, LinkError
 from netem.namespaces import NetworkNamespace
 from netem.protocol import CongestionControl
@@ -42,6 +56,8 @@ FIRST_WORKER_PORT = 7000
 # Link numbers. Above those of the tunnel devices that some kernels put into every new namespace.
 UPLINK = 50
 CLOUD_LINK = 50
+SHARED_DELAYER = 9_999  # ifbs: the shared ones (one here, one there), then one for each impaired agent
+FIRST_AGENT_DELAYER = 10_000
 
 # Minor numbers of HTB classes. On hop 1 there is one; on hop 2 a parent, a leaf for strays (none are expected) and
 # one leaf for each agent.
@@ -58,11 +74,17 @@ SYSCTLS = {
     "ipv6/conf/default/disable_ipv6": "1",
     "ipv4/tcp_no_metrics_save": "1",
     "ipv4/tcp_slow_start_after_idle": "0",
+}
+# For ends whose path is short and loses nothing.
+UNIMPAIRED_SYSCTLS = {
     # Without this a sender that was fast a moment ago fills its queue with all that the send buffer holds.
     "ipv4/tcp_limit_output_bytes": "16384",
     # No tail loss probes: on a path without loss they only shorten the timeout.
     "ipv4/tcp_early_retrans": "0",
 }
+# For the others: a window must hold what is on its way, up to 64 MB. That is 2 s at 250 Mbit/s; the kernel's own are
+# some 4 MB to send and 6 to receive. It grows them as needed.
+IMPAIRED_SYSCTLS = {"ipv4/tcp_wmem": "4096 16384 67108864", "ipv4/tcp_rmem": "4096 131072 67108864"}
 LOOPBACK = 1
 
 
@@ -102,13 +124,23 @@ class _Place:
 
 
 class KernelLink:
-    """Builds everything at once. Raises OSError if this machine can't, LinkError if only `congestion` can't be had."""
+    """Builds everything at once.
+
+    Raises OSError if this machine can't, LinkError if only `congestion` or `impairments` can't be had.
+    """
 
     def __init__(
-        self, agents: int, workers: int, channel_mbps: float, grant_mbps: float, congestion: CongestionControl = "reno"
+        self,
+        agents: int,
+        workers: int,
+        channel_mbps: float,
+        grant_mbps: float,
+        congestion: CongestionControl = "reno",
+        impairments: Impairments = NO_IMPAIRMENTS,
     ) -> None:
         _require_congestion_control(congestion)
         self._congestion = congestion
+        self._impairments = impairments
         self._workers = workers
         self._grants_mbps = [grant_mbps] * agents
         self._channel_mbps = channel_mbps
@@ -117,12 +149,12 @@ class KernelLink:
             undo.callback(self._station.close)
             _require_forwarding(self._station.namespace)
             with self._station.kernel() as station:
-                self._cloud = NetworkNamespace(SYSCTLS)
+                self._cloud = NetworkNamespace(_sysctls(impairments.active))
                 undo.callback(self._cloud.close)
                 self._build_cloud(station)
                 self._agents: list[_Place] = []
                 for agent in range(agents):
-                    place = _Place(UPLINK, SYSCTLS)
+                    place = _Place(UPLINK, _sysctls(impairments.touch(agent)))
                     undo.callback(place.close)
                     self._agents.append(place)
                     self._build_agent(station, agent, place)
@@ -134,10 +166,17 @@ class KernelLink:
         shaping.add_class(station, CLOUD_LINK, TOTAL, self._channel_mbps, self._channel_mbps)
         _add_hop2_leaf(station, STRAYS)
         _bring_up_station_side(station, CLOUD_LINK, CLOUD_IP)
+        shared = self._impairments.shared
+        self._impair_arrivals(station, self._station.namespace, CLOUD_LINK, SHARED_DELAYER, shared.down)
         with self._cloud.entered():
             cloud = IPRoute()
         with cloud:
-            _bring_up_far_side(cloud, cloud.link_lookup(ifname="uplink")[0], CLOUD_IP)
+            uplink = cloud.link_lookup(ifname="uplink")[0]
+            _bring_up_far_side(cloud, uplink, CLOUD_IP, impaired=shared.active)
+            self._impair_arrivals(cloud, self._cloud, uplink, SHARED_DELAYER, shared.up)
+            if not shared.active:
+                for agent in filter(self._impairments.touch, range(len(self._grants_mbps))):
+                    _route_to_station(cloud, uplink, agent_ip(agent), impaired=True)
 
     def _build_agent(self, station: IPRoute, agent: int, place: _Place) -> None:
         ip, name, minor = agent_ip(agent), f"agent{agent}", FIRST_AGENT_CLASS + agent
@@ -147,10 +186,33 @@ class KernelLink:
             shaping.add_htb(kernel, UPLINK, default_minor=TOTAL)
             shaping.add_class(kernel, UPLINK, TOTAL, grant_mbps, grant_mbps)
             shaping.add_queue(kernel, UPLINK, TOTAL)
-            _bring_up_far_side(kernel, UPLINK, ip)
-        _bring_up_station_side(station, station.link_lookup(ifname=name)[0], ip)
+            _bring_up_far_side(kernel, UPLINK, ip, self._impairments.touch(agent))
+        link = station.link_lookup(ifname=name)[0]
+        _bring_up_station_side(station, link, ip)
+        own = self._impairments.of(agent)
+        self._impair_arrivals(station, self._station.namespace, link, FIRST_AGENT_DELAYER + agent, own.up)
+        self._impair_departures(self._station.namespace, link, own.down)
         _add_hop2_leaf(station, minor)
         shaping.add_source_filter(station, CLOUD_LINK, ip, minor)
+
+    def _impair_arrivals(
+        self, kernel: IPRoute, namespace: NetworkNamespace, link: int, delayer: int, impairment: Impairment
+    ) -> None:
+        if not impairment.active:
+            return
+        with _as_lack_of("ifb"):
+            kernel.link("add", index=delayer, ifname=f"delay{delayer}", kind="ifb", gso_max_segs=1)
+        self._impair_departures(namespace, delayer, impairment)
+        kernel.link("set", index=delayer, state="up")
+        with _as_lack_of("act_mirred"):
+            shaping.redirect_arrivals(kernel, link, delayer)
+
+    def _impair_departures(self, namespace: NetworkNamespace, link: int, impairment: Impairment) -> None:
+        if not impairment.active:
+            return
+        options = netem_options(impairment, max(self._channel_mbps, *self._grants_mbps))
+        with namespace.entered(), _as_lack_of("netem"):
+            shaping.add_netem(link, options)
 
     def listen(self, worker: int) -> socket.socket:
         """See `link.Link`."""
@@ -173,7 +235,12 @@ class KernelLink:
         with self._agents[agent].namespace.entered():
             sender = _tcp_socket(self._congestion)
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if self._impairments.touch(agent):
+            # A buffer of a fixed size would be a window of that size. Let the kernel grow it with the window, and bound
+            # only what isn't sent yet.
+            sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, SEND_BUFFER_BYTES)
+        else:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
             sender.connect((CLOUD_IP, FIRST_WORKER_PORT + worker))
         except BlockingIOError:
@@ -256,6 +323,26 @@ def _netlink_errors_as_os_errors() -> Iterator[None]:
         raise OSError(error.code, os.strerror(error.code)) from error
 
 
+@contextlib.contextmanager
+def _as_lack_of(feature: str) -> Iterator[None]:
+    """Raises LinkError for an error that says that the kernel doesn't know `feature`."""
+    try:
+        with _netlink_errors_as_os_errors():
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
+            raise
+        raise LinkError(
+            f"this kernel has no {feature}, without which it can't delay, lose or reorder anything: modprobe -a "
+            f"sch_netem ifb act_mirred (on Ubuntu from linux-modules-extra-{platform.release()})"
+        ) from None
+
+
+def _sysctls(impaired: bool) -> dict[str, str]:
+    """Of a namespace where TCP ends."""
+    return SYSCTLS | (IMPAIRED_SYSCTLS if impaired else UNIMPAIRED_SYSCTLS)
+
+
 def _make_veth(
     kernel: IPRoute, index: int, name: str, address: str, far_namespace: int, far_name: str, far_address: str
 ) -> None:
@@ -274,13 +361,18 @@ def _bring_up_station_side(station: IPRoute, link: int, far_ip: str) -> None:
     station.route("add", dst=f"{far_ip}/32", oif=link, scope="link")
 
 
-def _bring_up_far_side(kernel: IPRoute, link: int, ip: str) -> None:
+def _bring_up_far_side(kernel: IPRoute, link: int, ip: str, impaired: bool) -> None:
     kernel.link("set", index=LOOPBACK, state="up")
     kernel.link("set", index=link, state="up")
     kernel.addr("add", index=link, address=ip, prefixlen=32)
     _fix_neighbour(kernel, link, STATION_IP, STATION_MAC)
-    metrics = {"initcwnd": INITIAL_WINDOW_SEGMENTS, "rto_min": LEAST_TIMEOUT_MS}
-    kernel.route("add", dst="default", gateway=STATION_IP, oif=link, flags=["onlink"], metrics=metrics)
+    _route_to_station(kernel, link, "default", impaired)
+
+
+def _route_to_station(kernel: IPRoute, link: int, to: str, impaired: bool) -> None:
+    """On an impaired path TCP starts and times out as the kernel's own does."""
+    metrics = {} if impaired else {"initcwnd": INITIAL_WINDOW_SEGMENTS, "rto_min": LEAST_TIMEOUT_MS}
+    kernel.route("add", dst=to, gateway=STATION_IP, oif=link, flags=["onlink"], metrics=metrics)
 
 
 def _fix_neighbour(kernel: IPRoute, link: int, ip: str, mac: str) -> None:

@@ -3,6 +3,7 @@
 Prints a JSON object: feature -> why it doesn't work (empty if it does), or only `failed` -> why nothing could be tried.
 """
 
+import errno
 import json
 import os
 import sys
@@ -13,15 +14,15 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from netem import namespaces, shaping
 
-LINK = 50
-UNKNOWN_KIND = 2
+LINK, IFB = 50, 60
+UNKNOWN_KIND = (errno.ENOENT, errno.EOPNOTSUPP)  # of schedulers, of links
 
 
 def _refusal(trial: Callable[..., object], *arguments: object, **settings: object) -> str:
     try:
         trial(*arguments, **settings)
     except NetlinkError as error:
-        return "the kernel doesn't know it" if error.code == UNKNOWN_KIND else os.strerror(error.code)
+        return "the kernel doesn't know it" if error.code in UNKNOWN_KIND else os.strerror(error.code)
     return ""
 
 
@@ -41,17 +42,20 @@ def try_features(privilege: str) -> dict[str, str]:
 
     found = {"network namespaces": "", "veth": _refusal(veth, LINK)}
     if found["veth"]:
-        return found | dict.fromkeys(("HTB", "pfifo", "u32", "TBF", "netem"), "can't be tried without veth")
+        return found | dict.fromkeys(
+            ("HTB", "pfifo", "u32", "TBF", "netem", "act_mirred"), "can't be tried without veth"
+        )
     veth(LINK + 2)  # a link has one root scheduler
     veth(LINK + 4)
-    return found | {
+    return found | {  # in this order
         "HTB": _refusal(htb),
         "pfifo": _refusal(shaping.add_queue, kernel, LINK, 1),
         "u32": _refusal(shaping.add_source_filter, kernel, LINK, "10.64.0.1", 1),
         "TBF": _refusal(kernel.tc, "add", "tbf", index=LINK + 2, rate=125_000, burst=10_000, latency="50ms"),
         "netem": _refusal(kernel.tc, "add", "netem", index=LINK + 4, delay=1000),
         "bridge": _refusal(kernel.link, "add", ifname="scratchbr", kind="bridge"),
-        "ifb": _refusal(kernel.link, "add", ifname="scratchifb", kind="ifb"),
+        "ifb": _refusal(kernel.link, "add", index=IFB, ifname="scratchifb", kind="ifb"),
+        "act_mirred": _refusal(shaping.redirect_arrivals, kernel, LINK, IFB),
     }
 
 

@@ -60,6 +60,17 @@ def test_defaults_and_derived(tmp_path: Path) -> None:
     assert scenario.agent_weights == [1.0, 1.0, 1.0]
 
 
+def test_impairments_go_by_agent(tmp_path: Path) -> None:
+    text = GOOD.replace("count: 2}", "count: 2, link: {up: {delay_ms: 20, loss: {percent: 1}}}}")
+    scenario = load(tmp_path, text.replace("mbps: 50}", "mbps: 50}\n  shared: {down: {delay_ms: 5}}"))
+    found = scenario.impairments
+    assert [found.of(agent).up.delay_ms for agent in range(3)] == [20, 20, 0]
+    assert found.shared.down.delay_ms == 5 and found.active
+    assert not load(tmp_path, GOOD).impairments.active
+    again = Scenario.model_validate(yaml.safe_load(yaml.safe_dump(scenario.resolved())), context={"base_dir": tmp_path})
+    assert again.impairments == found
+
+
 @pytest.mark.parametrize(("agents", "actors"), [(1, 1), (8, 8), (9, 3), (64, 4), (1000, 4)])
 def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int) -> None:
     scenario = load(
@@ -86,7 +97,7 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
         (
             "count: 2",
             "count: 2, gpu: 1",
-            "s.yaml:9: agents.groups[0].gpu: unknown key; allowed here: count, model, profile",
+            "s.yaml:9: agents.groups[0].gpu: unknown key; allowed here: count, link, model, profile",
         ),
         (
             "-14b",
@@ -104,6 +115,21 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
             "[int8, int4]",
             "[scout]",
             "agents.groups[1].profile: measured/qwen2.5-14b has none of the allowed modes, only full",
+        ),
+        (
+            "count: 2",
+            "count: 2, link: {up: {jitter_ms: 5}}",
+            "s.yaml:9: agents.groups[0].link.up: jitter_ms 5 without a delay_ms as long: no packet can arrive before",
+        ),
+        (
+            "count: 2",
+            "count: 2, link: {down: {loss: {p: 1}}}",
+            "s.yaml:9: agents.groups[0].link.down.loss: needs percent, or p and r (Gilbert-Elliott)",
+        ),
+        (
+            "mbps: 50}",
+            "mbps: 50}\n  shared: {up: {delay: 5}}",
+            "s.yaml:6: uplink.shared.up.delay: unknown key; allowed here: correlation, delay_ms, distribution",
         ),
         ("name: small", "name: small\nname: again", "s.yaml:2: name: is there twice"),
         ("name: small", "name: 'a/b'", "s.yaml:1: name: 'a/b': string should match pattern"),
