@@ -12,20 +12,24 @@ from agents.edge import Payload
 from agents.uplink import Delivery, Hedge, Refused
 from cloud.frames import CloudStages, Header, Kind, frame_bytes
 from cloud.worker import Job, QueueFull, Worker
-from models.clock import now_s
+from cluster.transport import AgentPath, Window
+from models.clock import now_s, sleep_ms
 from netem.fairness import max_min_shares
+from netem.protocol import CongestionControl
 from netem.wire import wire_bytes
 
 ROUNDING = 1 + 1e-9
+NO_IMPAIRMENT = AgentPath()
 
 
 class _Flow:
     """Bits of one agent on their way up."""
 
-    __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "timer")
+    __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "timer", "window")
 
-    def __init__(self, agent_id: int, bits: float) -> None:
+    def __init__(self, agent_id: int, bits: float, window: Window | None) -> None:
         self.agent_id = agent_id
+        self.window = window
         self.bits = bits
         self.bits_left = bits
         self.mbps = 0.0
@@ -89,23 +93,33 @@ class FluidLink:
         for agent_id, mbps in grants_mbps.items():
             flow = self._flows.get(agent_id)
             if flow is not None:
-                self._asked_mbps += mbps - self._grant_mbps(agent_id)
-                changed.append(flow)
+                self._asked_mbps -= self._wish_mbps(flow)
             self._grants_mbps[agent_id] = mbps
+            if flow is not None:
+                self._asked_mbps += self._wish_mbps(flow)
+                changed.append(flow)
         if changed:
             self._share(changed)
 
     async def carry(
-        self, agent_id: int, size_bytes: float, until: "asyncio.Future[CloudStages] | None" = None
+        self,
+        agent_id: int,
+        size_bytes: float,
+        until: "asyncio.Future[CloudStages] | None" = None,
+        window: Window | None = None,
     ) -> float:
         """Carry so many wire bytes of an agent, one call at a time; returns how many were carried.
 
         That is all of them, unless `until` is done first.
+
+        Args:
+            window: of the connection, if its path has delay or loss.
         """
-        flow = _Flow(agent_id, size_bytes * 8)
+        flow = _Flow(agent_id, size_bytes * 8, window)
         self._flows[agent_id] = flow
-        self._asked_mbps += self._grant_mbps(agent_id)
+        self._asked_mbps += self._wish_mbps(flow)
         self._share([flow])
+        growing = asyncio.create_task(self._grow(flow, window)) if window is not None and window.grows else None
         try:
             if until is None:
                 await flow.done
@@ -113,14 +127,30 @@ class FluidLink:
                 await asyncio.wait((flow.done, until), return_when=asyncio.FIRST_COMPLETED)
                 flow.progress()
         finally:
+            if growing is not None:
+                growing.cancel()
             if flow.timer is not None:
                 flow.timer.cancel()
             del self._flows[agent_id]
             self._carried_bits += flow.carried_bits(now_s())
             # Sums of differences drift; an idle link asks for nothing.
-            self._asked_mbps = self._asked_mbps - self._grant_mbps(agent_id) if self._flows else 0.0
+            self._asked_mbps = self._asked_mbps - self._wish_mbps(flow) if self._flows else 0.0
             self._share(())
         return size_bytes - flow.bits_left / 8
+
+    async def _grow(self, flow: _Flow, window: Window) -> None:
+        """Let the window grow, a step each round trip."""
+        while window.grows:
+            await sleep_ms(window.path.rtt_s * 1e3)
+            self._asked_mbps -= self._wish_mbps(flow)
+            window.grow(flow.mbps)
+            self._asked_mbps += self._wish_mbps(flow)
+            self._share([flow])
+
+    def _wish_mbps(self, flow: _Flow) -> float:
+        """At most so fast, whatever the others do."""
+        grant_mbps = self._grant_mbps(flow.agent_id)
+        return grant_mbps if flow.window is None else min(grant_mbps, flow.window.mbps)
 
     def _grant_mbps(self, agent_id: int) -> float:
         return self._grants_mbps.get(agent_id, self._first_grant_mbps)
@@ -130,23 +160,40 @@ class FluidLink:
         if self._asked_mbps <= self._channel_mbps * ROUNDING:
             flows = self._flows.values() if changed is None or self._squeezed else changed
             for flow in flows:
-                flow.set_rate(self._grant_mbps(flow.agent_id))
+                flow.set_rate(self._wish_mbps(flow))
             self._squeezed = False
             return
         self._squeezed = True
         flows = list(self._flows.values())
-        shares = max_min_shares(self._channel_mbps, [self._grant_mbps(flow.agent_id) for flow in flows])
+        shares = max_min_shares(self._channel_mbps, [self._wish_mbps(flow) for flow in flows])
         for flow, mbps in zip(flows, shares, strict=True):
             flow.set_rate(mbps)
 
 
 class FluidUplink:
-    """One agent's end of a fluid link."""
+    """One agent's end of a fluid link.
 
-    def __init__(self, agent_id: int, link: FluidLink, workers: Sequence[Worker]) -> None:
+    Args:
+        path: what delay and loss there are on it.
+        warm: whether connections, one to each worker, outlast a request.
+    """
+
+    def __init__(
+        self,
+        agent_id: int,
+        link: FluidLink,
+        workers: Sequence[Worker],
+        path: AgentPath = NO_IMPAIRMENT,
+        congestion: CongestionControl = "reno",
+        warm: bool = True,
+    ) -> None:
         self._agent_id = agent_id
         self._link = link
         self._workers = workers
+        self._path = path
+        self._congestion: CongestionControl = congestion
+        self._warm = warm
+        self._windows: dict[int, Window] = {}
 
     async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
         """See `agents.uplink.Uplink`."""
@@ -154,21 +201,27 @@ class FluidUplink:
         to = self._workers[worker]
         delivery = Delivery(loop.create_future(), loop.create_future())
         key = (self._agent_id, header.request_id)
+        down_s, up_ms = self._path.down_s, self._path.up_s * 1e3
+        window = await self._connect(worker, delivery)
 
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
             future = delivery.receipt if kind is Kind.RECEIPT else delivery.answer
-            if not future.done():
-                future.set_result(stages)
+            if down_s:
+                loop.call_later(down_s, _settle, future, stages)
+            else:
+                _settle(future, stages)
 
         began_s = now_s()
         try:
             if hedge is not None:
-                await self._link.carry(self._agent_id, wire_bytes(frame_bytes(hedge.payload.size)))
+                await self._carry(wire_bytes(frame_bytes(hedge.payload.size)), None, window)
                 ahead = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=hedge.payload.size)
                 to.hold(Job(key, ahead, now_s(), reply, first_byte_s=began_s))
                 began_s = now_s()
             size_bytes = wire_bytes(frame_bytes(payload.size))
-            carried_bytes = await self._link.carry(self._agent_id, size_bytes, delivery.receipt if hedge else None)
+            carried_bytes = await self._carry(size_bytes, delivery.receipt if hedge else None, window)
+            if up_ms:
+                await sleep_ms(up_ms)
         except asyncio.CancelledError:
             to.withdraw(key)
             raise
@@ -177,6 +230,7 @@ class FluidUplink:
             delivery.sent_bytes = int(payload.size * carried_bytes / size_bytes)
             return delivery
         delivery.sent_bytes = payload.size
+        began_s += self._path.up_s
         try:
             await to.submit(Job(key, header, now_s(), reply, first_byte_s=began_s))
         except QueueFull:
@@ -186,3 +240,25 @@ class FluidUplink:
                     future.set_exception(refused)
                     future.exception()  # seen: a request that has given up doesn't await it any more
         return delivery
+
+    async def _connect(self, worker: int, delivery: Delivery) -> Window | None:
+        """The window of the connection to a worker, which takes a round trip to open where there is none yet."""
+        if not self._path.impaired:
+            return None
+        if self._warm:
+            return self._windows.setdefault(worker, Window(self._path, self._congestion))
+        delivery.handshake_ms = (self._path.up_s + self._path.down_s) * 1e3
+        await sleep_ms(delivery.handshake_ms)
+        return Window(self._path, self._congestion)
+
+    async def _carry(
+        self, size_bytes: float, until: "asyncio.Future[CloudStages] | None", window: Window | None
+    ) -> float:
+        """As `FluidLink.carry`; what is lost on the way is sent again."""
+        again = 1 / (1 - self._path.loss)
+        return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
+
+
+def _settle(future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
+    if not future.done():
+        future.set_result(stages)

@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
 
 class TransportSettings(Settings):
-    """TCP as the agents use it; live runs only, for virtual time has no packets."""
+    """TCP as the agents use it, for virtual time has no packets."""
 
     congestion: CongestionControl = Field(default="reno", description="of those that the kernel offers")
     connections: Literal["warm", "per_request"] = Field(
@@ -59,7 +59,7 @@ class UplinkSettings(Settings):
     link: Literal["auto", "kernel", "paced"] = "auto"
     privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
     transport: TransportSettings = TransportSettings()
-    shared: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls all agents' packets; live runs only")
+    shared: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls all agents' packets")
 
 
 class AgentGroup(Settings):
@@ -71,7 +71,7 @@ class AgentGroup(Settings):
     )
     count: int = Field(default=1, ge=1, le=MAX_AGENTS)
     weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
-    link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets; live runs only")
+    link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets")
 
 
 class AgentsSettings(Settings):

@@ -22,6 +22,7 @@ from cluster.fluid import FluidLink, FluidUplink
 from cluster.result import RunResult, Turn
 from cluster.scenario import AllocatorSettings, Scenario
 from cluster.timeline import PERIOD_S, Timeline
+from cluster.transport import AgentPath
 from cluster.uplink_events import play
 from cluster.virtual import VirtualLoop
 from cluster.wiring import make_allocator, make_host, make_terms, make_worker
@@ -110,7 +111,13 @@ class SimulatedEngine:
         first_mbps = next(iter(s.uplink.channel.play(s.seed))).mbps
         link = FluidLink(first_mbps, first_mbps / agents)
         workers = [make_worker(s) for _ in range(s.cloud.workers)]
-        host = make_host(s, range(agents), lambda agent_id: FluidUplink(agent_id, link, workers))
+        impairments, transport = s.impairments, s.uplink.transport
+
+        def uplink(agent_id: int) -> FluidUplink:
+            path = AgentPath.of(impairments, agent_id)
+            return FluidUplink(agent_id, link, workers, path, transport.congestion, transport.connections == "warm")
+
+        host = make_host(s, range(agents), uplink)
         allocator = make_allocator(s, settings, link)
         # The channel has held its first rate before the run begins, and the base station has seen it.
         await allocator.report(first_mbps)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,20 +57,26 @@ def scout(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProces
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[str]:
     """The address of a running cluster with 4 (nominal) CPUs and one (nominal) GPU, as `ray start --head` makes it."""
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--num-cpus=4", "--num-gpus=1", "--port=0"]
-    started = subprocess.run(
-        [*command, "--disable-usage-stats", "--object-store-memory=134217728"],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=False,
-    )
-    assert started.returncode == 0, started.stdout + started.stderr
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--num-cpus=4", "--num-gpus=1", "--port=0"]
+    command += ["--disable-usage-stats", "--object-store-memory=134217728", "--block"]
+    # In the foreground, to be ended by its id: `ray stop` ends every cluster on the machine.
+    head = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    assert head.stdout
+    address, said = None, ""
+    while address is None:
+        line = head.stdout.readline()
+        assert line, f"ray start ended: {said}"
+        said += line
+        address = next((part for part in line.split("'") if re.fullmatch(r"[\d.]+:\d+", part)), None)
+    threading.Thread(target=head.stdout.read, daemon=True).start()  # lest it blocks on a full pipe
     try:
-        address = next(part for part in started.stdout.split("'") if part.rpartition(":")[2].isdecimal())
         yield address
     finally:
-        subprocess.run([command[0], "stop"], capture_output=True, env=ENVIRONMENT, check=False)
+        head.terminate()
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            head.kill()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def scraped(port: int) -> str:
 def test_prometheus_finds_requests_uplink_and_grants(ray_head: str, scenario: Write, tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", FIND_PORT.format(address=ray_head)],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=90,
     )  # fmt: skip
     port = int(found.stdout.partition("port")[2] or 0)
     if not port:

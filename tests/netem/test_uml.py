@@ -3,6 +3,7 @@
 Boots user-mode Linux (Debian's package `user-mode-linux`) once, with this repository in it, and runs `uml/checks.py`.
 """
 
+import asyncio
 import json
 import os
 import platform
@@ -14,7 +15,13 @@ from typing import Any
 
 import pytest
 
-from tests.netem.uml.checks import CHECKS
+from cluster.fluid import FluidLink, FluidUplink
+from cluster.transport import AgentPath, Window
+from cluster.virtual import VirtualLoop
+from models.clock import now_s
+from netem.impairments import Impairment, Impairments, LinkImpairments, Loss
+from netem.wire import wire_bytes
+from tests.netem.uml.checks import CHECKS, TRANSFER_BYTES, TRANSFER_MBPS, TRANSFERS
 
 ROOT = Path(__file__).parents[2]
 BOOT_TIMEOUT_S = 170
@@ -68,6 +75,38 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if len(found) < len(CHECKS):
         pytest.fail(f"user-mode Linux ended after {len(found)} of {len(CHECKS)} checks; it said: {_end(log)}")
     return {each["name"]: each for each in found}
+
+
+def simulated_ms(rtt_ms: float, loss: float) -> tuple[float, float]:
+    """The first transfer of a connection and a later one, as the simulated engine has them."""
+    found: list[float] = []
+
+    async def main() -> None:
+        way = Impairment(delay_ms=rtt_ms / 2, loss=Loss(percent=loss) if loss else None)
+        own = LinkImpairments(up=way, down=Impairment(delay_ms=rtt_ms / 2))
+        path = AgentPath.of(Impairments.of_groups(LinkImpairments(), [(1, own)]), 0)
+        link = FluidLink(1000, TRANSFER_MBPS)
+        uplink = FluidUplink(0, link, [], path)
+        window = Window(path, "reno") if path.impaired else None
+        for _ in range(2):
+            began_s = now_s()
+            await uplink._carry(wire_bytes(TRANSFER_BYTES), None, window)
+            found.append((now_s() - began_s) * 1e3 + rtt_ms / 2)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(("rtt_ms", "loss"), TRANSFERS)
+def test_simulated_transfers_take_what_the_kernel_s_take(rtt_ms: float, loss: float, results: dict[str, Any]) -> None:
+    measured = results["transfers"]["measured"][f"{rtt_ms} ms, {loss} %"]
+    first_ms, later_ms = simulated_ms(rtt_ms, loss)
+    print(f"kernel: {measured}; simulated: {first_ms:.0f} and {later_ms:.0f} ms")
+    if loss:  # a mean of six, of which each is chance's
+        assert later_ms == pytest.approx(measured["later_ms"], rel=0.5)
+    else:
+        assert (first_ms, later_ms) == pytest.approx((measured["first_ms"], measured["later_ms"]), rel=0.15)
 
 
 def _end(log: Path) -> str:

@@ -28,6 +28,9 @@ FAST_MBPS = 1000.0
 STAMP = struct.Struct("=Id")  # number, time sent
 # A right result falls outside of 3.9 standard errors once in ten thousand times.
 STANDARD_ERRORS = 3.9
+TRANSFERS = tuple((rtt_ms, loss) for loss in (0, 1) for rtt_ms in (0, 20, 80))
+TRANSFER_BYTES = 500_000
+TRANSFER_MBPS = 8.0
 TRIES = 3  # on a busy machine anything can be late
 CHECKS: dict[str, Callable[[], dict[str, Any]]] = {}
 
@@ -403,6 +406,35 @@ def lossy_transfer_arrives_whole() -> dict[str, Any]:
         took_s = time.monotonic() - began_s
     require(bytes(received) == payload[:size], "the bytes are others")
     return {"took_s": took_s}
+
+
+@check
+def transfers() -> dict[str, Any]:
+    """Milliseconds of whole transfers, the first of a connection and later ones: what a simulation has to get right."""
+    measured = {}
+    for rtt_ms, loss in TRANSFERS:
+        way = Impairment(delay_ms=rtt_ms / 2, loss=Loss(percent=loss) if loss else None)
+        own = LinkImpairments(up=way, down=Impairment(delay_ms=rtt_ms / 2))
+        with built(own, grant_mbps=TRANSFER_MBPS) as link, connection(link, 0) as ends:
+            took_ms = [_transfer_ms(*ends) for _ in range(7 if loss else 3)]
+        measured[f"{rtt_ms} ms, {loss} %"] = {"first_ms": took_ms[0], "later_ms": statistics.fmean(took_ms[1:])}
+    return measured
+
+
+def _transfer_ms(near_end: socket.socket, far_end: socket.socket) -> float:
+    """From the first byte handed over to the last one there."""
+    sent = received = 0
+    payload = bytes(TRANSFER_BYTES)
+    began_s = time.monotonic()
+    while received < TRANSFER_BYTES:
+        require(time.monotonic() < began_s + 60, f"{received} bytes after a minute")
+        readable, writable, _ = select.select([far_end], [near_end] if sent < TRANSFER_BYTES else [], [], 1)
+        if writable:
+            with contextlib.suppress(BlockingIOError):
+                sent += near_end.send(payload[sent : sent + 16384])
+        if readable:
+            received += len(far_end.recv(1 << 18))
+    return (time.monotonic() - began_s) * 1e3
 
 
 @check
