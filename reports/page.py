@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from reports import figures
+from reports import comparison_figures, drawing, figures
 from reports.comparison import METRICS, UNITS, read_comparison
-from reports.figures import Drawn, jain
+from reports.drawing import Drawn
+from reports.figures import jain
 from reports.runs import ReportError, Run, read_run
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -63,7 +64,7 @@ def run_page(run: Run) -> Page:
         [
             Section("What came of the requests", notes=[BALANCE], tables=[_main_table(run), _agents_table(run)]),
             *_event_section(run),
-            Section("Figures", figures=figures.run_figures(run)),
+            Section("Figures", figures=figures.run_figures([run])),
         ],
         list(_run_facts(run)),
         run.warnings,
@@ -87,16 +88,16 @@ def comparison_page(found: dict[str, Any]) -> Page:
         except ReportError as error:
             warnings.append(f"left out of the figures: {error}")
     sections = []
-    overview = figures.load(points, compared)
+    overview = comparison_figures.load(points, compared)
     if overview:
         sections.append(Section("Across the sweep", figures=overview))
     for number, point in enumerate(points):
         swept = ", ".join(f"{key} {value}" for key, value in point["point"].items())
         drawn: list[Drawn] = []
         if number < MAX_POINTS_DRAWN:
-            drawn.append(figures.tradeoff(point, compared, number))
+            drawn.append(comparison_figures.tradeoff(point, compared, number))
             for metric, title in METRICS.items():
-                drawn += figures.differences(point, metric, title, UNITS[metric], number)
+                drawn += comparison_figures.differences(point, metric, title, UNITS[metric], number)
         sections.append(
             Section(
                 swept or "Who is better",
@@ -110,7 +111,7 @@ def comparison_page(found: dict[str, Any]) -> Page:
         same = [run for run in runs if run.scenario.get("uplink") == runs[0].scenario.get("uplink")]
         seed = same[0].scenario.get("seed")
         note = f"All requests of {len(same)} runs together; the timelines are those of seed {seed}."
-        sections.append(Section("Inside the runs", notes=[note], figures=figures.pooled_figures(same)))
+        sections.append(Section("Inside the runs", notes=[note], figures=figures.run_figures(same)))
     title = f"{found['scenario']}: {', '.join(compared)}"
     seeds = max((point["seeds"] for point in points), default=0)
     engine = found.get("engine") or "?"
@@ -149,7 +150,7 @@ def write_report(page: Page, out: Path) -> Path:
                     out / f"tables/{table.name}.csv", index=False
                 )
             for drawn in section.figures:
-                svg = drawn.svg.replace("var(--grid)", figures.GRID).replace("currentColor", figures.INK)
+                svg = drawn.svg.replace("var(--grid)", drawing.GRID).replace("currentColor", drawing.INK)
                 (out / f"figures/{drawn.name}.svg").write_text(svg, encoding="utf-8")
                 (out / f"figures/{drawn.name}.png").write_bytes(drawn.png)
                 if drawn.data is not None:
