@@ -1,12 +1,17 @@
 """What the bench measures, in which order, and what it leaves out for want of time."""
 
+import itertools
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from netem.bench.rig import Reception, Rig
+from netem.channels.cellular import CellularChannel
 from netem.fairness import jain_index
 from netem.session import LinkKind, LinkSession, Privilege
 from netem.wire import FRAME_BYTES, SEGMENT_PAYLOAD_BYTES, ideal_transfer_s
@@ -30,6 +35,10 @@ BIN_TOLERANCE = 0.2  # a frame is 12 % of a bin at 20 Mbit/s
 OVERCOMMITMENT = 4
 SETTLE_S = 0.3
 
+REPLAY_SEED = 42
+REPLAY_LEAD_S = 0.5  # at the trace's first rate, so that the window is open when it begins
+REGRANT_S = 0.1
+
 
 def bench_links(
     kind: LinkKind = "auto",
@@ -44,9 +53,10 @@ def bench_links(
 ) -> dict[str, Any]:
     """Measure a link of this kind; the result goes into JSON as it is.
 
-    `rows` holds one dict for each combination, of three sorts (`measure`): `transfer` (n agents at once, each granted
-    rate/n of a channel of `rate`), `reaction` (until a changed grant or channel acts) and `overcommitted` (grants that
-    add up to four times the channel). Errors are relative to `wire.ideal_transfer_s` and pool agents and repeats. A row
+    `rows` holds one dict for each combination, of these sorts (`measure`): `transfer` (n agents at once, each granted
+    rate/n of a channel of `rate`), `reaction` (until a changed grant or channel acts), `overcommitted` (grants that add
+    up to four times the channel), `replay` (a cellular trace as the channel) and `regranting` (grants that change ten
+    times a second). Errors are relative to `wire.ideal_transfer_s` and pool agents and repeats. A row
     with `skipped` says why it wasn't measured. Times are taken where the bytes arrive. The default takes some four
     minutes, `quick` (smaller loads, fewer repeats, its own sizes and numbers of agents) half of one. Raises
     LinkUnavailable.
@@ -79,10 +89,14 @@ def bench_links(
             if count == 1:
                 progress("reaction times")
                 rows.extend(_reaction_rows(rig, repeats))
+                progress("a trace replayed")
+                rows.append(_replay_row(rig, 5.0 if quick else 30.0))
             else:
                 for rate_mbps in rates_mbps:
                     progress(f"{count} agents, overcommitted {rate_mbps:g} Mbit/s")
                     rows.append(_overcommitted_row(rig, rate_mbps, overcommitted_s))
+                progress(f"{count} agents, grants that change ten times a second")
+                rows.append(_regranting_row(rig, 2.0 if quick else 10.0))
     result["took_s"] = round(time.monotonic() - started_s, 1)
     return result
 
@@ -156,7 +170,7 @@ def _reaction_ms(rig: Rig, what: str, before_mbps: float, after_mbps: float) -> 
     set_rate(before_mbps)
     time.sleep(PAUSE_S)
     payload_bytes = round((before_mbps + after_mbps) * CHANGE_AFTER_S * 1e6 / 8)
-    reception = rig.transfer(payload_bytes, after=(CHANGE_AFTER_S, change))
+    reception = rig.transfer(payload_bytes, [(CHANGE_AFTER_S, change)])
     wanted_bytes = BIN_S / ideal_transfer_s(1, after_mbps)
     bins = int((reception.ends_s[0] - called_s) / BIN_S)
     at_level = [
@@ -185,6 +199,76 @@ def _overcommitted_row(rig: Rig, rate_mbps: float, duration_s: float) -> Row:
         "achieved_mbps": wire_mbps,
         "error": wire_mbps / rate_mbps - 1,
         "jain": jain_index(received),
+    }
+
+
+def _replay_row(rig: Rig, duration_s: float) -> Row:
+    """A cellular trace as the channel: what came, by the second all told, and in the trace's own bins of 20 ms."""
+    changes = list(
+        itertools.islice(
+            CellularChannel.model_validate({"cell": "lte_driving"}).play(REPLAY_SEED), round(duration_s / 0.02)
+        )
+    )
+    expected = np.array([change.mbps for change in changes]) * 1e6 / 8 * 0.02 / FRAME_BYTES * SEGMENT_PAYLOAD_BYTES
+    first_s = 0.0
+
+    def first() -> None:
+        nonlocal first_s
+        rig.set_channel(changes[0].mbps)
+        first_s = time.monotonic()
+
+    rig.set_rates(changes[0].mbps, 1000)
+    time.sleep(PAUSE_S)
+    rest = [(REPLAY_LEAD_S + change.at_s, partial(rig.set_channel, change.mbps)) for change in changes[1:]]
+    lead_bytes = REPLAY_LEAD_S * changes[0].mbps * 1e6 / 8
+    reception = rig.transfer(round(lead_bytes + 0.97 * expected.sum()), [(REPLAY_LEAD_S, first), *rest])
+    at_s = np.array([at for at, _, _ in reception.reads]) - first_s
+    count = np.array([count for _, _, count in reception.reads])
+    whole = int(min(at_s[-1], duration_s) / 0.02)
+    found = np.histogram(at_s, bins=np.arange(whole + 1) * 0.02, weights=count)[0]
+    expected = expected[:whole]
+    seconds = range(50, whole + 1, 50)
+    by_second = [found[:n].sum() / expected[:n].sum() - 1 for n in seconds]
+    return {
+        "measure": "replay",
+        "trace": "lte_driving",
+        "seconds": round(whole * 0.02, 2),
+        "mean_mbps": float(np.mean([change.mbps for change in changes[:whole]])),
+        "largest_error_at_a_second": float(max(by_second, key=abs)),
+        "mean_error_of_20_ms": float(np.abs(found - expected).mean() / expected.mean()),
+    }
+
+
+def _regranting_row(rig: Rig, duration_s: float) -> Row:
+    """Grants of all agents change ten times a second while all send: each agent's bytes against its grants' sum."""
+    channel_mbps = 200.0
+    rng = np.random.default_rng(0)
+    steps = round(duration_s / REGRANT_S)
+    shares = rng.dirichlet(np.full(rig.agents, 4.0), steps) * channel_mbps
+    changed_s: list[float] = []
+
+    def change(step: int) -> None:
+        rig.set_grants(dict(enumerate(shares[step].tolist())))
+        changed_s.append(time.monotonic())
+
+    rig.set_rates(channel_mbps, channel_mbps / rig.agents)
+    time.sleep(PAUSE_S)
+    schedule = [(step * REGRANT_S, partial(change, step)) for step in range(steps)]
+    reception = rig.transfer(round(1.1 * channel_mbps * 1e6 / 8 * duration_s / rig.agents), schedule)
+    from_step = round(SETTLE_S / REGRANT_S)
+    until_step = max(n for n, at_s in enumerate(changed_s) if at_s < min(reception.ends_s))
+    spent_s = np.diff(changed_s[from_step : until_step + 1])
+    granted = (shares[from_step:until_step] * spent_s[:, None]).sum(0) * 1e6 / 8
+    received = np.array(reception.received_bytes(changed_s[from_step], changed_s[until_step]))
+    error = received / SEGMENT_PAYLOAD_BYTES * FRAME_BYTES / granted - 1
+    return {
+        "measure": "regranting",
+        "agents": rig.agents,
+        "channel_mbps": channel_mbps,
+        "changes": until_step - from_step,
+        "error": float(np.median(error)),
+        "worst_error": float(max(error, key=abs)),
+        "all_error": float(received.sum() / SEGMENT_PAYLOAD_BYTES * FRAME_BYTES / granted.sum() - 1),
     }
 
 

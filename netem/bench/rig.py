@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -91,26 +92,41 @@ class Rig:
         self._runner.run(self._client.set_channel(channel_mbps))
         self._runner.run(self._client.set_grants(dict.fromkeys(range(self.agents), grant_mbps)))
 
-    def transfer(self, payload_bytes: int, after: tuple[float, Callable[[], None]] | None = None) -> Reception:
+    def set_channel(self, mbps: float) -> None:
+        """The shared hop's rate."""
+        self._runner.run(self._client.set_channel(mbps))
+
+    def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
+        """Shares of some agents."""
+        self._runner.run(self._client.set_grants(grants_mbps))
+
+    def transfer(self, payload_bytes: int, schedule: Sequence[tuple[float, Callable[[], None]]] = ()) -> Reception:
         """Send `payload_bytes` from every agent at once and receive it all.
 
-        `after` = (seconds, call): `call` is made once that long after the send command. If nothing arrives for half a
-        minute, raises LinkLost if the helper has ended, RuntimeError if not.
+        `schedule` = (seconds, call), in order: each call is made that long after the send command, if the transfer is
+        still on. If nothing arrives for half a minute, raises LinkLost if the helper has ended, RuntimeError if not.
         """
         assert self._sender.stdin and self._sender.stdout
         reception = Reception(ends_s=[0.0] * self.agents)
         left = [payload_bytes] * self.agents
         open_count = self.agents
-        due_s = time.monotonic() + after[0] if after else None
+        upcoming = deque(schedule)
         with selectors.DefaultSelector() as selector:
             for agent, connection in enumerate(self._connections):
                 selector.register(connection, selectors.EVENT_READ, agent)
             self._sender.stdin.write(f"{payload_bytes}\n")
             self._sender.stdin.flush()
+            began_s = heard_s = time.monotonic()
             while open_count:
-                wait_s = STALLED_S if due_s is None else max(0.0, due_s - time.monotonic())
+                now_s = time.monotonic()
+                if upcoming and now_s >= began_s + upcoming[0][0]:
+                    upcoming.popleft()[1]()
+                    continue
+                wait_s = STALLED_S if not upcoming else began_s + upcoming[0][0] - now_s
                 ready = selector.select(wait_s)
-                if not ready and due_s is None:
+                if ready:
+                    heard_s = time.monotonic()
+                elif time.monotonic() - heard_s >= STALLED_S:
                     self._complain(sum(left))
                 for key, _ in ready:
                     agent = key.data
@@ -123,9 +139,6 @@ class Rig:
                     if left[agent] == 0:
                         reception.ends_s[agent] = now_s
                         open_count -= 1
-                if after and due_s is not None and time.monotonic() >= due_s:
-                    due_s = None
-                    after[1]()
         reception.starts_s = json.loads(self._sender.stdout.readline())
         return reception
 

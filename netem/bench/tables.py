@@ -15,6 +15,8 @@ def bench_tables(result: dict[str, Any]) -> list[Table]:
         _transfers(f"Transfer times: {title}", [row for row in rows if row["measure"] == "transfer"]),
         _reactions([row for row in rows if row["measure"] == "reaction"]),
         _overcommitted([row for row in rows if row["measure"] == "overcommitted"]),
+        _replays([row for row in rows if row["measure"] == "replay"]),
+        _regrantings([row for row in rows if row["measure"] == "regranting"]),
     ]
 
 
@@ -58,4 +60,20 @@ def _overcommitted(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         achieved = f"{row['achieved_mbps']:.2f}", f"{row['error']:+.2%}", f"{row['jain']:.5f}"
         table.add_row(f"{row['agents']}", f"{row['channel_mbps']:g}", *achieved)
+    return table
+
+
+def _replays(rows: list[dict[str, Any]]) -> Table:
+    table = _table("A trace replayed as the channel", "trace", "s", "mean Mbit/s", "worst at a second", "mean of 20 ms")
+    for row in rows:
+        errors = f"{row['largest_error_at_a_second']:+.2%}", f"{row['mean_error_of_20_ms']:.2%}"
+        table.add_row(row["trace"], f"{row['seconds']:g}", f"{row['mean_mbps']:.1f}", *errors)
+    return table
+
+
+def _regrantings(rows: list[dict[str, Any]]) -> Table:
+    table = _table("All grants change ten times a second", "agents", "Mbit/s", "changes", "median", "worst", "together")
+    for row in rows:
+        errors = (f"{row[key]:+.2%}" for key in ("error", "worst_error", "all_error"))
+        table.add_row(f"{row['agents']}", f"{row['channel_mbps']:g}", f"{row['changes']}", *errors)
     return table
