@@ -116,6 +116,7 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
         ],
         "workers": result.workers,
         "memory_mb": result.memory_mb,
+        "verified": facts.get("verified"),
         "link": {"kind": facts["link"], "privilege": facts["privilege"], **result.link},
     }
     ledger.write(run_dir, rows)

@@ -93,6 +93,7 @@ class LiveEngine:
             self._watch(pid, "Ray's GCS died")
         try:
             client = await LinkClient.open(self._link.socket_path)
+            before = await client.counters()  # what it took to verify the link
             await self._start_actors()
             for settings in self._scenario.allocators:
                 if self._stop.is_set():
@@ -102,7 +103,7 @@ class LiveEngine:
                 asked = [worker.counts.remote() for worker in self._workers]
                 counts: asyncio.Future[list[dict[str, int]]] = asyncio.gather(*asked)
                 self.result.workers = await self._unless_stopped(counts, READY_TIMEOUT_S)
-                self.result.link = asdict(await client.counters())
+                self.result.link = asdict((await client.counters()).since(before))
                 for kind, actors in (("agents", self._hosts), ("workers", self._workers)):
                     used: asyncio.Future = asyncio.gather(*[actor.memory_mb.remote() for actor in actors])
                     self.result.memory_mb[kind] = await self._unless_stopped(used, READY_TIMEOUT_S)

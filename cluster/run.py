@@ -16,6 +16,7 @@ from cluster.result import RunResult
 from cluster.scenario import Scenario
 from netem.impairments import Impairment, Impairments, LinkImpairments
 from netem.session import LinkSession, LinkUnavailable
+from netem.verify import verify_link
 from netem.wire import MIN_RATE_MBPS
 
 MAX_LIVE_AGENTS = 1024
@@ -74,14 +75,15 @@ def run_live(
         placement = place(scenario, session.cpus, session.gpus, session.gpus_in_all)
         if placement.notice:
             report(placement.notice)
-        first_mbps = next(iter(scenario.uplink.channel.play(scenario.seed))).mbps
+        first_mbps = max(next(iter(scenario.uplink.channel.play(scenario.seed))).mbps, MIN_RATE_MBPS)
         agents = len(scenario.agent_profiles)
+        grant_mbps = max(first_mbps / agents, MIN_RATE_MBPS)
         with LinkSession.start(
             scenario.uplink.link,
             agents=agents,
             workers=scenario.cloud.workers,
             channel_mbps=first_mbps,
-            grant_mbps=max(first_mbps / agents, MIN_RATE_MBPS),
+            grant_mbps=grant_mbps,
             privilege=scenario.uplink.privilege,
             congestion=scenario.uplink.transport.congestion,
             impairments=scenario.impairments,
@@ -89,6 +91,10 @@ def run_live(
             if link.fallback_reason:
                 report(f"link: user-space pacing, less exact than the kernel's: {link.fallback_reason}")
             facts |= {"link": link.kind, "privilege": link.privilege, "fallback_reason": link.fallback_reason}
+            interrupts.check()
+            if scenario.uplink.verify:
+                verifying = verify_link(link, agents, first_mbps, grant_mbps, scenario.impairments)
+                facts["verified"] = asyncio.run(verifying)
             runfolder.write_json(run_dir / runfolder.RUN_FILE, facts)
             interrupts.check()
             engine = LiveEngine(scenario, run_dir, session, placement, link, report)

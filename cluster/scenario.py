@@ -59,6 +59,7 @@ class UplinkSettings(Settings):
     link: Literal["auto", "kernel", "paced"] = "auto"
     privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
     transport: TransportSettings = TransportSettings()
+    verify: bool = Field(default=True, description="whether live runs measure the link first, and stop if it is wrong")
     shared: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls all agents' packets")
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,6 +33,27 @@ class LinkCounters:
     """Packets that got past the shaping: always 0, or the measurement is worth nothing."""
     refused_connections: int
     refused_requests: int
+
+    def since(self, before: Self) -> Self:
+        """What has been sent and refused after `before`; what waits is what waits now."""
+        agents = [
+            replace(
+                now,
+                hop1_bytes=now.hop1_bytes - then.hop1_bytes,
+                hop1_packets=now.hop1_packets - then.hop1_packets,
+                hop2_bytes=now.hop2_bytes - then.hop2_bytes,
+                hop2_packets=now.hop2_packets - then.hop2_packets,
+                hop2_dropped_packets=now.hop2_dropped_packets - then.hop2_dropped_packets,
+            )
+            for now, then in zip(self.agents, before.agents, strict=True)
+        ]
+        return replace(
+            self,
+            agents=agents,
+            direct_packets=self.direct_packets - before.direct_packets,
+            refused_connections=self.refused_connections - before.refused_connections,
+            refused_requests=self.refused_requests - before.refused_requests,
+        )
 
 
 class LinkClient:

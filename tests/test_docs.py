@@ -13,8 +13,9 @@ from agents.estimators import ESTIMATORS
 from allocator.policies import POLICIES
 from cluster.cli import app
 from cluster.documents import Document
-from cluster.scenario import Scenario
+from cluster.scenario import AgentGroup, Scenario, UplinkSettings
 from netem.channels import CHANNELS
+from netem.impairments import Impairment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,8 +40,12 @@ def test_the_scenario_of_the_docs_loads(tmp_path: Path) -> None:
     (tmp_path / "my-profiles.yaml").write_text(profile)
     loaded = Scenario.from_document(Document(tmp_path / "example.yaml", scenario))
     assert len(loaded.agent_profiles) == 3
-    described = {key for key in yaml.safe_load(scenario)}
-    assert described == set(Scenario.model_fields) - {"base_dir"}, "every key is described"
+    assert loaded.impairments.active
+    described = yaml.safe_load(scenario)
+    assert set(described) == set(Scenario.model_fields) - {"base_dir"}, "every key is described"
+    assert set(described["uplink"]) == set(UplinkSettings.model_fields)
+    text = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    assert [key for key in (*AgentGroup.model_fields, *Impairment.model_fields) if key not in text] == []
 
 
 @pytest.mark.parametrize(

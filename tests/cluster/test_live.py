@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cluster import watch
+from netem.impairments import Impairment, Impairments, LinkImpairments
 from netem.session import LinkSession, LinkUnavailable
 from netem.wire import ideal_transfer_s
 from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, Finished, scout
@@ -30,6 +31,15 @@ def kernel_link() -> bool:
     return True
 
 
+def impairs() -> bool:
+    delayed = Impairments(shared=LinkImpairments(up=Impairment(delay_ms=1)))
+    try:
+        LinkSession.start("kernel", agents=1, workers=1, channel_mbps=1, grant_mbps=1, impairments=delayed).stop()
+    except LinkUnavailable:
+        return False
+    return True
+
+
 needs_kernel_link = pytest.mark.skipif(not kernel_link(), reason="no kernel shaping here; `scout doctor` says why")
 
 
@@ -40,6 +50,8 @@ def test_the_headline_in_small(live_run: Run, scenario: Write) -> None:
     document = json.loads(done.stdout)  # one document, and nothing else on standard output
     assert document == done.summary
     assert document["link"]["kind"] == "kernel" and document["valid"] and not document["partial"]
+    assert [each["agent"] for each in document["verified"]["agents"]] == [0, 1]
+    assert all(each["achieved_mbps"] for each in document["verified"]["agents"])
     equal, aware = document["allocators"]["equal"], document["allocators"]["model_aware"]
     assert (equal["rounds_all_met"], aware["rounds_all_met"]) == (0.0, 1.0)
     assert (equal["compliance"], aware["compliance"]) == (0.5, 1.0)
@@ -80,6 +92,22 @@ def test_the_paced_link_has_no_congestion_control_to_choose(scenario: Write, tmp
     done = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and "only the kernel" in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(impairs(), reason="this machine can do what the test wants refused")
+@pytest.mark.parametrize("link", ["auto", "kernel", "paced"])
+def test_delay_and_loss_are_refused_where_there_are_none(scenario: Write, tmp_path: Path, link: str) -> None:
+    uplink = {"channel": {"kind": "constant", "mbps": 20}, "link": link, "shared": {"down": {"delay_ms": 20}}}
+    began_s = time.monotonic()
+    done = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"))
+    said = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(said) == 1, done.stderr
+    why = "the paced link has none" if link == "paced" else "the kernel can't shape links here"
+    assert why in said[0] and "remove `link`" in said[0] and "--engine simulated" in said[0]
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - began_s < 20, "before Ray or anything else is started"
+    simulated = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"), "--engine", "simulated")
+    assert simulated.returncode == 0 and "are left out" in simulated.stdout, simulated.stderr
 
 
 @needs_kernel_link
