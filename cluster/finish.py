@@ -88,7 +88,7 @@ def finish(scenario: Scenario, run_dir: Path, facts: dict[str, Any], result: Run
     impairments = scenario.impairments
     not_as_set = [f"links: {caveat}" for caveat in impairments.caveats()] if facts["engine"] == "live" else []
     if impairments.active and facts["engine"] == "simulated":
-        not_as_set = ["delay, jitter, loss and reordering are left out: the simulated link has none"]
+        not_as_set = ["delay and loss are reckoned with in means, jitter and reordering are left out: docs/links.md"]
     mixed = [f"qualities of {len(bases)} bases are averaged here: {'; '.join(bases)}"] if len(bases) > 1 else []
     summary = {
         "title": f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name,
