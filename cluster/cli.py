@@ -208,6 +208,25 @@ def bench_links(
     result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
 
 
+@bench.command("cycles")
+def bench_cycles(
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="How often.")] = 1000,
+    link: Annotated[Literal["auto", "kernel", "paced"], typer.Option(help="Which link.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Start and stop links over and over, some killed at a random moment, and look for what is left. Some minutes."""
+    from netem.bench.cycles import bench_cycles as measure
+    from netem.bench.cycles import cycles_table
+    from netem.session import LinkUnavailable
+
+    result = ResultStream(as_json)
+    try:
+        found = measure(count, link, progress=lambda line: messages.print(line, highlight=False))
+    except LinkUnavailable as error:
+        fail(error)
+    result.write(found, lambda: console.print(cycles_table(found)))
+
+
 @bench.command("allocator")
 def bench_allocator(
     quick: Annotated[bool, typer.Option(help="Half a minute: fewer and smaller problems.")] = False,

@@ -245,6 +245,8 @@ def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
             f"{facts['link']} ({facts.get('privilege')})"
             + (f"; {facts['fallback_reason']}" if facts.get("fallback_reason") else ""),
         )
+    if summary.get("verified"):
+        yield "link verified", "; ".join(map(_verified, summary["verified"]["agents"]))
     machine = [
         f"{facts['cpus']} cores" if "cpus" in facts else "",
         f"{facts['memory_gib']} GiB" if "memory_gib" in facts else "",
@@ -265,6 +267,12 @@ def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "CPU time taken by the host", f"at most {100 * max(stolen):.1f} % in a turn"
     if summary.get("footnote"):
         yield "note", str(summary["footnote"])
+
+
+def _verified(agent: dict[str, Any]) -> str:
+    """What was measured of one agent's link before the run."""
+    rate = f"{agent['achieved_mbps']:.2f} of {agent['asked_mbps']:.2f} Mbit/s, " if agent["achieved_mbps"] else ""
+    return f"agent {agent['agent']}: {rate}round trip {agent['round_trip_ms']:.2f} ms"
 
 
 def _near(folder: Path) -> str:

@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 
 from netem.bench import bench_links, bench_tables
+from netem.bench.cycles import bench_cycles, cycles_table
 
 
 def test_rows_and_tables() -> None:
@@ -34,3 +35,14 @@ def test_what_would_take_too_long_is_skipped_and_says_so() -> None:
     result = bench_links("paced", sizes_bytes=(1_000_000,), rates_mbps=(0.5,), agents=(1,), quick=True, repeats=1)
     (row,) = [row for row in result["rows"] if row["measure"] == "transfer"]
     assert "more than 3 s" in row["skipped"]
+
+
+def test_cycles_leave_nothing() -> None:
+    found = bench_cycles(8, agents=2)
+    assert found["cycles"] == 8 and found["killed"] >= 1
+    memory = "peak_resident_kib"
+    assert {k: v for k, v in found["after"].items() if k not in (memory, "namespaces")} == {
+        k: v for k, v in found["before"].items() if k not in (memory, "namespaces")
+    }
+    assert found["after"][memory] < found["before"][memory] + 16_384
+    assert str(found["killed"]) in str(cycles_table(found).title)
