@@ -24,7 +24,8 @@ from netem.wire import wire_bytes
 from tests.netem.uml.checks import CHECKS, TRANSFER_BYTES, TRANSFER_MBPS, TRANSFERS
 
 ROOT = Path(__file__).parents[2]
-BOOT_TIMEOUT_S = 170
+BOOT_TIMEOUT_S = 400  # two minutes on an idle machine
+pytestmark = pytest.mark.timeout(BOOT_TIMEOUT_S + 50)
 MEMORY_MB = 512
 INIT = """#!/bin/sh
 cd {root} && export PYTHONDONTWRITEBYTECODE=1
