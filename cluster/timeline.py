@@ -102,7 +102,7 @@ def read_journal(run_dir: Path, folder: Path, allocator: str) -> Timeline:
     found = Timeline(allocator, "", 0.0)
     found.moments = [Moment(**entry) for entry in _entries(folder / TIMELINE_JOURNAL)]
     for entry in _entries(run_dir / EVENTS_FILE):
-        if entry.pop("allocator") == allocator:
+        if entry.pop("allocator", None) == allocator:
             found.events.append(Event(**entry))
     return found
 

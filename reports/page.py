@@ -203,7 +203,7 @@ def _agents_table(run: Run) -> Table:
 
 def _event_section(run: Run) -> Iterator[Section]:
     if run.events:
-        rows = [[e["allocator"], f"{float(e['at_s']):.1f}", e["kind"], e["text"]] for e in run.events]
+        rows = [[e["allocator"], f"{e['at_s']:.1f}", e["kind"], e["text"]] for e in run.events]
         table = Table("events", ["turn", "at s", "what", ""], rows, frozenset({0, 2, 3}))
         yield Section("What was done to it, and what befell it", tables=[table])
 
@@ -231,30 +231,20 @@ def _verdict_table(point: dict[str, Any], number: int) -> Iterator[Table]:
 def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
     facts, summary = run.facts, run.summary
     yield "run folder", _near(run.folder)
-    if facts.get("command"):
-        yield "command", str(facts["command"])
-    if facts.get("started"):
-        yield "started", str(facts["started"])
-    if "engine" in facts:
-        yield "engine", str(facts["engine"])
+    for name in ("command", "started", "engine"):
+        if facts.get(name):
+            yield name, facts[name]
     if "seed" in run.scenario:
         yield "seed", str(run.scenario["seed"])
-    if "link" in facts:
-        yield (
-            "link",
-            f"{facts['link']} ({facts.get('privilege')})"
-            + (f"; {facts['fallback_reason']}" if facts.get("fallback_reason") else ""),
-        )
+    if facts.get("link"):
+        reason = f"; {facts['fallback_reason']}" if facts["fallback_reason"] else ""
+        yield "link", f"{facts['link']} ({facts['privilege']}){reason}"
     if summary.get("verified"):
         yield "link verified", "; ".join(map(_verified, summary["verified"]["agents"]))
-    machine = [
-        f"{facts['cpus']} cores" if "cpus" in facts else "",
-        f"{facts['memory_gib']} GiB" if "memory_gib" in facts else "",
-    ]
-    machine += [str(facts.get("machine", "")), f"Linux {facts['kernel']}" if "kernel" in facts else ""]
-    yield "machine", ", ".join(part for part in machine if part) or "not known"
-    if facts.get("versions"):
-        versions = {"python": facts.get("python"), **facts["versions"]}
+    if facts.get("machine"):
+        cores, memory = f"{facts['cpus']} cores", f"{facts['memory_gib']:g} GiB"
+        yield "machine", f"{cores}, {memory}, {facts['machine']}, Linux {facts['kernel']}"
+        versions = {"python": facts["python"], **facts["versions"]}
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     lateness = [s["lateness_ms"]["p99"] for s in summary["allocators"].values() if s["lateness_ms"]["p99"] is not None]
     if lateness:

@@ -1,14 +1,14 @@
 """A run folder as a report needs it: what is there is read, what is missing or damaged is said."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from pydantic import BaseModel, ConfigDict
 
-from reports.summary import STAGES, summarize
+from reports.summary import STAGES, STATUSES, summarize
 
 MAX_FILE_BYTES = 64 * 2**20  # of JSON and YAML
 MAX_TABLE_BYTES = 2**31
@@ -24,6 +24,70 @@ TIMELINE_COLUMNS = {
 
 class ReportError(ValueError):
     """Nothing to report on; the message says why in a line."""
+
+
+class _File(BaseModel):
+    """What a report needs of a file, of the types that it needs; whatever else is there stays."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """Raises OSError, ValueError."""
+        return cls.model_validate_json(path.read_bytes()).model_dump()
+
+
+class _Facts(_File):
+    command: str = ""
+    started: str = ""
+    engine: str = ""
+    link: str = ""
+    privilege: str = ""
+    fallback_reason: str | None = None
+    python: str = ""
+    kernel: str = ""
+    machine: str = ""
+    cpus: int = 0
+    memory_gib: float = 0.0
+    versions: dict[str, str] = {}
+
+
+class _Told(_File):
+    issued: int
+    met: int
+    late: int
+    rejected: int
+    failed: int
+    solve_ms: dict[str, float] = {}
+    solve_curve_ms: list[float] = []
+    stolen: float = 0.0
+
+
+class _Event(_File):
+    allocator: str
+    at_s: float
+    kind: str
+    text: str
+
+
+class _VerifiedAgent(_File):
+    agent: int
+    asked_mbps: float | None
+    achieved_mbps: float | None
+    round_trip_ms: float
+
+
+class _Verified(_File):
+    agents: list[_VerifiedAgent]
+
+
+class _Summary(_File):
+    title: str = ""
+    footnote: str = ""
+    warnings: list[str] = []
+    allocators: dict[str, _Told] = {}
+    events: list[_Event] = []
+    verified: _Verified | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +150,18 @@ def read_run(folder: Path) -> Run:
             warnings.append(f"{name} is damaged ({one_line(error)}): what it tells is left out")
         return otherwise
 
-    facts = read("run.json", lambda p: json.loads(p.read_text("utf-8")), {})
+    facts = read("run.json", _Facts.read, {})
     scenario = read("scenario.yaml", lambda p: yaml.safe_load(p.read_text("utf-8")), {})
-    summary = read("summary.json", lambda p: json.loads(p.read_text("utf-8")), {})
+    summary = read("summary.json", _Summary.read, {})
     timeline = read("timeline.parquet", lambda p: _has(pd.read_parquet(p), TIMELINE_COLUMNS), pd.DataFrame())
     counted = summarize(ledger)
     told = summary.get("allocators", {})
     for name, one in counted.items():
-        differing = [
-            key for key in ("issued", "met", "late", "rejected", "failed") if told.get(name, one)[key] != one[key]
-        ]
-        if differing:
-            warnings.append(f"{name}: ledger and summary differ in {', '.join(differing)}; the ledger counts here")
-        extra = {key: told.get(name, {}).get(key) for key in ("solve_ms", "solve_curve_ms", "stolen")}
-        counted[name] |= {key: value for key, value in extra.items() if value is not None}
+        if name in told:
+            differing = [key for key in ("issued", *STATUSES) if told[name][key] != one[key]]
+            if differing:
+                warnings.append(f"{name}: ledger and summary differ in {', '.join(differing)}; the ledger counts here")
+            counted[name] |= {key: told[name][key] for key in ("solve_ms", "solve_curve_ms", "stolen")}
     summary = summary | {"allocators": counted}
     events = summary.get("events") or []
     return Run(folder, facts, scenario, summary, ledger, timeline, events, [*summary.get("warnings", []), *warnings])

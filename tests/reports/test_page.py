@@ -16,7 +16,7 @@ from cluster.scenario import Scenario
 from cluster.simulated import run_simulated
 from cluster.timeline import Event
 from reports.figures import jain, switch_share
-from reports.page import Page, report_on, write_report
+from reports.page import Page, _agents_table, _event_section, _main_table, _run_facts, report_on, write_report
 from reports.runs import ReportError, read_run
 
 CONGESTED = """
@@ -142,6 +142,20 @@ def test_damage_is_said_and_the_rest_is_shown(run_dir: Path, name: str, damage: 
     assert set(figures_of(page)) == FIGURES - missing
     (table,) = [t for section in page.sections for t in section.tables if t.name == "allocators"]
     assert len(table.rows) == 2
+
+
+@pytest.mark.parametrize("junk", [None, 3, "text", [], {}, [1], {"a": 1}, True, -1e300])
+@pytest.mark.parametrize("name", ["summary.json", "run.json"])
+def test_no_value_in_a_file_breaks_the_report(run_dir: Path, name: str, junk: object) -> None:
+    document = json.loads((run_dir / name).read_text())
+    nested = document["allocators"]["deadline"] if "allocators" in document else document["versions"]
+    for where in (document, nested):
+        for key in list(where):
+            before, where[key] = where[key], junk
+            (run_dir / name).write_text(json.dumps(document))
+            run = read_run(run_dir)
+            list(_run_facts(run)), list(_event_section(run)), _agents_table(run), _main_table(run)
+            where[key] = before
 
 
 def test_a_ledger_that_says_otherwise_than_the_summary_counts(run_dir: Path) -> None:
