@@ -192,10 +192,10 @@ def study(
 @bench.command("links")
 def bench_links(
     link: Annotated[Literal["auto", "kernel", "paced"], typer.Option(help="Which link to measure.")] = "auto",
-    quick: Annotated[bool, typer.Option(help="Half a minute: fewer repeats, no long transfers.")] = False,
+    quick: Annotated[bool, typer.Option(help="A minute: fewer repeats, no long transfers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the links: transfer times against ideal, fairness, how soon changed grants act, the shared hop's cap."""
+    """Measure the links: transfer times against ideal, fairness, how soon changes act, the shared hop's cap, delay."""
     from netem.bench import bench_links as measure
     from netem.bench import bench_tables
     from netem.session import LinkUnavailable

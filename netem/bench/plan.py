@@ -1,5 +1,6 @@
 """What the bench measures, in which order, and what it leaves out for want of time."""
 
+import asyncio
 import itertools
 import platform
 import statistics
@@ -13,7 +14,9 @@ import numpy as np
 from netem.bench.rig import Reception, Rig
 from netem.channels.cellular import CellularChannel
 from netem.fairness import jain_index
-from netem.session import LinkKind, LinkSession, Privilege
+from netem.impairments import Impairment, Impairments, LinkImpairments
+from netem.session import LinkKind, LinkSession, LinkUnavailable, Privilege
+from netem.verify import verify_link
 from netem.wire import FRAME_BYTES, SEGMENT_PAYLOAD_BYTES, ideal_transfer_s
 
 Row = dict[str, Any]
@@ -35,6 +38,8 @@ BIN_TOLERANCE = 0.2  # a frame is 12 % of a bin at 20 Mbit/s
 OVERCOMMITMENT = 4
 SETTLE_S = 0.3
 
+DELAYS_MS = (1.0, 5.0, 20.0, 100.0, 200.0)
+
 REPLAY_SEED = 42
 REPLAY_LEAD_S = 0.5  # at the trace's first rate, so that the window is open when it begins
 REGRANT_S = 0.1
@@ -55,11 +60,11 @@ def bench_links(
 
     `rows` holds one dict for each combination, of these sorts (`measure`): `transfer` (n agents at once, each granted
     rate/n of a channel of `rate`), `reaction` (until a changed grant or channel acts), `overcommitted` (grants that add
-    up to four times the channel), `replay` (a cellular trace as the channel) and `regranting` (grants that change ten
-    times a second). Errors are relative to `wire.ideal_transfer_s` and pool agents and repeats. A row
-    with `skipped` says why it wasn't measured. Times are taken where the bytes arrive. The default takes some four
-    minutes, `quick` (smaller loads, fewer repeats, its own sizes and numbers of agents) half of one. Raises
-    LinkUnavailable.
+    up to four times the channel), `replay` (a cellular trace as the channel), `regranting` (grants that change ten
+    times a second) and `delay` (where the kernel has netem). Errors are relative to `wire.ideal_transfer_s` and pool
+    agents and repeats. A row with `skipped` says why it wasn't measured. Times are taken where the bytes arrive. The
+    default takes some six minutes, `quick` (smaller loads, fewer repeats, its own sizes and numbers of agents) one.
+    Raises LinkUnavailable.
     """
     overcommitted_s, longest_s, budget_s = 4.0, LONGEST_TRANSFER_S, REPEATS_BUDGET_S
     if quick:
@@ -97,6 +102,9 @@ def bench_links(
                     rows.append(_overcommitted_row(rig, rate_mbps, overcommitted_s))
                 progress(f"{count} agents, grants that change ten times a second")
                 rows.append(_regranting_row(rig, 2.0 if quick else 10.0))
+    if result["link"] == "kernel":
+        progress("delays")
+        rows.extend(delay_rows(privilege))
     result["took_s"] = round(time.monotonic() - started_s, 1)
     return result
 
@@ -200,6 +208,30 @@ def _overcommitted_row(rig: Rig, rate_mbps: float, duration_s: float) -> Row:
         "error": wire_mbps / rate_mbps - 1,
         "jain": jain_index(received),
     }
+
+
+def delay_rows(privilege: Privilege = "auto") -> list[Row]:
+    """Round trips of delayed paths, less that of one without; where netem is missing, a row that says so."""
+    rows: list[Row] = []
+    for delay_ms in (0.0, *DELAYS_MS):
+        impairments = Impairments(shared=LinkImpairments(up=Impairment(delay_ms=delay_ms)))
+        try:
+            with LinkSession.start(
+                "kernel",
+                agents=1,
+                workers=1,
+                channel_mbps=20.0,
+                grant_mbps=20.0,
+                privilege=privilege,
+                impairments=impairments,
+            ) as session:
+                found = asyncio.run(verify_link(session, 1, 20.0, 20.0, impairments))
+        except LinkUnavailable as error:  # LinkDeviates is one
+            return [*rows, {"measure": "delay", "asked_ms": delay_ms, "skipped": str(error)}]
+        (agent,) = found["agents"]
+        rows.append({"measure": "delay", "asked_ms": delay_ms, "round_trip_ms": agent["round_trip_ms"]})
+        rows[-1]["error_ms"] = rows[-1]["round_trip_ms"] - rows[0]["round_trip_ms"] - delay_ms
+    return rows
 
 
 def _replay_row(rig: Rig, duration_s: float) -> Row:

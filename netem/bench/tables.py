@@ -17,6 +17,7 @@ def bench_tables(result: dict[str, Any]) -> list[Table]:
         _overcommitted([row for row in rows if row["measure"] == "overcommitted"]),
         _replays([row for row in rows if row["measure"] == "replay"]),
         _regrantings([row for row in rows if row["measure"] == "regranting"]),
+        _delays([row for row in rows if row["measure"] == "delay"]),
     ]
 
 
@@ -76,4 +77,14 @@ def _regrantings(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         errors = (f"{row[key]:+.2%}" for key in ("error", "worst_error", "all_error"))
         table.add_row(f"{row['agents']}", f"{row['channel_mbps']:g}", f"{row['changes']}", *errors)
+    return table
+
+
+def _delays(rows: list[dict[str, Any]]) -> Table:
+    table = _table("Delay one way, by round trips", "asked ms", "round trip ms", "error ms")
+    for row in rows:
+        if "skipped" in row:
+            table.add_row(f"{row['asked_ms']:g}", "skipped", row["skipped"])
+        else:
+            table.add_row(f"{row['asked_ms']:g}", f"{row['round_trip_ms']:.2f}", f"{row['error_ms']:+.2f}")
     return table

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from netem.bench.plan import delay_rows
 from netem.impairments import TABLE_SCALE, Impairment, Impairments, LinkImpairments, Loss, Reorder, delay_table
 from netem.session import LinkSession
 from netem.topology import CLOUD_IP, KernelLink, agent_ip
@@ -438,6 +439,16 @@ def _transfer_ms(near_end: socket.socket, far_end: socket.socket) -> float:
         if readable:
             received += len(far_end.recv(1 << 18))
     return (time.monotonic() - began_s) * 1e3
+
+
+@check
+def benched_delays() -> dict[str, Any]:
+    """What `scout bench links` says of delays here is what `delay` finds."""
+    rows = delay_rows("root")
+    require(not [row for row in rows if "skipped" in row] and len(rows) > 4, f"{rows}")
+    for row in rows:
+        near(row["error_ms"], 0, delay_error(row["asked_ms"]) + 0.3, f"{row['asked_ms']:g} ms: error, ms")
+    return {f"{row['asked_ms']:g} ms": row["round_trip_ms"] for row in rows}
 
 
 @check
