@@ -37,7 +37,7 @@ async def test_a_click_takes_the_uplink_away(ray_head: str, scenario: Write, tmp
     path = scenario(
         deadline_ms=1000,
         allocators=["deadline"],
-        arrivals={"kind": "poisson", "rate_per_s": 0.1, "duration_s": 24},
+        arrivals={"kind": "poisson", "rate_per_s": 0.1, "duration_s": 18},
         uplink={"channel": {"kind": "constant", "mbps": 20}},
         lateness_limit_ms=1000,  # a browser shares the cores
         agents={"groups": [{"profile": "tiny-profiles.yaml/small", "count": 64}]},

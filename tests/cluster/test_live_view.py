@@ -45,11 +45,6 @@ def test_the_whole_run_is_on_the_terminal_while_it_is_on(ray_head: str, scenario
     assert "run folder:" in shown
 
 
-def test_without_a_terminal_lines_do(ray_head: str, scenario: Write, tmp_path: Path) -> None:
-    done = scout("run", str(scenario()), "--live", "--out", str(tmp_path / "run"), "--address", ray_head)
-    assert done.returncode == 0 and "on the uplink" not in done.stderr
-
-
 def test_a_simulated_run_can_t_be_watched(scenario: Write, tmp_path: Path) -> None:
     done = scout("run", str(scenario()), "--live", "--engine", "simulated", "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and "--live shows live runs" in done.stderr and not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ def test_prometheus_finds_requests_uplink_and_grants(ray_head: str, scenario: Wr
     port = int(found.stdout.partition("port")[2] or 0)
     if not port:
         pytest.skip(f"Ray exports no metrics here: {found.stderr[-300:]}")
-    path = scenario(allocators=["deadline"], arrivals={"kind": "poisson", "rate_per_s": 1.5, "duration_s": 15})
+    path = scenario(allocators=["deadline"], arrivals={"kind": "poisson", "rate_per_s": 1.5, "duration_s": 10})
     command = [sys.executable, "-m", "cluster", "run", str(path), "--out", str(tmp_path / "run"), "--address", ray_head]
     process = subprocess.Popen(command, env=ENVIRONMENT | {"RAY_metrics_report_interval_ms": "1000"}, cwd=REPOSITORY)
     wanted = {
