@@ -1,7 +1,7 @@
 """What delay and loss do to a simulated transfer, in means: the ways, TCP's slow start, its ceiling under loss.
 
-Not reckoned with: jitter beyond its mean, reordering, bursts (a loss is its long-run share), timeouts after lost tails, the
-way up of a hedge (only that of what follows it).
+Not reckoned with: jitter beyond its mean, reordering, bursts (a loss is its long-run share), timeouts after lost tails,
+the way up of a hedge (only that of what follows it).
 docs/links.md says how far that is from a kernel.
 """
 
