@@ -320,6 +320,7 @@ def _timeline(run: Run, name: str, colours: dict[str, str]) -> Drawn:
             rest = grants.sum(1) - grants[:, largest].sum(1)
             parts = [*grants[:, np.sort(largest)].T, *([rest] if len(largest) < grants.shape[1] else [])]
             middle.stackplot(thin.at_s, parts, colors=[shade(i) for i in range(len(parts))], linewidth=0, step="post")
+        middle.set_ylim(bottom=0)
         label(middle, "", "shares\n(Mbit/s)")
         ended_s = rows.intended_s + rows.latency_ms.fillna(rows.deadline_ms) / 1e3
         for mode, colour in colours.items():
