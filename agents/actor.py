@@ -14,8 +14,8 @@ from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.record import Journal, Record
+from allocator.online.service import Decision
 from allocator.problem import Request
-from allocator.service import Decision
 from models.memory import peak_memory_mb
 
 LATENCY_BOUNDS_MS: list[float] = [

@@ -9,8 +9,8 @@ from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
 from agents.record import Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
+from allocator.online.service import Decision
 from allocator.problem import ModeOption, Request
-from allocator.service import Decision
 from cloud.frames import Header, Kind, frame_bytes
 from netem.wire import wire_bytes
 

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 
 import ray
 
+from allocator.online.service import Allocator, Decision, Snapshot
 from allocator.policies import Policy
 from allocator.problem import Request
-from allocator.service import Allocator, Decision, Snapshot
 
 
 @ray.remote

@@ -10,15 +10,15 @@ from agents.edge import EdgeRuntime, ProfileEdge, common_prefill_ms
 from agents.host import AgentHost, Seat
 from agents.offer import payload_bytes
 from agents.uplink import Uplink
+from allocator.online.service import Allocator, Link, Rules
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo
-from allocator.service import Allocator, Link, Rules
 from cloud.dispatch import LeastLoaded
 from cloud.frames import MAX_HEDGE_BYTES
 from cloud.reception import Reception
 from cloud.runtime import CloudRuntime, ProfileCloud
 from cloud.worker import Worker
-from cluster.scenario import AllocatorSettings, Scenario
+from cluster.scenario.schema import AllocatorSettings, Scenario
 
 MAX_REAL_BODY_BYTES = 2**34
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from agents.arrivals import ARRIVALS
 from agents.estimators import ESTIMATORS
 from allocator.policies import POLICIES
-from cluster.cli import app
-from cluster.documents import Document
-from cluster.scenario import AgentGroup, Scenario, UplinkSettings
+from cluster.cli.app import app
+from cluster.scenario.schema import AgentGroup, Scenario, UplinkSettings
+from cluster.scenario.yaml_document import Document
 from netem.channels import CHANNELS
 from netem.impairments import Impairment
 

@@ -14,8 +14,8 @@ class Policy(Protocol):
         standing: its grants depend on nothing but the uplink and the agents, so that neither announcements nor
             departures can change them.
         by_need: it chooses modes by what they need of the uplink. Where requests come at any moment it is asked about
-            what those in flight leave, and the uplink is shared by due time (see `allocator.uplink`) instead of by
-            its grants, which are for requests that start together.
+            what those in flight leave, and the uplink is shared by due time (see `allocator.online.due_shares`) instead
+            of by its grants, which are for requests that start together.
     """
 
     name: str

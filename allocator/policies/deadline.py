@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from allocator.choice import Choice
-from allocator.few import few_choice
-from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
-from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
+from allocator.solver.arrays import UNMET, Floats, Ints, Rows, choices_of, rows_of
+from allocator.solver.enumerate import few_choice
+from allocator.solver.grants import hand_out
+from allocator.solver.mckp import Choice
 
 _NEAR = 8.7e-4  # of the quality: a choice this near its bound is good enough
 _CLEAR = 2.6e-3  # after a search that found nothing better: few that are longer do
@@ -25,7 +25,7 @@ _MORE_ROUNDS = ((48, 512), (64, 1024))
 class Deadline:
     """As much weight in time as possible, then the best weighted quality, by prices and a short exact search.
 
-    See `allocator.choice` for the method and `scout bench allocator` for how near it comes, and how fast.
+    See `allocator.solver.mckp` for the method and `scout bench allocator` for how near it comes, and how fast.
     """
 
     name = "deadline"

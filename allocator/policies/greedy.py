@@ -4,9 +4,9 @@ import heapq
 
 import numpy as np
 
-from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
-from allocator.rows import UNMET, Ints, Rows, choices_of, rows_of
+from allocator.solver.arrays import UNMET, Ints, Rows, choices_of, rows_of
+from allocator.solver.grants import hand_out
 
 
 class Greedy:

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 
-from allocator.grants import hand_out
 from allocator.problem import Problem, Solution
-from allocator.rows import UNMET, Floats, Ints, Rows, choices_of, rows_of
+from allocator.solver.arrays import UNMET, Floats, Ints, Rows, choices_of, rows_of
+from allocator.solver.grants import hand_out
 
 # Weights that differ by less than this share of the whole are equal; the solver itself is no more exact.
 _WEIGHT_TOLERANCE = 1e-7

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from netem.session import LinkKind, LinkSession, LinkUnavailable
+from netem.helper.session import LinkKind, LinkSession, LinkUnavailable
 
 KILLED = 0.3  # of all cycles: their helper gets SIGKILL, somewhere between its start and 50 ms after the link is built
 LATEST_KILL_S = 0.4

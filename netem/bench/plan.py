@@ -13,10 +13,10 @@ import numpy as np
 
 from netem.bench.rig import Reception, Rig
 from netem.channels.cellular import CellularChannel
+from netem.checks.verify import verify_link
 from netem.fairness import jain_index
+from netem.helper.session import LinkKind, LinkSession, LinkUnavailable, Privilege
 from netem.impairments import Impairment, Impairments, LinkImpairments
-from netem.session import LinkKind, LinkSession, LinkUnavailable, Privilege
-from netem.verify import verify_link
 from netem.wire import FRAME_BYTES, SEGMENT_PAYLOAD_BYTES, ideal_transfer_s
 
 Row = dict[str, Any]

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
-from netem.client import LinkClient
-from netem.session import LinkSession
+from netem.helper.client import LinkClient
+from netem.helper.session import LinkSession
 
 RECEIVE_BYTES = 1 << 18
 STALLED_S = 30.0

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 
-from netem.client import LinkClient
+from netem.helper.client import LinkClient
 
 
 async def _connect(socket_path: str, agents: int) -> list[socket.socket]:

@@ -16,9 +16,9 @@ from agents.host import AgentHost, Seat
 from agents.offer import mode_options
 from agents.record import Record, Status
 from agents.uplink import SocketUplink
+from allocator.online.service import Allocator
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo
-from allocator.service import Allocator
 from cloud.dispatch import LeastLoaded
 from cloud.reception import Reception
 from cloud.runtime import ProfileCloud

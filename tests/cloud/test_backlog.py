@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.backlog import Backlog
-from cluster.virtual import VirtualLoop
+from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s, sleep_until
 
 

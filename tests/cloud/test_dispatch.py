@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.dispatch import LeastLoaded
-from cluster.virtual import VirtualLoop
+from cluster.simulated.virtual_loop import VirtualLoop
 
 
 def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -25,9 +25,9 @@ from agents.host import AgentHost, Seat
 from agents.offer import mode_options
 from agents.record import Record, Status
 from agents.uplink import SocketUplink
+from allocator.online.service import Allocator, Rules
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo
-from allocator.service import Allocator, Rules
 from cloud.dispatch import LeastLoaded
 from cloud.frames import (
     CRC,
@@ -44,7 +44,7 @@ from cloud.frames import (
 from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import HOLD_MARGIN_S, Job, Worker
-from cluster.virtual import VirtualLoop
+from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s, sleep_until
 from models.profiles import ModelProfile
 from netem.wire import wire_bytes

@@ -11,9 +11,9 @@ import pandas as pd
 import yaml
 
 from agents.record import Record, Status
-from cluster import runfolder
-from cluster.ledger import FIELDS, journal_folder
-from cluster.watch import started_at
+from cluster.live.processes import started_at
+from cluster.run_folder import folder as run_folder
+from cluster.run_folder.ledger import FIELDS, journal_folder
 
 
 class FakeRun:
@@ -39,7 +39,7 @@ class FakeRun:
         """As `finish.begin`; by default this process is the driver."""
         pid = pid or os.getpid()
         document = {"engine": "live", "base_dir": str(self.dir), "pid": pid, "pid_started": started_at(pid)}
-        runfolder.write_json(self.dir / "run.json", document | facts)
+        run_folder.write_json(self.dir / "run.json", document | facts)
 
     def issue(self, allocator: str, request_id: int) -> None:
         self.append(allocator, "host-0.jsonl", {"issued": request_id})
@@ -94,7 +94,7 @@ class FakeRun:
         frame = pd.DataFrame(rows, columns=["allocator", *FIELDS])
         frame["status"] = frame.status.map(str)
         frame.to_parquet(self.dir / "ledger.parquet", index=False)
-        runfolder.write_json(self.dir / "summary.json", {"allocators": {}})
+        run_folder.write_json(self.dir / "summary.json", {"allocators": {}})
         for path in (self.dir / "journal").rglob("*.jsonl"):
             path.unlink()
         for path in sorted((self.dir / "journal").rglob("*"), reverse=True):

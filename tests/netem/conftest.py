@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from netem.client import LinkClient
-from netem.session import LinkSession, LinkUnavailable
+from netem.helper.client import LinkClient
+from netem.helper.session import LinkSession, LinkUnavailable
 
 KINDS = [("kernel", "root"), ("kernel", "userns"), ("paced", "auto")]
 

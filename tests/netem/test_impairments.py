@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from netem import protocol
+from netem.checks.capabilities import probe
+from netem.helper import protocol
+from netem.helper.session import LinkSession, LinkUnavailable
 from netem.impairments import (
     MAX_DISTINCT_LINKS,
     Impairment,
@@ -20,8 +22,6 @@ from netem.impairments import (
     delay_table,
     netem_options,
 )
-from netem.probe import probe
-from netem.session import LinkSession, LinkUnavailable
 
 DELAYED = Impairments(shared=LinkImpairments(up=Impairment(delay_ms=10)))
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from cluster.fluid import FluidLink, FluidUplink
-from cluster.transport import AgentPath, Window
-from cluster.virtual import VirtualLoop
+from cluster.simulated.fluid_link import FluidLink, FluidUplink
+from cluster.simulated.tcp_model import AgentPath, Window
+from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s
 from netem.impairments import Impairment, Impairments, LinkImpairments, Loss
 from netem.wire import wire_bytes

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cluster import runfolder
-from cluster.documents import Document
-from cluster.scenario import Scenario
-from cluster.simulated import run_simulated
-from cluster.timeline import Event
+from cluster.run_folder import folder as run_folder
+from cluster.run_folder.timeline import Event
+from cluster.scenario.schema import Scenario
+from cluster.scenario.yaml_document import Document
+from cluster.simulated.engine import run_simulated
 from reports.figures import jain, switch_share
 from reports.page import Page, _agents_table, _event_section, _main_table, _run_facts, report_on, write_report
 from reports.runs import ReportError, read_run
@@ -37,7 +37,7 @@ FIGURES = {
 def simulate(folder: Path, seed: int = 42, description: str = "") -> Path:
     text = CONGESTED + f"seed: {seed}\ndescription: {json.dumps(description)}\n"
     scenario = Scenario.from_document(Document(folder / "congested.yaml", text))
-    run_simulated(scenario, runfolder.create(folder, scenario))
+    run_simulated(scenario, run_folder.create(folder, scenario))
     return folder
 
 

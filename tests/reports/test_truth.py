@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import binom
 
 from agents.record import Status
-from cluster.documents import Document
-from cluster.scenario import Scenario
-from cluster.simulated import SimulatedEngine
+from cluster.scenario.schema import Scenario
+from cluster.scenario.yaml_document import Document
+from cluster.simulated.engine import SimulatedEngine
 from reports.statistics import compare
 
 SQUEEZED = """

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from netem.bench.plan import delay_rows
+from netem.checks.verify import LinkDeviates, verify_link
+from netem.helper.session import LinkSession
 from netem.impairments import TABLE_SCALE, Impairment, Impairments, LinkImpairments, Loss, Reorder, delay_table
-from netem.session import LinkSession
-from netem.topology import CLOUD_IP, KernelLink, agent_ip
-from netem.verify import LinkDeviates, verify_link
+from netem.kernel.topology import CLOUD_IP, KernelLink, agent_ip
 from netem.wire import FRAME_BYTES, SEGMENT_PAYLOAD_BYTES
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h

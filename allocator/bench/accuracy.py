@@ -1,0 +1,201 @@
+"""How near the policies come to the best there is, and how long they take, over random problems from one seed."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import scipy
+from rich.table import Table
+
+from allocator.bench.bruteforce import brute_force
+from allocator.bench.instances import draw_problem
+from allocator.policies import make_policy
+from allocator.policies.deadline import near_choice
+from allocator.policies.greedy import greedy_choice
+from allocator.policies.optimal import Exact, exact_choice
+from allocator.problem import Problem
+from allocator.solver.arrays import rows_of
+
+SEED = 20261124
+NEAR = 1e-3  # the share of the quality that `deadline` may fall short of `optimal`
+_LIMIT_S = 2.0  # for each of optimal's two solves; what it can't prove until then is counted
+_SAME = 1e-6
+_PROVEN = 1e-4  # of the quality, that may be missing to the bound
+
+
+def bench_allocator(quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Everything measured, fit for JSON; `passed` says whether the claims of the first two parts hold.
+
+    Args:
+        quick: fewer and smaller problems, half a minute at most.
+        progress: is told what is being measured.
+    """
+    rng = np.random.default_rng(SEED)
+    progress("optimal against brute force")
+    exact = _against_brute_force(rng, 60 if quick else 300)
+    progress("deadline and greedy against optimal")
+    near = _against_optimal(rng, 60 if quick else 1000, 48 if quick else 128)
+    progress("solve times")
+    times = _times(rng, quick)
+    return {
+        "machine": {
+            "date": datetime.now(UTC).date().isoformat(),
+            "cpus": os.cpu_count(),
+            "linux": platform.release(),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "seed": SEED,
+        "quick": quick,
+        "optimal_against_brute_force": exact,
+        "against_optimal": near,
+        "solve_times": times,
+        "passed": not exact["worse"] and all(row["passed"] for row in near if row["policy"] == "deadline"),
+    }
+
+
+def _against_brute_force(rng: np.random.Generator, problems: int) -> dict[str, Any]:
+    """How often `optimal` is worse than trying everything; it can't be better."""
+    worse = 0
+    for index in range(problems):
+        problem = draw_problem(rng, int(rng.integers(1, 7)), cloud=index % 2 == 1)
+        rows = rows_of(problem)
+        found, best = rows.worth(exact_choice(rows).choice), brute_force(problem)
+        worse += any(abs(a - b) > _SAME * (1 + b) for a, b in zip(found, best, strict=True))
+    return {"problems": problems, "worse": worse}
+
+
+def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list[dict[str, Any]]:
+    """Weight and quality of `deadline` and `greedy` against `optimal`, with one budget and with two."""
+    choosers = {"deadline": near_choice, "greedy": greedy_choice}
+    table: dict[tuple[str, bool, bool], _Gaps] = {}
+    for index in range(problems):
+        cloud = index % 2 == 1
+        rows = rows_of(draw_problem(rng, int(rng.integers(4, most + 1)), cloud))
+        exact = exact_choice(rows, _LIMIT_S)
+        weight, quality = rows.worth(exact.choice)
+        proven = exact.weight_bound <= weight * (1 + _SAME) and exact.quality_bound <= quality * (1 + _PROVEN)
+        for name, choose in choosers.items():
+            gaps = table.setdefault((name, cloud, proven), _Gaps())
+            gaps.add(rows.worth(choose(rows)), (weight, quality), exact)
+    return [
+        {
+            "policy": name,
+            "budgets": 1 + cloud,
+            "optimal_proven": proven,
+            "problems": gaps.problems,
+            "fewer_met": gaps.fewer,
+            "more_met": gaps.more,
+            "mean_quality_gap": float(np.mean(gaps.quality or [0.0])),
+            "worst_quality_gap": max(gaps.quality, default=0.0),
+            "over_near": sum(gap > NEAR for gap in gaps.quality),
+            "worst_bound_gap": max(gaps.bound, default=0.0),
+            "passed": not gaps.fewer and max(gaps.quality, default=0.0) <= NEAR,
+        }
+        for (name, cloud, proven), gaps in sorted(table.items(), key=lambda item: (item[0][:2], not item[0][2]))
+    ]
+
+
+@dataclass
+class _Gaps:
+    """How a policy compares with `optimal`: shares of the quality where both meet the same weight.
+
+    Where `optimal` proved its answer, that is also its bound. Where it ran into its time limit, `quality` is against
+    the best that it had found (negative: the policy's is better), `bound` against what no choice exceeds.
+    """
+
+    problems: int = 0
+    fewer: int = 0
+    more: int = 0
+    quality: list[float] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
+
+    def add(self, found: tuple[float, float], best: tuple[float, float], exact: Exact) -> None:
+        self.problems += 1
+        if found[0] < best[0] * (1 - _SAME):
+            self.fewer += 1
+        elif found[0] > best[0] * (1 + _SAME):
+            self.more += 1
+        elif best[1]:
+            self.quality.append(round(1 - found[1] / best[1], 9) + 0.0)
+            if np.isfinite(exact.quality_bound):
+                self.bound.append(1 - found[1] / max(exact.quality_bound, best[1]))
+
+
+def _times(rng: np.random.Generator, quick: bool) -> list[dict[str, Any]]:
+    """Times of whole solves, from a problem of Python objects to grants. Each problem is solved once."""
+    sizes = {4: 300, 16: 300, 64: 300, 128: 200, 256: 200, 1024: 60, 10_000: 30}
+    if quick:
+        sizes = {4: 50, 16: 50, 64: 50, 1024: 4, 10_000: 2}
+    rows = []
+    for size, repeats in sizes.items():
+        most = {"deadline": repeats, "greedy": min(repeats, 50), "optimal": 3 if quick else 20}
+        if size > (16 if quick else 128):
+            del most["optimal"]
+        for cloud in (False, True):
+            taken_ms: dict[str, list[float]] = {name: [] for name in most}
+            for index in range(repeats):
+                # One problem after the other: a garbage collector that goes through all of them would be timed as well.
+                problem = draw_problem(rng, size, cloud)
+                for name, problems in most.items():
+                    if index < problems:
+                        taken_ms[name].append(_timed_ms(name, problem))
+            rows += [
+                {
+                    "policy": name,
+                    "requests": size,
+                    "budgets": 1 + cloud,
+                    "problems": len(solve_ms),
+                    "p50_ms": float(np.percentile(solve_ms, 50)),
+                    "p99_ms": float(np.percentile(solve_ms, 99)),
+                }
+                for name, solve_ms in taken_ms.items()
+            ]
+    return rows
+
+
+def _timed_ms(name: str, problem: Problem) -> float:
+    policy = make_policy(name)
+    start = time.perf_counter()
+    if name == "optimal":
+        exact_choice(rows_of(problem), _LIMIT_S)
+    else:
+        policy.solve(problem)
+    return (time.perf_counter() - start) * 1e3
+
+
+def bench_tables(found: dict[str, Any]) -> list[Table]:
+    """Tables of what `bench_allocator` returned; print them with rich."""
+    exact, machine = found["optimal_against_brute_force"], found["machine"]
+    where = ", ".join(f"{value} {key}" if key == "cpus" else f"{key} {value}" for key, value in machine.items())
+    title = f"optimal is worse than brute force in {exact['worse']} of {exact['problems']} problems\n\nAgainst optimal"
+    columns = "policy", "budgets", "optimal", "problems", "fewer", "more", "mean gap", "worst gap", "> 0.1%", "to bound"
+    near = _table(title, *columns)
+    for row in found["against_optimal"]:
+        proven = "proven" if row["optimal_proven"] else "stopped"
+        counts = (f"{row[key]}" for key in ("problems", "fewer_met", "more_met"))
+        gaps = f"{row['mean_quality_gap']:.4%}", f"{row['worst_quality_gap']:.3%}", f"{row['over_near']}"
+        near.add_row(row["policy"], f"{row['budgets']}", proven, *counts, *gaps, f"{row['worst_bound_gap']:.3%}")
+    near.caption = (
+        f"fewer, more: deadlines (by weight) met than by optimal; stopped: optimal's solver after {_LIMIT_S:g} s, "
+        "gaps are to the best that it had found; to bound: the worst gap to what no choice exceeds"
+    )
+    times = _table("Solve times, ms", "policy", "requests", "budgets", "problems", "p50", "p99")
+    for row in found["solve_times"]:
+        head = row["policy"], f"{row['requests']}", f"{row['budgets']}", f"{row['problems']}"
+        times.add_row(*head, f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}")
+    times.caption = where
+    return [near, times]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

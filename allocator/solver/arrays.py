@@ -1,0 +1,156 @@
+"""A problem as arrays: a row for every request and transfer, a layer for every option."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from allocator.problem import ROUNDING, ModeOption, Problem
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+
+UNMET = -1  # the choice of a row that doesn't meet its deadline
+_CACHED_TABLES = 1024
+
+
+class _Table(NamedTuple):
+    """The options of one tuple; `busy_ms` is compute on edge and cloud, `kbit` what crosses the uplink."""
+
+    kbit: list[float]
+    busy_ms: list[float]
+    cloud_ms: list[float]
+    quality: list[float]
+
+
+_tables: dict[tuple[ModeOption, ...], _Table] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Requests first, then transfers (one option each, of quality 0 and no cloud time), in the problem's order.
+
+    Attributes:
+        need_mbps: (options, rows) least grant, inf where no grant is enough, the whole uplink isn't, or the first
+            free worker comes too late.
+        cloud_ms: (options, rows).
+        quality: (options, rows) times the row's weight.
+        weight: (rows,).
+        uplink_mbps: with the rounding that predicted times are allowed.
+        stage: (rows,) which of the deadlines below a row has; 0 where cloud time doesn't matter.
+        budget_ms: cloud time until each distinct deadline, ascending; empty if cloud time can't run out.
+    """
+
+    need_mbps: Floats
+    cloud_ms: Floats
+    quality: Floats
+    weight: Floats
+    uplink_mbps: float
+    stage: Ints
+    budget_ms: Floats
+
+    def used(self, choice: Ints) -> tuple[float, Floats]:
+        """Mbit/s in all, and cloud ms until each deadline, of one option (or UNMET) for every row."""
+        rows = np.flatnonzero(choice >= 0)
+        picked = choice[rows]
+        cloud_ms = np.bincount(self.stage[rows], self.cloud_ms[picked, rows], len(self.budget_ms)).astype(np.float64)
+        return float(self.need_mbps[picked, rows].sum()), cloud_ms.cumsum()[: len(self.budget_ms)]
+
+    def fits(self, choice: Ints) -> bool:
+        """Whether all budgets hold."""
+        mbps, cloud_ms = self.used(choice)
+        return mbps <= self.uplink_mbps and bool((cloud_ms <= self.budget_ms).all())
+
+    def worth(self, choice: Ints) -> tuple[float, float]:
+        """Weight that meets its deadline, and weighted quality."""
+        rows = np.flatnonzero(choice >= 0)
+        return float(self.weight[rows].sum()), float(self.quality[choice[rows], rows].sum())
+
+
+def rows_of(problem: Problem) -> Rows:
+    """The arrays of a problem."""
+    requests, transfers = problem.requests, problem.transfers
+    kbit, busy_ms, cloud_ms, quality = _options(problem)
+    late_ms = np.array([r.time_left_ms for r in requests] + [t.due_in_ms for t in transfers], dtype=float)
+    weight = np.array([r.weight for r in requests] + [t.weight for t in transfers], dtype=float)
+    uplink_mbps = problem.uplink_mbps * (1 + ROUNDING)
+    transfer_ms = late_ms - busy_ms
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        need = kbit / transfer_ms
+    need[(transfer_ms < 0) | ((transfer_ms == 0) & (kbit > 0)) | (need > uplink_mbps)] = np.inf
+    need[(transfer_ms == 0) & (kbit == 0)] = 0.0
+    need[0, len(requests) :][late_ms[len(requests) :] <= 0] = np.inf
+    stage = np.zeros(len(late_ms), dtype=np.intp)
+    budget = np.empty(0)
+    if problem.workers_free_in_ms is not None and requests:
+        deadline_ms = late_ms.copy()
+        deadline_ms[: len(requests)] += [r.starts_in_ms for r in requests]
+        latest_ms = deadline_ms * (1 + ROUNDING)
+        need[(cloud_ms > 0) & (problem.cloud_free_in_ms + cloud_ms > latest_ms)] = np.inf
+        stage, budget = _stages(problem, deadline_ms, np.where(np.isfinite(need), cloud_ms, 0.0).max(axis=0))
+    return Rows(need, cloud_ms, quality * weight, weight, uplink_mbps, stage, budget)
+
+
+def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
+    """kbit, busy_ms, cloud_ms and quality, each (options, rows). Options that a row lacks take forever."""
+    offered = [request.options for request in problem.requests]
+    keys = list(map(id, offered))
+    distinct = dict(zip(keys, offered, strict=True))
+    tables = [_table(options) for options in distinct.values()]
+    position = dict(zip(distinct, range(len(tables)), strict=True))
+    of_request = np.fromiter(map(position.__getitem__, keys), dtype=np.intp, count=len(keys))
+    layers = max((len(table.kbit) for table in tables), default=1)
+    n, rows = len(of_request), len(of_request) + len(problem.transfers)
+    spread = []
+    for name, padding in zip(_Table._fields, (0.0, np.inf, 0.0, 0.0), strict=True):
+        columns = [getattr(table, name) for table in tables]
+        padded = np.array([[*c, *[padding] * (layers - len(c))] for c in columns]).reshape(-1, layers)
+        values = np.full((layers, rows), padding)
+        values[:, :n] = padded.T.take(of_request, axis=1)
+        spread.append(values)
+    kbit, busy_ms, cloud_ms, quality = spread
+    kbit[0, n:] = [transfer.bytes_left * 8e-3 for transfer in problem.transfers]
+    busy_ms[0, n:] = 0.0
+    return kbit, busy_ms, cloud_ms, quality
+
+
+def _table(options: tuple[ModeOption, ...]) -> _Table:
+    """Agents share few distinct tuples of options, so these are kept."""
+    table = _tables.get(options)
+    if table is None:
+        if len(_tables) >= _CACHED_TABLES:
+            _tables.clear()
+        table = _tables[options] = _Table(
+            [o.wire_bytes * 8e-3 for o in options],
+            [o.edge_ms + o.cloud_ms for o in options],
+            [o.cloud_ms for o in options],
+            [o.quality for o in options],
+        )
+    return table
+
+
+def _stages(problem: Problem, deadline_ms: Floats, most_ms: Floats) -> tuple[Ints, Floats]:
+    """Which deadline every row has, and the cloud time until each, without those deadlines that can't bind.
+
+    A budget binds only if the most that rows may ask until then exceeds it; rows go to the next deadline that may.
+    """
+    distinct, stage = np.unique(deadline_ms, return_inverse=True)
+    free_ms = np.sort(np.maximum(0.0, np.array(problem.workers_free_in_ms, dtype=float)))
+    # Until a deadline, each worker that is free before has the time from when it is.
+    workers = np.searchsorted(free_ms, distinct)
+    budget = (workers * distinct - np.append(0.0, np.cumsum(free_ms))[workers]) * (1 + ROUNDING)
+    binding = np.cumsum(np.bincount(stage, most_ms)) > budget
+    if not binding.any():
+        return np.zeros(len(deadline_ms), dtype=np.intp), np.empty(0)
+    # Rows after the last binding deadline are in no budget; they get a stage of their own beyond the last.
+    following = np.concatenate(([0], np.cumsum(binding)))[:-1]
+    return following[stage], budget[binding]
+
+
+def choices_of(problem: Problem, choice: Sequence[int]) -> tuple[list[ModeOption | None], list[bool]]:
+    """Input for `hand_out`: each request's option (None: unmet), and which transfers are kept."""
+    n = len(problem.requests)
+    chosen = [r.options[c] if c >= 0 else None for r, c in zip(problem.requests, choice[:n], strict=True)]
+    return chosen, [c >= 0 for c in choice[n:]]

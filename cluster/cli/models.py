@@ -1,0 +1,162 @@
+"""Commands that run real models: a measured profile, and what quantization, selection and scouting do to answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cluster.cli.console import Json, ResultStream, console, fail, messages
+
+if TYPE_CHECKING:
+    from models.hf.loading import LoadedModel
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+CloudName = Annotated[str, typer.Option("--cloud", help="The cloud's model, called in the same ways.")]
+Source = Annotated[
+    str,
+    typer.Option("--examples", help="family, a file (.json, .jsonl), or owner/name on the hub; see docs/quality.md."),
+]
+Count = Annotated[int | None, typer.Option(min=1, help="How many; default: 500 of the family, all of a file.")]
+Modes = Annotated[str | None, typer.Option(help="Operating modes, by comma; default: eleven of them.")]
+DeviceOption = Annotated[Device, typer.Option(help="Of both models; auto: a GPU where there is one.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="To compute in; auto: bfloat16 on a GPU, float32 on a CPU.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Of an answer, at most.")]
+QUERY_TOKENS = 32  # of random examples
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (calibrate, quality):
+        app.command()(command)
+
+
+def calibrate(
+    edge: Annotated[
+        str, typer.Argument(help="The edge's model: family/tiny, a hub name, a folder, or (random) a shape.")
+    ],
+    cloud: CloudName,
+    out: Annotated[Path, typer.Option(help="The profile file; a model of that name in it is replaced.")],
+    examples: Source = "family",
+    count: Count = None,
+    modes: Modes = None,
+    weights: Annotated[
+        Literal["pretrained", "random"], typer.Option(help="random: true times and bytes, meaningless answers.")
+    ] = "pretrained",
+    context_tokens: Annotated[int, typer.Option(min=1, help="Context of the examples for random weights.")] = 1024,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    max_new_tokens: NewTokens = 16,
+    name: Annotated[str | None, typer.Option(help="Of the model in the file; default: the last part of EDGE.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a profile: payload bytes, stage times and F1 of two real models in every operating mode."""
+    with _real_models():
+        from cluster.experiments.calibrate import (
+            DEFAULT_MODES,
+            PROBED,
+            RANDOM_BASIS,
+            examples_and_others,
+            profile_of,
+            provenance,
+            show,
+            write_profile,
+        )
+        from kvcache.modes import MIXED, parse_mode
+        from models.hf.measure import find_plan, measure
+        from models.hf.words import random_examples
+
+        result = ResultStream(as_json)
+        wanted = list({str(mode): mode for mode in map(parse_mode, (modes or DEFAULT_MODES).split(","))}.values())
+        if out.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"{out}: profiles are in .yaml files")
+        scouts = any(mode.kind == "scout" for mode in wanted)
+        models = _load(edge, cloud, weights, device, dtype, scouts)
+        if weights == "random":
+            vocabulary = min(model.vocabulary for model in models)
+            made = random_examples((count or 10) + PROBED, context_tokens, QUERY_TOKENS, vocabulary=vocabulary)
+            measured, others, basis = made[PROBED:], made[:PROBED], RANDOM_BASIS
+        else:
+            measured, others = examples_and_others(examples, count)
+            basis = f"100 x token F1 on {len(measured)} examples of {examples}"
+        needs_plan = any(mode.quantizer == MIXED for mode in wanted)
+        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
+        results = measure(measured, *models, wanted, max_new_tokens, plan, _progress)
+        profile = profile_of(results, basis, plan, weights == "random")
+        called = name or edge.rstrip("/").rpartition("/")[2]
+        write_profile(out, called, profile, f"{provenance()}; {models[0].spec.dtype}")
+    result.write({called: profile}, lambda: show(console, called, profile))
+
+
+def quality(
+    edge: Annotated[str, typer.Option(help="The edge's model: family/tiny, a hub name, or a folder.")] = "family/tiny",
+    cloud: CloudName = "family/base",
+    examples: Source = "family",
+    count: Count = None,
+    modes: Modes = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    max_new_tokens: NewTokens = 16,
+    as_json: Json = False,
+) -> None:
+    """Measure what modes, selections and scouting do to the answers of two real models. Minutes."""
+    with _real_models():
+        from cluster.experiments.calibrate import DEFAULT_MODES, examples_and_others
+        from cluster.experiments.quality import Comparison, show
+        from kvcache.modes import MIXED, parse_mode
+        from models.hf.measure import find_plan
+
+        result = ResultStream(as_json)
+        wanted = list({str(mode): mode for mode in map(parse_mode, (modes or DEFAULT_MODES).split(","))}.values())
+        models = _load(edge, cloud, "pretrained", device, dtype, scouts=True)
+        measured, others = examples_and_others(examples, count)
+        needs_plan = any(mode.quantizer == MIXED for mode in wanted)
+        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
+        found = Comparison(*models, wanted, plan, max_new_tokens).run(measured, _progress)
+    result.write(found, lambda: show(console, found))
+
+
+@contextmanager
+def _real_models() -> Iterator[None]:
+    """Mistakes in one line; and one thread, since the actors of a live run share a machine's cores."""
+    try:
+        import torch
+    except ImportError:
+        fail("real models need torch and transformers: pip install 'scout-emulator[models]'")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    except ValueError as error:  # models, modes, data sets and profiles say what is wrong in a line
+        fail(error)
+    except torch.OutOfMemoryError:
+        fail("out of memory on the GPU; take shorter contexts, a smaller model, or --device cpu")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _load(
+    edge: str, cloud: str, weights: Literal["pretrained", "random"], device: Device, dtype: Dtype, scouts: bool
+) -> "tuple[LoadedModel, LoadedModel]":
+    """Both models. Raises ModelError, before any weights are loaded where that can be."""
+    import torch
+
+    from models.hf.loading import ModelSpec, check_pair, load_model
+
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    # On a CPU float32 is the faster of the two, and a cache takes 16 bits a value on the wire in either.
+    exact: Any = ("bfloat16" if where == "cuda" else "float32") if dtype == "auto" else dtype
+    specs = ModelSpec(edge, weights, exact, where), ModelSpec(cloud, weights, exact, where)
+    check_pair(*specs, scouts)
+    first, second = map(load_model, specs)
+    if weights == "pretrained":
+        return first, second
+    return replace(first, tokenizer=None), replace(second, tokenizer=None)  # random examples are numbers
+
+
+def _progress(line: str) -> None:
+    messages.print(line, highlight=False)

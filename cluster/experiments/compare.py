@@ -1,0 +1,139 @@
+"""`scout compare`: the same scenario with many seeds, perhaps varied, every time all allocators on equal terms."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.run_folder import folder as run_folder
+from cluster.scenario.schema import Scenario
+from cluster.scenario.yaml_document import Document, DocumentError, Where
+from reports.comparison import COMPARE_FILE
+
+MAX_RUNS = 10_000
+OURS = {"seed": "seeds", "allocators": "allocators"}
+"""Keys that a comparison sets itself, and the options that say how."""
+CLAIRVOYANT = {"policy": "deadline", "label": "clairvoyant", "estimator": {"kind": "oracle"}}
+"""The near-exact policy that is told the channel's present rate: what a perfect estimator would bring."""
+
+Run = Callable[[Scenario, Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One key of the scenario and the values that it takes in turn."""
+
+    where: Where
+    values: tuple[Any, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Sweep":
+        """From `uplink.channel.mbps=10,20,50`; a number in the key is an index.
+
+        Raises:
+            DocumentError: not of this form.
+        """
+        key, equals, values = text.partition("=")
+        if not equals or not key or not values:
+            raise DocumentError(f"--sweep takes key=value,value,... such as uplink.channel.mbps=10,20, not {text!r}")
+        try:
+            parsed = tuple(yaml.safe_load(value) for value in values.split(","))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise DocumentError(f"--sweep {key}: {values!r} are not values") from None
+        if key in OURS:
+            raise DocumentError(f"--sweep {key}: that is what --{OURS[key]} is for")
+        return cls(tuple(int(part) if part.isdecimal() else part for part in key.split(".")), parsed)
+
+    @property
+    def key(self) -> str:
+        """As it was given."""
+        return ".".join(map(str, self.where))
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a comparison, in a folder of its own."""
+
+    folder: str
+    seed: int
+    point: dict[str, Any]
+    scenario: Scenario
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs, and which allocators are compared with one another; the others are for orientation."""
+
+    compared: list[str]
+    runs: list[PlannedRun]
+
+
+def plan(document: Document, allocators: Sequence[str] | None, seeds: int, sweeps: Sequence[Sweep]) -> Plan:
+    """Every combination of the sweeps' values with as many seeds, from the scenario's own seed on.
+
+    The order of allocators rotates from seed to seed, so that none always goes first. `local_only` and `equal` are
+    added as floors and `clairvoyant` (no bound) for orientation, where the scenario allows them.
+
+    Raises:
+        DocumentError: the scenario, or one of those that the sweeps make of it, is wrong; or too many runs.
+    """
+    base = Scenario.from_document(document, list(allocators) if allocators else None)
+    number = seeds
+    for sweep in sweeps:
+        number *= len(sweep.values)
+    if number > MAX_RUNS:
+        raise DocumentError(f"{number} runs; there may be {MAX_RUNS}: fewer seeds, or fewer values to sweep")
+    compared = [each.model_dump(mode="json", exclude_none=True) for each in base.allocators]
+    runs = []
+    for values in itertools.product(*(sweep.values for sweep in sweeps)):
+        varied = document
+        for sweep, value in zip(sweeps, values, strict=True):
+            varied = varied.changed(sweep.where, value)
+        point = {sweep.key: value for sweep, value in zip(sweeps, values, strict=True)}
+        entries = compared + list(_references(varied, base))
+        name = "_".join(f"{key}={value}" for key, value in point.items()).replace("/", "-")
+        for index in range(seeds):
+            turn = index % len(entries)
+            seeded = varied.changed(("seed",), base.seed + index)
+            seeded = seeded.changed(("allocators",), entries[turn:] + entries[:turn])
+            folder = f"{name}/seed-{base.seed + index}" if name else f"seed-{base.seed + index}"
+            runs.append(PlannedRun(folder, base.seed + index, point, Scenario.from_document(seeded)))
+    return Plan(base.allocator_names, runs)
+
+
+def _references(document: Document, base: Scenario) -> Iterator[dict[str, Any]]:
+    for entry in ({"policy": "local_only"}, {"policy": "equal"}, CLAIRVOYANT):
+        if entry.get("label", entry["policy"]) in base.allocator_names:
+            continue
+        try:
+            Scenario.from_document(document.changed(("allocators",), [entry]))
+        except DocumentError:
+            continue  # such as local_only where nothing may stay local
+        yield entry
+
+
+def run_all(
+    planned: Plan,
+    folder: Path,
+    run: Run,
+    facts: dict[str, Any],
+    report: Callable[[str], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Run what was planned, each in its folder; `compare.json` always says what is there so far.
+
+    Ends early, with what there is, after a run that was cut short or when `stopped` says so.
+    """
+    document: dict[str, Any] = facts | {"compared": planned.compared, "planned": len(planned.runs), "runs": []}
+    run_folder.write_json(folder / COMPARE_FILE, document)
+    for number, each in enumerate(planned.runs, start=1):
+        run_dir = run_folder.create(folder / each.folder, each.scenario)
+        summary = run(each.scenario, run_dir)
+        document["runs"].append({"folder": each.folder, "seed": each.seed, "point": each.point})
+        run_folder.write_json(folder / COMPARE_FILE, document)
+        report(f"{number} of {len(planned.runs)}: {each.folder}")
+        if summary["partial"] or stopped():
+            return

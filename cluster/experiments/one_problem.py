@@ -1,0 +1,132 @@
+"""`scout allocate`: a policy's answer to one problem, and why some can't be served in time."""
+
+import math
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from allocator.policies import make_policy
+from allocator.problem import ROUNDING, ModeOption, Problem, Request, Solution
+from cluster.experiments.problem_file import NamedProblem
+
+SHOWN = 10  # agents with one reason, and reasons; JSON has all
+
+
+def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
+    """The answer of a policy, as one document.
+
+    Raises:
+        ValueError: no such policy, or it can't serve these modes.
+    """
+    problem = named.problem
+    solution = make_policy(policy).solve(problem)
+    left_mbps = problem.uplink_mbps - sum(a.grant_mbps for a in solution.assignments.values() if a.meets)
+    rows = []
+    for name, request in zip(named.names, problem.requests, strict=True):
+        assignment = solution.assignments[request.request_id]
+        rows.append(
+            {
+                "agent": name,
+                "mode": assignment.mode,
+                "mbps": assignment.grant_mbps,
+                "latency_ms": assignment.predicted_ms if math.isfinite(assignment.predicted_ms) else None,
+                "meets_deadline": assignment.meets,
+                "quality": chosen_option(request, solution).quality,
+                "why_late": None if assignment.meets else why_late(request, problem, solution, left_mbps),
+            }
+        )
+    return {
+        "policy": policy,
+        "uplink_mbps": problem.uplink_mbps,
+        "deadlines_met": sum(row["meets_deadline"] for row in rows),
+        "credited_quality": sum(row["quality"] for row in rows),
+        "delivered_quality": sum(row["quality"] for row in rows if row["meets_deadline"]),
+        "cloud_time_suffices": cloud_time_suffices(problem, solution),
+        "assignments": rows,
+        "unserved": [row["agent"] for row in rows if not row["meets_deadline"]],
+    }
+
+
+def chosen_option(request: Request, solution: Solution) -> ModeOption:
+    """What a request was assigned."""
+    mode = solution.assignments[request.request_id].mode
+    return next(option for option in request.options if option.mode == mode)
+
+
+def cloud_time_suffices(problem: Problem, solution: Solution) -> bool:
+    """Whether the workers have the time for all that is promised: policies as published don't know of them."""
+    promised_ms = 0.0
+    for request in sorted(problem.requests, key=lambda request: request.time_left_ms):
+        if solution.assignments[request.request_id].meets:
+            promised_ms += chosen_option(request, solution).cloud_ms
+            if promised_ms > problem.cloud_budget_ms(request.time_left_ms) * (1 + ROUNDING):
+                return False
+    return True
+
+
+def why_late(request: Request, problem: Problem, solution: Solution, left_mbps: float) -> str:
+    """Why a request misses its deadline: its own compute, the uplink, the others, its share, or the cloud.
+
+    Args:
+        left_mbps: what those who meet theirs leave of the uplink.
+    """
+    least_mbps, mode = min((option.least_mbps(request.time_left_ms), option.mode) for option in request.options)
+    if math.isinf(least_mbps):
+        compute_ms, mode = min((option.edge_ms + option.cloud_ms, option.mode) for option in request.options)
+        return f"even {mode} computes for {compute_ms:g} ms of the {request.time_left_ms:g}, before any transfer"
+    if least_mbps > problem.uplink_mbps:
+        return f"even {mode} alone needs {least_mbps:.1f} Mbit/s of the {problem.uplink_mbps:g}"
+    if least_mbps > left_mbps:
+        return f"even {mode} needs {least_mbps:.1f} Mbit/s, more than the {max(0, left_mbps):.1f} that is left"
+    grant_mbps = solution.assignments[request.request_id].grant_mbps
+    if least_mbps > grant_mbps:
+        return f"even {mode} needs {least_mbps:.1f} Mbit/s, more than its share of {grant_mbps:.1f}"
+    chosen = chosen_option(request, solution)
+    if chosen.least_mbps(request.time_left_ms) > grant_mbps:
+        return f"{chosen.mode} takes too long on its share of {grant_mbps:.1f} Mbit/s"
+    return f"no cloud worker has the time for it within {request.time_left_ms:g} ms"
+
+
+def show(console: Console, answer: dict[str, Any]) -> None:
+    """Print an answer as a table and, below it, who can't be served in time."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("agent")
+    table.add_column("mode")
+    for name in ("Mbit/s", "latency ms", "in time", "quality"):
+        table.add_column(name, justify="right")
+    for row in answer["assignments"]:
+        table.add_row(
+            escape(str(row["agent"])),
+            escape(row["mode"]),
+            f"{row['mbps']:.2f}",
+            "never" if row["latency_ms"] is None else f"{row['latency_ms']:.0f}",
+            "yes" if row["meets_deadline"] else "[red]no[/red]",
+            f"{row['quality']:g}",
+        )
+    console.print(table)
+    console.print(
+        f"{answer['policy']}: {answer['deadlines_met']} of {len(answer['assignments'])} deadlines met on "
+        f"{answer['uplink_mbps']:g} Mbit/s; quality {answer['delivered_quality']:.1f} delivered, "
+        f"{answer['credited_quality']:.1f} if late answers count.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    agents_by_reason: dict[str, list[str]] = {}
+    for row in answer["assignments"]:
+        if not row["meets_deadline"]:
+            agents_by_reason.setdefault(row["why_late"], []).append(str(row["agent"]))
+    reasons = [f"{_listed(agents)}: {why}" for why, agents in agents_by_reason.items()]
+    if reasons:
+        shown = "; ".join(reasons[:SHOWN]) + ("; ..." if len(reasons) > SHOWN else "")
+        console.print(f"Not in time: {escape(shown)}.", highlight=False, soft_wrap=True)
+    if not answer["cloud_time_suffices"]:
+        message = f"{answer['policy']} doesn't know of the cloud's slots: they have no time for all that it promises."
+        console.print(f"[bold red]{message}[/bold red]", highlight=False, soft_wrap=True)
+
+
+def _listed(agents: list[str]) -> str:
+    rest = f" and {len(agents) - SHOWN} more" if len(agents) > SHOWN else ""
+    return f"agent{'s' if agents[1:] else ''} {', '.join(agents[:SHOWN])}{rest}"

@@ -1,0 +1,212 @@
+"""An allocation problem as a JSON file: who asks for what, on which uplink, by when."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from allocator.problem import AgentInfo, ModeOption, Problem, Request
+from cluster.scenario.json_document import JsonFile
+from cluster.scenario.yaml_document import DocumentError, Where
+from models.profiles import ModelProfile, ProfileError, load_profile
+from netem.channels import MIN_RATE_MBPS
+
+MAX_AGENTS = 100_000
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!a} has characters that can't be printed")
+    return text
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
+ProfileName = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_printable)]
+Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
+Deadline = Annotated[float, Field(gt=0, le=3_600_000)]
+
+
+class Strict(BaseModel):
+    """Base of all parts: unknown keys are errors, and so is `"5"` for 5."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class OwnMode(Strict):
+    """A mode written out in the problem."""
+
+    payload_bytes: int = Field(ge=0, le=2**34, description="0: nothing is sent")
+    edge_ms: Milliseconds = Field(default=0.0, description="all compute on the edge, from the start on")
+    cloud_ms: Milliseconds = Field(default=0.0, description="all compute on the cloud worker")
+    quality: float = Field(ge=0, le=1e6)
+
+
+def _shape(modes: object) -> str:
+    return "own" if isinstance(modes, dict) else "allowed"
+
+
+Modes = Annotated[
+    Annotated[list[Name], Field(min_length=1), Tag("allowed")]
+    | Annotated[dict[Name, OwnMode], Field(min_length=1), Tag("own")],
+    Discriminator(_shape),
+]
+
+
+class ProblemAgent(Strict):
+    """One agent with one request: the modes of a profile (`modes` lists those allowed), or modes of its own."""
+
+    name: Name | None = Field(default=None, description="default: its place in the list, from 0 on")
+    profile: ProfileName | None = Field(default=None, description="`<file>/<model>`, as in scenarios")
+    modes: Modes | None = None
+    kv_bytes: int | None = Field(
+        default=None, gt=0, le=2**40, description="its full cache; default: the profile's, or its largest payload"
+    )
+    deadline_ms: Deadline | None = Field(default=None, description="default: the problem's")
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.profile is None and not isinstance(self.modes, dict):
+            raise ValueError('needs a profile, such as "paper_b/qwen2.5-7b", or modes of its own, {"int4": {...}}')
+        if self.profile is not None and isinstance(self.modes, dict):
+            raise ValueError("has a profile and modes of its own: one or the other, or a list of the profile's modes")
+        return self
+
+
+class ProblemFile(Strict):
+    """All of a problem. Every agent asks at once, as in the papers' rounds."""
+
+    uplink_mbps: float = Field(ge=MIN_RATE_MBPS, le=1e6)
+    deadline_ms: Deadline
+    cloud_slots: int | None = Field(
+        default=None, ge=1, le=10_000, description="free cloud workers, one request each at a time; default: no limit"
+    )
+    modes: list[Name] | None = Field(default=None, min_length=1, description="allowed, where an agent doesn't say")
+    agents: list[ProblemAgent] = Field(min_length=1, max_length=MAX_AGENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedProblem:
+    """A problem and what its agents (and requests) 0, 1, ... are called."""
+
+    problem: Problem
+    names: Sequence[str | int]
+
+
+def load_problem(path: Path) -> NamedProblem:
+    """Read and check a problem file.
+
+    Raises:
+        DocumentError: in one line: file, line, key, what is wrong and what is allowed.
+    """
+    document = JsonFile.read(path)
+    try:
+        file = ProblemFile.model_validate(document.data)
+    except ValidationError as error:
+        raise document.explain(error, _allowed_keys) from None
+    return _Builder(document, file).build()
+
+
+def payload_options(profile: ModelProfile, modes: Collection[str]) -> tuple[ModeOption, ...]:
+    """Those of these modes that a profile has, in its order, as the papers count them.
+
+    What crosses the uplink is the payload alone, without headers, and the edge's prefill is part of every mode.
+    """
+    return tuple(
+        ModeOption(
+            mode=mode,
+            wire_bytes=entry.payload_bytes,
+            edge_ms=profile.edge_prefill_of(mode) + entry.encode_ms + (0 if entry.payload_bytes else entry.decode_ms),
+            cloud_ms=entry.cloud_prefill_ms + entry.decode_ms if entry.payload_bytes else 0.0,
+            quality=entry.quality,
+        )
+        for mode, entry in profile.modes.items()
+        if mode in modes
+    )
+
+
+class _Builder:
+    """Turns a checked file into a problem; equal agents share their options."""
+
+    def __init__(self, document: JsonFile, file: ProblemFile) -> None:
+        self._document = document
+        self._file = file
+        self._profiles: dict[str, ModelProfile] = {}
+        self._options: dict[tuple[str, tuple[str, ...] | None], tuple[ModeOption, ...]] = {}
+
+    def build(self) -> NamedProblem:
+        file = self._file
+        names: dict[str | int, int] = {}
+        agents, requests = [], []
+        for i, agent in enumerate(file.agents):
+            name = i if agent.name is None else agent.name
+            if name in names:
+                raise self._document.error(("agents", i, "name"), f"agent {names[name]} has this name already")
+            names[name] = i
+            if isinstance(agent.modes, dict):
+                options = tuple(
+                    ModeOption(mode, own.payload_bytes, own.edge_ms, own.cloud_ms, own.quality)
+                    for mode, own in agent.modes.items()
+                )
+                kv_bytes = max(1, *(option.wire_bytes for option in options))
+            else:
+                assert agent.profile is not None, "a file without either has been refused"
+                options = self._options_of(i, agent.profile, agent.modes)
+                kv_bytes = self._profiles[agent.profile].kv_bytes
+            agents.append(AgentInfo(i, agent.kv_bytes or kv_bytes))
+            requests.append(Request(i, i, agent.deadline_ms or file.deadline_ms, options, agent.weight))
+        self._check_allowed()
+        slots = None if file.cloud_slots is None else (0.0,) * file.cloud_slots
+        problem = Problem(file.uplink_mbps, tuple(agents), tuple(requests), workers_free_in_ms=slots)
+        return NamedProblem(problem, list(names))
+
+    def _options_of(self, i: int, name: str, own: list[str] | None) -> tuple[ModeOption, ...]:
+        key = (name, None if own is None else tuple(own))
+        if key not in self._options:
+            profile = self._profile(i, name)
+            for mode in own or ():
+                if mode not in profile.modes:
+                    where = ("agents", i, "modes")
+                    raise self._document.error(where, f"{name} has no mode {mode!r}; it has {', '.join(profile.modes)}")
+            allowed = own or self._file.modes or list(profile.modes)
+            self._options[key] = payload_options(profile, allowed)
+            if not self._options[key]:
+                message = f"{name} has none of the allowed modes, only {', '.join(profile.modes)}"
+                raise self._document.error(("agents", i, "profile"), message)
+        return self._options[key]
+
+    def _profile(self, i: int, name: str) -> ModelProfile:
+        if name not in self._profiles:
+            try:
+                self._profiles[name] = load_profile(name, self._document.path.resolve().parent)
+            except ProfileError as error:
+                raise self._document.error(("agents", i, "profile"), str(error)) from None
+        return self._profiles[name]
+
+    def _check_allowed(self) -> None:
+        known = {mode for profile in self._profiles.values() for mode in profile.modes}
+        for i, mode in enumerate(self._file.modes or ()):
+            if known and mode not in known:
+                there_are = ", ".join(sorted(known))
+                raise self._document.error(("modes", i), f"no agent's profile has mode {mode!r}; there are {there_are}")
+
+
+def _allowed_keys(where: Where) -> Collection[str]:
+    if where[0] != "agents" or len(where) < 3:
+        return ProblemFile.model_fields
+    return ProblemAgent.model_fields if len(where) == 3 else OwnMode.model_fields
+
+
+__all__ = ["DocumentError", "NamedProblem", "load_problem", "payload_options"]

@@ -1,0 +1,113 @@
+"""Experiments of ours that answer a question, on virtual time: scenarios that ship with the project, varied."""
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from cluster.run_folder import folder as run_folder
+from cluster.run_folder.ledger import assemble
+from cluster.scenario.schema import Scenario
+from cluster.scenario.yaml_document import Document
+from cluster.simulated.engine import SimulatedEngine
+from netem.channels.ar1 import PUBLISHED as PUBLISHED_5G
+
+BORDER_RATES_MBPS = (25, 50, 100, 200, 400, 800)
+BORDER_LOADS = (0.8, 1.0, 1.2, 1.4)
+# Of the two modes that the border lies between; as in configs/profiles/journal.yaml.
+PROMPT_MS = 57 + 167
+CACHES = ("full", "int8", "mixed_int4", "int4")
+
+Row = dict[str, Any]
+
+
+def study_5g(quick: bool = False) -> dict[str, Any]:
+    """The published 5G channels at a 2 s deadline: what hedging gains, and how far from clairvoyance that is."""
+    document = _shipped("5g.yaml")
+    rows: list[Row] = []
+    for channel in PUBLISHED_5G:
+        data = document.data
+        uplink = data["uplink"] | {"channel": data["uplink"]["channel"] | {"scenario": channel}}
+        arrivals = data["arrivals"] | ({"rounds": 100} if quick else {})
+        rows += _run(data | {"uplink": uplink, "arrivals": arrivals}, {"channel": channel})
+    return {"study": "5g", "machine": run_folder.describe_machine(), "rows": rows}
+
+
+def study_border(quick: bool = False) -> dict[str, Any]:
+    """Prompts, caches, or both: where a cache earns its bandwidth by saving the cloud a prefill.
+
+    The load is what all prompts would ask of the cloud workers' time.
+    """
+    document = _shipped("prompt-border.yaml")
+    data = document.data
+    channels: list[Row] = [{"kind": "constant", "mbps": mbps} for mbps in BORDER_RATES_MBPS]
+    channels += [{"kind": "ar1", "scenario": name, "step_s": 1} for name in PUBLISHED_5G]
+    if quick:
+        channels = channels[-6:-3]
+    agents = sum(group["count"] for group in data["agents"]["groups"])
+    rows: list[Row] = []
+    for channel in channels:
+        for load in BORDER_LOADS[1:3] if quick else BORDER_LOADS:
+            rate_per_s = load * data["cloud"]["workers"] / (PROMPT_MS / 1e3) / agents
+            varied = data | {
+                "uplink": data["uplink"] | {"channel": channel},
+                "arrivals": data["arrivals"] | {"rate_per_s": rate_per_s, "duration_s": 20 if quick else 100},
+            }
+            name = channel.get("scenario") or f"{channel['mbps']} Mbit/s"
+            rows += _run(varied, {"channel": name, "load": load})
+    return {"study": "border", "machine": run_folder.describe_machine(), "rows": rows}
+
+
+STUDIES = {"5g": study_5g, "border": study_border}
+
+
+def _shipped(name: str) -> Document:
+    return Document.read(Path(str(resources.files("configs"))) / name)
+
+
+def _run(data: dict[str, Any], labels: Row) -> Iterator[Row]:
+    """A row for each allocator of a scenario."""
+    scenario = Scenario.model_validate(data)
+    ledger = assemble(SimulatedEngine(scenario).run().turns, scenario, "its record was lost")
+    for name, rows in ledger.groupby("allocator", sort=False):
+        yield labels | {"allocator": str(name)} | _figures(rows)
+
+
+def _figures(rows: pd.DataFrame) -> Row:
+    return {
+        "requests": len(rows),
+        "compliance": float((rows.status == "met").mean()),
+        "delivered_quality": float(rows.quality_delivered.mean()),
+        "credited_quality": float(rows.quality_credited.mean()),
+        "caches": float(rows["mode"].isin(CACHES).mean()),
+        "local": float((rows["mode"] == "local").mean()),
+        "from_hedge": float(((rows.hedge != "") & (rows.answered == rows.hedge)).mean()),
+    }
+
+
+def study_table(found: dict[str, Any]) -> Table:
+    """One line for each channel (and load), delivered quality and compliance of every allocator in columns."""
+    machine = found["machine"]
+    table = Table(
+        title=f"{found['study']}: delivered quality (met), simulated, {machine['started'][:10]}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    labels = [key for key in ("channel", "load") if key in found["rows"][0]]
+    allocators = list(dict.fromkeys(row["allocator"] for row in found["rows"]))
+    for label in labels:
+        table.add_column(label)
+    for allocator in allocators:
+        table.add_column(allocator, justify="right")
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in found["rows"]:
+        lines.setdefault(tuple(str(row[label]) for label in labels), {})[row["allocator"]] = row
+    for line, by_allocator in lines.items():
+        cells = [by_allocator[allocator] for allocator in allocators]
+        table.add_row(*line, *(f"{c['delivered_quality']:.1f} ({c['compliance']:.1%})" for c in cells))
+    return table

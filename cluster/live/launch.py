@@ -1,0 +1,140 @@
+"""One run from scenario to run folder: set up, run, account, tear down, whatever happens in between."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+from cluster.live.engine import LiveEngine, Report
+from cluster.live.placement import PlacementError, place
+from cluster.live.preflight import check_models
+from cluster.live.ray_session import ray_session
+from cluster.monitor.progress import Progress, Watched
+from cluster.run_folder import folder as run_folder
+from cluster.run_folder import ledger
+from cluster.run_folder.accounting import INTERRUPTED, begin, finish
+from cluster.run_folder.result import RunResult
+from cluster.scenario.schema import Scenario
+from netem.checks.verify import verify_link
+from netem.helper.session import LinkSession, LinkUnavailable
+from netem.impairments import Impairment, Impairments, LinkImpairments
+from netem.wire import MIN_RATE_MBPS
+
+MAX_LIVE_AGENTS = 1024
+TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
+
+
+class Interrupts:
+    """SIGINT and SIGTERM until the engine takes them: raised as KeyboardInterrupt, and remembered.
+
+    Libraries that are starting up may swallow the exception; `check` raises it again. Shells start background jobs deaf
+    to SIGINT, so this also restores that.
+    """
+
+    def __init__(self) -> None:
+        self._come = False
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._take)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal has come."""
+        if self._come:
+            raise KeyboardInterrupt
+
+    def _take(self, signum: int, frame: object) -> None:
+        self._come = True
+        raise KeyboardInterrupt
+
+
+def run_live(
+    scenario: Scenario,
+    run_dir: Path,
+    address: str | None,
+    report: Report,
+    interrupts: Interrupts,
+    watched: bool = False,
+) -> dict[str, Any]:
+    """Run `scenario` live; the run folder and the returned summary are complete even if the run was cut short.
+
+    Args:
+        report: takes what happens, in lines.
+        watched: whether to show the run on the terminal as it goes, instead of a line.
+
+    Raises:
+        ModelsUnavailable, RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
+    """
+    if len(scenario.agent_profiles) > MAX_LIVE_AGENTS:
+        raise PlacementError(
+            f"{len(scenario.agent_profiles)} agents; a live link has room for {MAX_LIVE_AGENTS}. Use --engine simulated"
+        )
+    check_models(scenario)
+    check_impairments(scenario)
+    interrupts.check()
+    facts = begin(scenario, run_dir, "live")
+    with ray_session(address) as session:
+        interrupts.check()
+        placement = place(scenario, session.cpus, session.gpus, session.gpus_in_all)
+        if placement.notice:
+            report(placement.notice)
+        first_mbps = max(next(iter(scenario.uplink.channel.play(scenario.seed))).mbps, MIN_RATE_MBPS)
+        agents = len(scenario.agent_profiles)
+        grant_mbps = max(first_mbps / agents, MIN_RATE_MBPS)
+        with LinkSession.start(
+            scenario.uplink.link,
+            agents=agents,
+            workers=scenario.cloud.workers,
+            channel_mbps=first_mbps,
+            grant_mbps=grant_mbps,
+            privilege=scenario.uplink.privilege,
+            congestion=scenario.uplink.transport.congestion,
+            impairments=scenario.impairments,
+        ) as link:
+            if link.fallback_reason:
+                report(f"link: user-space pacing, less exact than the kernel's: {link.fallback_reason}")
+            facts |= {"link": link.kind, "privilege": link.privilege, "fallback_reason": link.fallback_reason}
+            interrupts.check()
+            if scenario.uplink.verify:
+                verifying = verify_link(link, agents, first_mbps, grant_mbps, scenario.impairments)
+                facts["verified"] = asyncio.run(verifying)
+            run_folder.write_json(run_dir / run_folder.RUN_FILE, facts)
+            interrupts.check()
+            engine = LiveEngine(scenario, run_dir, session, placement, link, report)
+            result = asyncio.run(_until_done_or_stopped(engine, scenario, run_dir, watched))
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_IGN)  # what is left takes seconds, and a report must come of it
+    for turn in result.turns:
+        ledger.read_journals(run_dir, turn)
+    return finish(scenario, run_dir, facts, result)
+
+
+def check_impairments(scenario: Scenario) -> None:
+    """Try delay, loss and so on on the smallest link, before anything else is started.
+
+    Raises:
+        LinkUnavailable: this machine has none of it; with the ways out.
+    """
+    if not scenario.impairments.active:
+        return
+    try:
+        LinkSession.start(
+            scenario.uplink.link,
+            agents=1,
+            workers=1,
+            channel_mbps=1.0,
+            grant_mbps=1.0,
+            privilege=scenario.uplink.privilege,
+            impairments=Impairments(shared=TRIED),
+        ).stop()
+    except LinkUnavailable as error:
+        raise LinkUnavailable(
+            f"{error}; or remove `link` of agents.groups and `shared` of uplink from the scenario, or run it with "
+            "--engine simulated, which reckons with their means"
+        ) from None
+
+
+async def _until_done_or_stopped(engine: LiveEngine, scenario: Scenario, run_dir: Path, watched: bool) -> RunResult:
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, engine.stop, INTERRUPTED)
+    with Watched(run_dir) if watched else Progress(scenario, run_dir):
+        return await engine.run()

@@ -1,0 +1,73 @@
+"""A run as a Ray job: hand the scenario to a running cluster, follow its log, end as it ends."""
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.live.ray_session import RayUnavailable, in_words
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+# Ray leaves out what .gitignore names; these have no business in a job whether or not there is a .gitignore.
+EXCLUDES = [".git", ".venv", "runs", "**/__pycache__"]
+
+
+class SubmitError(ValueError):
+    """The scenario can't be sent as it is; the message says why."""
+
+
+def submit(scenario: Path, allocators: str | None, out: Path, address: str | None) -> bool:
+    """Run `scenario` as a job and print its log as it grows; Ctrl-C stops the job. Whether it succeeded.
+
+    Args:
+        allocators: as for `--allocator`.
+        out: the run folder, on the machine where the job runs.
+        address: of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
+
+    Raises:
+        SubmitError: the scenario isn't below the working directory, which is what travels.
+        RayUnavailable: no cluster there, or it wants a token.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every file that it doesn't upload
+    try:
+        inside = scenario.resolve().relative_to(Path.cwd())
+    except ValueError:
+        raise SubmitError(f"{scenario} is not below {Path.cwd()}, and only the working directory travels") from None
+    command = ["python", "-m", "cluster", "run", str(inside), "--out", str(out.resolve())]
+    if allocators:
+        command += ["--allocator", allocators]
+    try:
+        client = JobSubmissionClient(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
+        job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": ".", "excludes": EXCLUDES})
+    except Exception as error:
+        raise RayUnavailable(in_words(error, "is `ray start --head` running, with its dashboard?")) from None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background processes deaf to it
+    print(f"job {job}", file=sys.stderr, flush=True)
+    log = _Log()
+    try:
+        asyncio.run(log.follow(client, job))
+    except KeyboardInterrupt:
+        client.stop_job(job)
+        asyncio.run(log.follow(client, job))
+    return client.get_job_status(job) == JobStatus.SUCCEEDED
+
+
+class _Log:
+    """A job's log; what was printed once isn't printed again."""
+
+    def __init__(self) -> None:
+        self._printed = 0
+
+    async def follow(self, client: Any, job: str) -> None:
+        """Print the log until the job has ended."""
+        seen = 0
+        async for text in client.tail_job_logs(job):
+            print(text[max(0, self._printed - seen) :], end="", flush=True)
+            seen += len(text)
+            self._printed = max(self._printed, seen)

@@ -1,0 +1,214 @@
+"""The dashboard: a page on this machine alone that shows a run folder as it grows, and asks the run for changes.
+
+Whoever has the address may do what the page can. It holds a secret, so other users of the machine and other pages of
+the browser don't have it; the checks of Host, Origin and Sec-Fetch-Site also keep out pages that guessed the port.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import secrets
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from cluster.monitor.watcher import RUNNING, STARTING, RunWatcher
+from cluster.run_folder import controls
+from cluster.run_folder.folder import RunFolderError
+
+LOOPBACK = "127.0.0.1"
+HOSTS = (LOOPBACK, "localhost")
+PERIOD_S = 0.22
+SILENCE_S = 15.0  # then a line without meaning, by which both sides see that the connection stands
+SEND_TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 5.0
+MAX_CLIENTS = 16
+NONCE = "{{nonce}}"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+PAGE_POLICY = "; connect-src 'self'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Dashboard:
+    """Serves one run folder: the page, its snapshots as server-sent events, and what is asked of the run."""
+
+    def __init__(self, run_dir: Path, token: str | None = None) -> None:
+        """Raises RunFolderError: this isn't a run folder.
+
+        Args:
+            token: the secret of the address; default: a new one.
+        """
+        self._run_dir = run_dir.resolve()
+        self._watcher = RunWatcher(self._run_dir)
+        self._one_at_a_time = asyncio.Lock()
+        self._page = resources.files("cluster.monitor").joinpath("dashboard.html").read_text(encoding="utf-8")
+        self._changed = asyncio.Condition()
+        self._latest = ""
+        self._version = 0
+        self._clients = 0
+        self._closing = False
+        self.token = token or secrets.token_urlsafe(16)
+
+    def app(self) -> web.Application:
+        """The web application, for one event loop."""
+        app = web.Application(middlewares=[self._guard], client_max_size=controls.MAX_LINE_BYTES)
+        app.router.add_get("/{token}/", self._get_page)
+        app.router.add_get("/{token}/live", self._get_live)
+        app.router.add_post("/{token}/control", self._post_control)
+        app.on_response_prepare.append(_set_headers)
+        app.cleanup_ctx.append(self._watching)
+        app.on_shutdown.append(self._close)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Nothing without the token; with it, nothing at the wish of other sites."""
+        token = request.path.split("/")[1]
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
+            raise web.HTTPNotFound
+        host = request.headers.get("Host", "")
+        if host.partition(":")[0] not in HOSTS:  # a name of somebody's that leads here (DNS rebinding)
+            raise web.HTTPForbidden(text=f"open this as http://{LOOPBACK}:..., not under another name")
+        origin = request.headers.get("Origin")
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        if (origin is not None and origin != f"http://{host}") or site not in ("none", "same-origin"):
+            raise web.HTTPForbidden(text="asked for by another site; type the address into the browser")
+        return await handler(request)
+
+    async def _get_page(self, request: web.Request) -> web.Response:
+        nonce = secrets.token_urlsafe(16)
+        response = web.Response(text=self._page.replace(NONCE, nonce), content_type="text/html")
+        response.headers["Content-Security-Policy"] = POLICY + PAGE_POLICY.format(nonce=nonce)
+        return response
+
+    async def _get_live(self, request: web.Request) -> web.StreamResponse:
+        """Snapshots as they change; a slow reader misses some and gets the latest."""
+        if self._clients >= MAX_CLIENTS:
+            raise web.HTTPServiceUnavailable(text=f"{MAX_CLIENTS} pages are open; close one")
+        self._clients += 1
+        try:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            seen = 0  # the version of a page that has seen nothing
+            while not self._closing:
+                text = f"data: {self._latest}\n\n" if seen != self._version else ":\n\n"
+                seen = self._version
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await response.write(text.encode())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SILENCE_S), self._changed:
+                        await self._changed.wait_for(lambda: self._closing or seen != self._version)  # noqa: B023
+        except (ConnectionError, TimeoutError):
+            pass  # the page is gone, or doesn't read
+        finally:
+            self._clients -= 1
+        return response
+
+    async def _post_control(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(text="the body must be application/json")
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                control = controls.parse(await request.read())
+            snapshot = await self._look()
+            if snapshot["state"] not in (STARTING, RUNNING):
+                raise web.HTTPConflict(text="the run has ended")
+            if not snapshot["agents"]:
+                raise web.HTTPConflict(text="the run isn't ready for this yet")
+            if snapshot["engine"] == "simulated":
+                raise web.HTTPConflict(text="a simulated run can't be changed while it is on")
+            _check(control, snapshot)
+            controls.ask(self._run_dir, control)
+        except controls.BadControl as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        except TimeoutError:
+            raise web.HTTPRequestTimeout from None
+        except OSError as error:
+            raise web.HTTPConflict(text=f"{controls.CONTROLS_FILE}: {error.strerror}") from None
+        return web.json_response({"asked": str(control)}, status=202)
+
+    async def _look(self) -> dict[str, Any]:
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(self._watcher.snapshot)
+
+    async def _watching(self, app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._watch())
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Look at the run as long as anybody wants to know; what goes wrong is shown instead of it."""
+        while True:
+            if self._clients:
+                try:
+                    text = json.dumps(await self._look(), allow_nan=False)
+                except (RunFolderError, OSError, ValueError) as error:
+                    text = json.dumps({"problem": str(error)})
+                if text != self._latest:
+                    async with self._changed:
+                        self._latest, self._version = text, self._version + 1
+                        self._changed.notify_all()
+            await asyncio.sleep(PERIOD_S)
+
+    async def _close(self, app: web.Application) -> None:
+        async with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+
+async def serve(run_dir: Path, port: int, ready: Callable[[str], None]) -> None:
+    """Serve a run folder until SIGINT or SIGTERM.
+
+    Args:
+        port: on the loopback interface; 0: any that is free.
+        ready: called with the address once it can be opened.
+
+    Raises:
+        RunFolderError: this isn't a run folder.
+        OSError: the port can't be had.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop.set)
+    dashboard = Dashboard(run_dir)
+    # Without a log of requests: the token is in each.
+    runner = web.AppRunner(dashboard.app(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, LOOPBACK, port).start()
+        ready(f"http://{LOOPBACK}:{runner.addresses[0][1]}/{dashboard.token}/")
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def _check(control: controls.Control, snapshot: dict[str, Any]) -> None:
+    """What only the run knows. Raises BadControl.
+
+    A policy may be any that the page offers: `module:Class` would have the run import code that a request names.
+    """
+    policies, agents = snapshot["policies"], len(snapshot["agents"])
+    if isinstance(control, controls.SetAllocator) and control.policy not in policies:
+        raise controls.BadControl(f"no allocator {control.policy!r} here; there are {', '.join(policies)}")
+    if isinstance(control, controls.PauseAgent) and control.agent >= agents:
+        raise controls.BadControl(f"no agent {control.agent}; there are 0 to {agents - 1}")
+
+
+async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+    response.headers.setdefault("Content-Security-Policy", POLICY)

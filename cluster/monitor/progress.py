@@ -1,0 +1,97 @@
+"""Progress while a run is on, on standard error: a status line or the whole run on a terminal, lines elsewhere."""
+
+import json
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+
+from cluster.cli.console import messages
+from cluster.monitor.terminal_view import render
+from cluster.monitor.watcher import RunWatcher
+from cluster.run_folder.ledger import REQUEST_JOURNALS, journal_folder
+from cluster.scenario.schema import Scenario
+
+TERMINAL_PERIOD_S = 0.5
+LIVE_PERIOD_S = 0.25
+LOG_PERIOD_S = 10.0
+
+
+class _Background:
+    """Something that goes on in a thread of its own while a run is on."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        raise NotImplementedError
+
+
+class Watched(_Background):
+    """The run as `cluster.monitor.terminal_view` shows it; knows nothing of actors and can't disturb them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self._watcher = RunWatcher(run_dir)
+
+    def _watch(self) -> None:
+        with Live(console=messages, auto_refresh=False, transient=True) as live:
+            while not self._done.wait(LIVE_PERIOD_S):
+                live.update(render(self._watcher.snapshot()), refresh=True)
+
+
+class Progress(_Background):
+    """Reads the journals as they grow; knows nothing of actors and can't disturb them."""
+
+    def __init__(self, scenario: Scenario, run_dir: Path) -> None:
+        super().__init__()
+        self._planned = len(scenario.schedule())
+        self._allocators = scenario.allocator_names
+        self._run_dir = run_dir
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocator_names}
+        self._read_until: dict[Path, int] = {}
+        self._console = Console(stderr=True)
+
+    def _watch(self) -> None:
+        if self._console.is_terminal:
+            with self._console.status("starting") as status:
+                while not self._done.wait(TERMINAL_PERIOD_S):
+                    if line := self._line():
+                        status.update(line)
+            return
+        shown, due_s = "", time.monotonic() + LOG_PERIOD_S
+        while not self._done.wait(TERMINAL_PERIOD_S):
+            if time.monotonic() >= due_s and (line := self._line()) != shown:
+                self._console.print(line, highlight=False)
+                shown, due_s = line, time.monotonic() + LOG_PERIOD_S
+
+    def _line(self) -> str:
+        parts = []
+        for name in self._allocators:
+            counts = self._counts[name]
+            for path in journal_folder(self._run_dir, name).glob(REQUEST_JOURNALS):
+                with path.open(encoding="utf-8") as journal:
+                    journal.seek(self._read_until.get(path, 0))
+                    lines = journal.read().rpartition("\n")[0].splitlines()  # a line half written comes next time
+                self._read_until[path] = self._read_until.get(path, 0) + sum(len(line.encode()) + 1 for line in lines)
+                counts.update(entry["status"] for entry in map(json.loads, lines) if "status" in entry)
+            if counts:
+                statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+                parts.append(f"{name}: {counts.total()} of {self._planned} ended ({statuses})")
+        return " | ".join(parts)

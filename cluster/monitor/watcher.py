@@ -1,0 +1,298 @@
+"""Watching a live run from outside, through the files that it writes, and after it has ended or was cut off."""
+
+import json
+import math
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from agents.arrivals import ArrivalTraceError
+from agents.record import Status
+from allocator.policies import POLICIES
+from cluster.live.processes import started_at
+from cluster.run_folder import folder as run_folder
+from cluster.run_folder.ledger import LEDGER_FILE, REQUEST_JOURNALS, journal_folder
+from cluster.run_folder.timeline import EVENTS_FILE, TIMELINE_JOURNAL
+from cluster.scenario.schema import Scenario
+from models.profiles import ProfileError
+
+WINDOW_S = 60.0
+MAX_POINTS = 300
+MAX_EVENTS = 20
+CHUNK_BYTES = 2**20
+STARTING, RUNNING, ENDED, CUT_OFF = "starting", "running", "ended", "cut off"
+STATUSES = tuple(str(status) for status in Status)
+POINT = ("at_s", "channel_mbps", "estimate_mbps", "used_mbps", "in_flight")
+RECORD = ("agent_id", "status", "mode", "latency_ms", "deadline_ms", "grant_mbps", "estimate_mbps")
+
+
+class Tail:
+    """A growing file of JSON lines, each read once: only whole ones, and those that aren't JSON objects left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """What came since the last call; nothing where there is no such file, or no longer."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                begun = b""  # of a line that the last chunk didn't end
+                while chunk := file.read(CHUNK_BYTES):
+                    whole, newline, rest = (begun + chunk).rpartition(b"\n")
+                    begun = rest
+                    self._offset += len(whole) + len(newline)
+                    yield from _objects(whole)
+        except FileNotFoundError:
+            return
+
+
+def _objects(text: bytes) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # a kill cut it off, and a later process wrote on
+        if isinstance(entry, dict):
+            yield entry
+
+
+@dataclass(slots=True)
+class AgentState:
+    """One agent in the present turn: what its latest record said, and how many of its requests came in time."""
+
+    status: str = ""
+    mode: str = ""
+    latency_ms: float | None = None
+    deadline_ms: float | None = None
+    grant_mbps: float | None = None
+    estimate_mbps: float | None = None
+    met: int = 0
+    ended: int = 0
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Account for a request that has ended."""
+        self.ended += 1
+        self.met += record["status"] == Status.MET
+        self.status = str(record["status"])
+        self.mode = str(record.get("mode") or "")
+        self.latency_ms = _number(record.get("latency_ms"))
+        self.deadline_ms = _number(record.get("deadline_ms"))
+        self.grant_mbps = _number(record.get("grant_mbps"))
+        self.estimate_mbps = _number(record.get("estimate_mbps"))
+
+
+class TurnState:
+    """One allocator's turn, from its journals."""
+
+    def __init__(self, run_dir: Path, name: str, policy: str, agents: int) -> None:
+        self.name = name
+        self.policy = policy
+        self.issued = 0
+        self.counts: Counter[str] = Counter()
+        self.agents = [AgentState() for _ in range(agents)]
+        self.latest: dict[str, Any] = {}
+        self.points: deque[list[float | None]] = deque()
+        self._folder = journal_folder(run_dir, name)
+        self._hosts: dict[Path, Tail] = {}
+        self._timeline = Tail(self._folder / TIMELINE_JOURNAL)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has journals, or had when they were last read."""
+        return bool(self.issued or self.counts or self.latest) or self._folder.is_dir()
+
+    def follow(self) -> None:
+        """Read what came since the last call."""
+        for path in self._folder.glob(REQUEST_JOURNALS):
+            for entry in self._hosts.setdefault(path, Tail(path)).read():
+                if "issued" in entry:
+                    self.issued += 1
+                else:
+                    self._ended(entry)
+        for line in self._timeline.read():
+            if (at_s := _number(line.get("at_s"))) is None:
+                continue
+            self.latest = _finite(line)
+            self.points.append([_number(line.get(key)) for key in POINT])
+            while len(self.points) > 1 and (self.points[0][0] or 0.0) <= at_s - WINDOW_S:
+                self.points.popleft()
+
+    def replace(self, rows: pd.DataFrame) -> None:
+        """Count again from its part of the ledger, which is complete, where journals went before they were read."""
+        self.issued, self.counts = len(rows), Counter()
+        self.agents = [AgentState() for _ in self.agents]
+        for values in rows.itertuples(index=False, name=None):
+            self._ended(dict(zip(RECORD, values, strict=True)))
+
+    def _ended(self, record: dict[str, Any]) -> None:
+        status, agent_id = record.get("status"), record.get("agent_id")
+        if status in STATUSES and isinstance(agent_id, int) and 0 <= agent_id < len(self.agents):
+            self.counts[str(status)] += 1
+            self.agents[agent_id].take(record)
+
+    def summary(self, planned: int | None) -> dict[str, Any]:
+        """Counts by status; compliance is of those that have ended, None before the first."""
+        ended = self.counts.total()
+        return {
+            "name": self.name,
+            "policy": self.policy,
+            "planned": planned,
+            "issued": max(self.issued, ended),  # an end may be read before its beginning, from another file
+            "ended": ended,
+            **{status: self.counts[status] for status in STATUSES},
+            "compliance": self.counts[Status.MET] / ended if ended else None,
+        }
+
+
+class RunWatcher:
+    """Reads a run folder as it grows. It writes nothing, so it can neither disturb a run nor be noticed by it.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        """Raises RunFolderError: this isn't a run folder."""
+        self._run_dir = run_dir.resolve()
+        if not (self._run_dir / run_folder.SCENARIO_FILE).is_file():
+            raise run_folder.RunFolderError(f"{run_dir} is not a run folder: it has no {run_folder.SCENARIO_FILE}")
+        self._facts: dict[str, Any] = {}
+        self._scenario: Scenario | None = None
+        self._planned: int | None = None
+        self._profiles: list[str] = []
+        self._policies: list[str] = []
+        self._turns: list[TurnState] = []
+        self._events_file = Tail(self._run_dir / EVENTS_FILE)
+        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self._ended = False
+
+    def snapshot(self) -> dict[str, Any]:
+        """The run as it stands, for JSON: numbers that aren't finite are None. Rates in Mbit/s, link layer.
+
+        Raises:
+            RunFolderError: the folder's `run.json` or `scenario.yaml` can't be understood.
+        """
+        if self._scenario is None and (self._run_dir / run_folder.RUN_FILE).exists():
+            self._begin(*run_folder.read(self._run_dir))
+        alive = self._alive()  # before looking for its summary, or a run that ends meanwhile seems cut off
+        if not self._ended and self._scenario and (self._run_dir / run_folder.SUMMARY_FILE).exists():
+            self._ended = True
+            self._follow()  # whatever of the journals is still there: the ledger has no timeline
+            self._read_ledger()
+        elif not self._ended:
+            self._follow()
+        return self._shown(alive)
+
+    def _begin(self, facts: dict[str, Any], scenario: Scenario) -> None:
+        self._facts, self._scenario = facts, scenario
+        self._profiles = [group.profile for group in scenario.agents.groups for _ in range(group.count)]
+        self._policies = list(dict.fromkeys([*(each.policy for each in scenario.allocators), *POLICIES]))
+        self._turns = [
+            TurnState(self._run_dir, each.name, each.policy, len(self._profiles)) for each in scenario.allocators
+        ]
+        try:
+            self._planned = len(scenario.schedule())
+        except (ArrivalTraceError, ProfileError):
+            self._planned = None  # a trace or a profile has gone; the run read it in time
+
+    def _alive(self) -> bool:
+        started = self._facts.get("pid_started")
+        return not self._facts or (started is not None and started_at(self._facts["pid"]) == started)
+
+    def _follow(self) -> None:
+        for turn in self._turns:
+            turn.follow()
+        self._events.extend(_finite(event) for event in self._events_file.read())
+
+    def _read_ledger(self) -> None:
+        try:
+            ledger = pd.read_parquet(self._run_dir / LEDGER_FILE, columns=["allocator", "request_id", *RECORD])
+        except (OSError, ValueError):
+            return  # damaged: what the journals gave is what there is
+        by_turn = dict(list(ledger.sort_values("request_id").groupby("allocator")))
+        for turn in self._turns:
+            if turn.name in by_turn:
+                turn.replace(by_turn[turn.name][list(RECORD)])
+
+    def _shown(self, alive: bool) -> dict[str, Any]:
+        begun = [turn for turn in self._turns if turn.begun]
+        now = begun[-1] if begun else None
+        shown = now or (self._turns[0] if self._turns else None)  # its agents are known before it begins
+        latest = now.latest if now else {}
+        scenario = self._scenario
+        state = ENDED if self._ended else CUT_OFF if not alive else RUNNING if now else STARTING
+        return {
+            "run": self._run_dir.name,
+            "scenario": scenario.name if scenario else "",
+            "description": scenario.description if scenario else "",
+            "engine": self._facts.get("engine", ""),
+            "state": state,
+            "allocators": [turn.name for turn in self._turns],
+            "allocator": now.name if now else None,
+            "at_s": latest.get("at_s"),
+            "deadline_ms": latest.get("deadline_ms", scenario.deadline_ms if scenario else None),
+            "policies": self._policies,
+            "timeline": latest,
+            "points": _thinned(now.points) if now else [],
+            "agents": self._agents(shown) if shown else [],
+            "turns": [turn.summary(self._planned) for turn in self._turns],
+            "events": list(self._events),
+        }
+
+    def _agents(self, turn: TurnState) -> list[dict[str, Any]]:
+        latest = turn.latest
+        grants, paused = latest.get("grants_mbps"), latest.get("paused")
+        grants = grants if isinstance(grants, list) else []
+        stopped = paused if isinstance(paused, list) else []
+        return [
+            {
+                "id": number,
+                "profile": profile,
+                "mode": agent.mode,
+                "grant_mbps": grants[number] if number < len(grants) else agent.grant_mbps,
+                "estimate_mbps": agent.estimate_mbps,
+                "status": agent.status,
+                "latency_ms": agent.latency_ms,
+                "deadline_ms": agent.deadline_ms,
+                "met": agent.met,
+                "ended": agent.ended,
+                "paused": number in stopped,
+            }
+            for number, (profile, agent) in enumerate(zip(self._profiles, turn.agents, strict=True))
+        ]
+
+
+def newest(runs: Path = Path("runs")) -> Path:
+    """The run that was started last, of those in a folder.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    begun = [(path.stat().st_mtime, path.parent) for path in runs.glob(f"*/{run_folder.SCENARIO_FILE}")]
+    if not begun:
+        raise run_folder.RunFolderError(f"no run folder in {runs}/; name one, or start a run first")
+    return max(begun)[1]
+
+
+def _thinned(points: deque[list[float | None]]) -> list[list[float | None]]:
+    """At most MAX_POINTS of them, evenly, and the last for certain."""
+    stride = -(-len(points) // MAX_POINTS) or 1
+    return list(points)[::-1][::stride][::-1]
+
+
+def _number(value: Any) -> float | None:
+    """JSON, as browsers read it, has no NaN and no infinity; Python writes and reads both."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return _number(value) if isinstance(value, float) else value

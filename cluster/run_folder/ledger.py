@@ -1,0 +1,113 @@
+"""The ledger of a run: one row per request and allocator, and the promise that none is missing."""
+
+import json
+import shutil
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+
+import pandas as pd
+
+from agents.arrivals import Arrival
+from agents.record import Record, Status
+from cluster.run_folder.result import Turn
+from cluster.scenario.schema import Scenario
+
+FIELDS = [field.name for field in fields(Record)]
+COLUMNS = ["allocator", *FIELDS, "interventions"]
+_values = attrgetter(*FIELDS)
+LEDGER_FILE = "ledger.parquet"
+JOURNAL_FOLDER = "journal"
+REQUEST_JOURNALS = "host-*.jsonl"  # one of each host of agents
+
+
+class Unbalanced(AssertionError):
+    """Issued is not met + late + rejected + failed: a defect of the emulator, never of a scenario."""
+
+
+def journal_folder(run_dir: Path, allocator: str) -> Path:
+    """Where the actors of one allocator's turn write their records."""
+    return run_dir / JOURNAL_FOLDER / allocator
+
+
+def journalled_allocators(run_dir: Path, allocators: list[str]) -> list[str]:
+    """Those of `allocators` whose turn has left journals."""
+    return [name for name in allocators if any(journal_folder(run_dir, name).glob(REQUEST_JOURNALS))]
+
+
+def read_journals(run_dir: Path, turn: Turn) -> None:
+    """Give a turn the ids of the requests that its journals say were issued, and the records of those that ended.
+
+    A last line that a kill cut off is left out.
+    """
+    for path in sorted(journal_folder(run_dir, turn.allocator).glob(REQUEST_JOURNALS)):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if "issued" in entry:
+                turn.issued.add(entry["issued"])
+            else:
+                turn.records.append(Record(**entry))
+
+
+def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.DataFrame:
+    """The ledger of these turns, balanced. `interventions` is how many there were before a request's intended start.
+
+    Args:
+        lost_reason: why a request that was issued left no record; it is `failed`.
+
+    Raises:
+        Unbalanced: a request has two records, or one that nobody issued.
+    """
+    arrivals = {arrival.request_id: arrival for arrival in scenario.schedule()}
+    rows: list[tuple] = []
+    for turn in turns:
+        lost = turn.issued - {record.request_id for record in turn.records}
+        records = turn.records + [_lost(scenario, arrivals[request_id], lost_reason) for request_id in lost]
+        records.sort(key=attrgetter("request_id"))
+        done_s = [event.at_s for event in turn.timeline.events if event.kind == "intervention"]
+        rows += [
+            (turn.allocator, *_values(record), bisect_right(done_s, record.intended_s) if done_s else 0)
+            for record in records
+        ]
+    ledger = pd.DataFrame(rows, columns=COLUMNS)
+    ledger["status"] = ledger.status.map(str)
+    check_balance(ledger, sum(len(turn.issued) for turn in turns))
+    return ledger
+
+
+def write(run_dir: Path, ledger: pd.DataFrame) -> None:
+    """Write the Parquet file."""
+    ledger.to_parquet(run_dir / LEDGER_FILE, index=False)
+
+
+def remove_journals(run_dir: Path) -> None:
+    """Ledger and summary are written: the journals have done their work."""
+    shutil.rmtree(run_dir / JOURNAL_FOLDER, ignore_errors=True)  # there is none if no turn began
+
+
+def check_balance(ledger: pd.DataFrame, issued: int) -> None:
+    """Raises Unbalanced unless issued = met + late + rejected + failed."""
+    twice = ledger.duplicated(["allocator", "request_id"])
+    if twice.any():
+        raise Unbalanced(f"request {ledger[twice].request_id.iloc[0]} has two records")
+    counted = {status: int((ledger.status == status).sum()) for status in Status}
+    if sum(counted.values()) != issued or len(ledger) != issued:
+        shown = " + ".join(f"{number} {status}" for status, number in counted.items())
+        raise Unbalanced(f"{issued} issued, but {shown} in {len(ledger)} rows")
+
+
+def _lost(scenario: Scenario, arrival: Arrival, reason: str) -> Record:
+    return Record(
+        arrival.request_id,
+        arrival.agent_id,
+        scenario.agent_profiles[arrival.agent_id].name,
+        arrival.round,
+        arrival.intended_s,
+        scenario.deadline_ms,
+        reason=reason,
+    )

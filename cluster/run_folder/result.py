@@ -1,0 +1,43 @@
+"""What a run leaves behind in memory; its requests are in journals (live) or in the turns (simulated)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.record import Record
+from cluster.channel_player import ChannelLog
+from cluster.run_folder.timeline import Timeline
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one allocator's turn left behind.
+
+    Attributes:
+        timeline: how things stood and what was done.
+        stolen: the share of this machine's CPU time that its host gave to others meanwhile (live only).
+        issued, records: of a simulated run, whose requests are in no journal.
+    """
+
+    allocator: str
+    timeline: Timeline = field(default_factory=Timeline)
+    channel: ChannelLog = field(default_factory=list)
+    solve_ms: list[float] = field(default_factory=list)
+    stolen: float = 0.0
+    issued: set[int] = field(default_factory=set)
+    records: list[Record] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run left behind. `problems` is empty after an undisturbed one.
+
+    Attributes:
+        memory_mb: the most that each actor used (live only), by kind of actor.
+    """
+
+    turns: list[Turn] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    ready_s: float = 0.0
+    workers: list[dict[str, int]] = field(default_factory=list)
+    link: dict[str, Any] = field(default_factory=dict)
+    memory_mb: dict[str, list[dict[str, float]]] = field(default_factory=dict)

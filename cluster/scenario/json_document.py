@@ -1,0 +1,134 @@
+"""JSON documents whose errors say where: file, line, key, what was found, what is allowed."""
+
+import json
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.scenario.yaml_document import DocumentError, Where, dotted
+
+MAX_JSON_BYTES = 16 * 2**20
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class JsonFile:
+    """A JSON object. Lines are looked up only when something is wrong, so large files are read at full speed."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self._text = text
+        try:
+            self.data = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        except json.JSONDecodeError as error:
+            raise DocumentError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a key twice, NaN, a number of 5,000 digits, 5,000 brackets
+            raise DocumentError(f"{path}: not JSON: {error}") from None
+        if not isinstance(self.data, dict):
+            raise DocumentError(f"{path}: must be an object, {{...}}")
+
+    @classmethod
+    def read(cls, path: Path) -> "JsonFile":
+        """Raises DocumentError: no such file, too large, not text, not a JSON object."""
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_JSON_BYTES + 1)
+            if len(content) > MAX_JSON_BYTES:
+                raise DocumentError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
+            return cls(path, content.decode())
+        except OSError as error:
+            raise DocumentError(f"{path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise DocumentError(f"{path}: not a text file") from None
+
+    def error(self, where: Where, message: str) -> DocumentError:
+        """`file:line: key: message`, with the line of the innermost key that the document has."""
+        place = dotted(tuple(_printable(part) for part in where))
+        return DocumentError(f"{self.path}:{self._line(where)}: {place}: {message}")
+
+    def explain(self, error: ValidationError, allowed: Callable[[Where], Collection[str]]) -> DocumentError:
+        """The first thing that pydantic found wrong; a misspelt key before the one that is missing for it.
+
+        Args:
+            allowed: the keys that may stand beside an unknown one, by where that is.
+        """
+        found = error.errors(include_url=False)
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+        where, message = self._without_tags(first["loc"]), first["msg"]
+        if first["type"] == "missing":
+            return self.error((*where, first["loc"][-1]), "is missing")
+        if first["type"] == "extra_forbidden":
+            return self.error(where, f"unknown key; allowed here: {', '.join(sorted(allowed(where)))}")
+        if first["type"] == "value_error":
+            return self.error(where, message.removeprefix("Value error, "))
+        return self.error(where, f"{_shown(first['input'])}: {message[0].lower()}{message[1:]}")
+
+    def _without_tags(self, loc: Where) -> Where:
+        """Pydantic's location without what the document doesn't have: names of union members, `[key]`, missing keys."""
+        where: list[str | int] = []
+        at: Any = self.data
+        for part in loc:
+            if part in at if isinstance(at, dict) else isinstance(at, list) and isinstance(part, int):
+                where.append(part)
+                at = at[part]
+        return tuple(where)
+
+    def _line(self, where: Where) -> int:
+        at = _after_space(self._text, 0)
+        for part in where:
+            child = _child(self._text, at, part)
+            if child is None:
+                break
+            at = child
+        return self._text.count("\n", 0, at) + 1
+
+
+def _child(text: str, at: int, part: str | int) -> int | None:
+    """Where the value of a key, or an item, of the object or array at `at` begins in (valid) JSON; None: not there."""
+    decoder = json.JSONDecoder()
+    kind, index = text[at], 0
+    if kind not in "{[":
+        return None
+    at = _after_space(text, at + 1)
+    while text[at] not in "}]":
+        key: str | int = index
+        if kind == "{":
+            key, at = decoder.raw_decode(text, at)
+            at = _after_space(text, _after_space(text, at) + 1)
+        if key == part:
+            return at
+        _, at = decoder.raw_decode(text, at)
+        at = _after_space(text, at)
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
+        index += 1
+    return None
+
+
+def _after_space(text: str, at: int) -> int:
+    match = SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {_shown(twice)} is twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _printable(part: str | int) -> str | int:
+    return part if isinstance(part, int) or part.isprintable() else _shown(part)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,323 @@
+"""The scenario: everything an experiment is, as one validated document."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from agents.arrivals import AnyArrivals, Arrival, ArrivalTraceError
+from agents.estimators import AnyEstimator, Ewma
+from agents.offer import Context, mode_options, payload_bytes
+from allocator.policies import make_policy
+from allocator.policies.static import Static
+from allocator.problem import ModeOption, Unsaved
+from cluster.scenario.yaml_document import Document, DocumentError
+from models.profiles import ModelProfile, ProfileError, load_profile
+from models.settings import ModelSettings
+from netem.channels import AnyChannel
+from netem.helper.protocol import CongestionControl
+from netem.impairments import MAX_DISTINCT_LINKS, UNIMPAIRED, Impairments, LinkImpairments
+
+
+def _ray_fraction(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} can't be had from Ray: a fraction is at most 1, more must be whole")
+    return value
+
+
+NAME = r"^[A-Za-z0-9._+-]{1,64}$"
+MAX_AGENTS = 100_000
+MARGIN = 0.01
+LEAST_MARGIN_MS = 20.0
+Fraction = Annotated[float, Field(ge=0, le=1024), AfterValidator(_ray_fraction)]
+
+
+class Settings(BaseModel):
+    """Base of all parts of a scenario: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TransportSettings(Settings):
+    """TCP as the agents use it, for virtual time has no packets."""
+
+    congestion: CongestionControl = Field(default="reno", description="of those that the kernel offers")
+    connections: Literal["warm", "per_request"] = Field(
+        default="warm", description="kept open, or opened by each request and closed with its answer"
+    )
+
+
+class UplinkSettings(Settings):
+    """The shared link: its true rate, what is believed of it, how it is built."""
+
+    channel: AnyChannel
+    estimator: AnyEstimator = Field(default_factory=Ewma)
+    report_s: float = Field(default=1.0, ge=0.01, le=3600, description="how often the base station measures the rate")
+    link: Literal["auto", "kernel", "paced"] = "auto"
+    privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
+    transport: TransportSettings = TransportSettings()
+    verify: bool = Field(default=True, description="whether live runs measure the link first, and stop if it is wrong")
+    shared: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls all agents' packets")
+
+
+class AgentGroup(Settings):
+    """`count` equal edge agents."""
+
+    profile: str = Field(description="what the allocator believes, and all there is where no model runs")
+    model: ModelSettings | None = Field(
+        default=None, description="real models, in live runs; default: only the profile"
+    )
+    count: int = Field(default=1, ge=1, le=MAX_AGENTS)
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
+    link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets")
+
+
+class AgentsSettings(Settings):
+    """The edge side. Resources are per actor; `num_gpus` holds where the cluster has GPUs, `num_cpus` always."""
+
+    groups: list[AgentGroup] = Field(min_length=1)
+    per_actor: int | None = Field(default=None, ge=1, description="default: 1 up to 8 agents, then 4 actors in all")
+    num_cpus: Fraction = 0.1
+    num_gpus: Fraction = 0.0
+    backlog_limit: int = Field(default=16, ge=1, description="requests waiting at one agent; more are rejected")
+
+
+class CloudSettings(Settings):
+    """The cloud pool. Resources are per worker."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests waiting at one worker")
+    batch: int = Field(default=1, ge=1, le=64, description="requests of one model that a worker decodes together")
+    num_cpus: Fraction = 0.1
+    num_gpus: Fraction = 0.0
+
+
+class AllocatorSettings(Settings):
+    """One allocator that has its turn. A name alone stands for the policy of that name."""
+
+    policy: str
+    label: str | None = Field(default=None, pattern=NAME, description="default: the policy, with `+hedge` if it hedges")
+    hedge: bool | None = Field(default=None, description="default: the scenario's")
+    cloud_time: bool = Field(default=True, description="whether it knows when workers are free, or only the uplink")
+    modes: list[str] | None = Field(default=None, min_length=1, description="which it may assign; default: all allowed")
+    estimator: AnyEstimator | None = Field(default=None, description="default: the uplink's")
+
+    @property
+    def name(self) -> str:
+        """What its turn is called."""
+        return self.label or self.policy + ("+hedge" if self.hedge else "")
+
+
+def _policy_alone(value: Any) -> Any:
+    return {"policy": value} if isinstance(value, str) else value
+
+
+AnyAllocator = Annotated[AllocatorSettings, BeforeValidator(_policy_alone)]
+
+
+class Scenario(Settings):
+    """One experiment. `deadline_ms` counts from a request's intended start."""
+
+    name: str = Field(pattern=NAME)
+    description: str = ""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    deadline_ms: float = Field(gt=0, le=3_600_000)
+    timeout_ms: float | None = Field(default=None, gt=0, description="then a request has failed; default 4 deadlines")
+    lateness_limit_ms: float = Field(default=50.0, gt=0, description="p99 above which a live run marks itself invalid")
+    context: Context = "resident"
+    modes: list[str] | None = Field(default=None, min_length=1, description="allowed modes; default: all of a profile")
+    allocators: list[AnyAllocator] = Field(default=[AllocatorSettings(policy="deadline")], min_length=1)
+    hedge: bool = Field(default=False, description="send a small mode ahead of caches at risk")
+    unsaved: Unsaved = Field(default="local", description="what becomes of requests that can't meet their deadline")
+    margin_ms: float | None = Field(
+        default=None, ge=0, description="answers are planned so much before the deadline; default 1 %, at least 20 ms"
+    )
+    uplink: UplinkSettings
+    arrivals: AnyArrivals
+    agents: AgentsSettings
+    cloud: CloudSettings = CloudSettings()
+    base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
+
+    @classmethod
+    def load(cls, path: Path, allocators: list[str] | None = None) -> Self:
+        """Read and check a scenario file.
+
+        Args:
+            allocators: instead of the scenario's own.
+
+        Raises:
+            DocumentError: in one or two lines: file, line, key, what is wrong and what is allowed.
+        """
+        return cls.from_document(Document.read(path), allocators)
+
+    @classmethod
+    def from_document(cls, document: Document, allocators: list[str] | None = None) -> Self:
+        """Check a document; relative paths in it start where its file is. Raises as `load` does."""
+        base_dir = document.path.resolve().parent
+        data = document.data | {"base_dir": base_dir}
+        if allocators:
+            data |= {"allocators": [_named(data.get("allocators"), name) for name in allocators]}
+        try:
+            scenario = cls.model_validate(data, context={"base_dir": base_dir})
+        except ValidationError as error:
+            raise document.explain(error, cls) from None
+        for where, problem in scenario._problems():
+            raise document.error(where, problem)
+        return scenario
+
+    @property
+    def allocator_names(self) -> list[str]:
+        """What the turns are called, in order."""
+        return [allocator.name for allocator in self.allocators]
+
+    @property
+    def planning_margin_ms(self) -> float:
+        """How much before their deadline answers are planned."""
+        return max(LEAST_MARGIN_MS, MARGIN * self.deadline_ms) if self.margin_ms is None else self.margin_ms
+
+    @cached_property
+    def agent_weights(self) -> list[float]:
+        """The weight of every agent's requests, by agent id."""
+        return [g.weight for g in self.agents.groups for _ in range(g.count)]
+
+    @cached_property
+    def agent_profiles(self) -> list[ModelProfile]:
+        """The profile of every agent, by agent id."""
+        return [load_profile(g.profile, self.base_dir) for g in self.agents.groups for _ in range(g.count)]
+
+    @cached_property
+    def impairments(self) -> Impairments:
+        """Delay, jitter, loss and reordering of all paths."""
+        return Impairments.of_groups(self.uplink.shared, ((g.count, g.link) for g in self.agents.groups))
+
+    @cached_property
+    def models(self) -> list[ModelProfile]:
+        """The distinct profiles; a frame's `model` is an index into this list."""
+        found: list[ModelProfile] = []
+        for profile in self.agent_profiles:
+            if profile not in found:
+                found.append(profile)
+        return found
+
+    @cached_property
+    def real_models(self) -> dict[int, ModelSettings]:
+        """What runs for real in a live run, by index in `models`."""
+        names = [profile.name for profile in self.models]
+        by_profile = {load_profile(g.profile, self.base_dir).name: g.model for g in self.agents.groups if g.model}
+        return {names.index(name): settings for name, settings in by_profile.items()}
+
+    @cached_property
+    def options(self) -> dict[str, tuple[ModeOption, ...]]:
+        """What agents offer the allocator, by profile name; agents of one profile share the very same tuple."""
+        return {p.name: mode_options(p, self.modes_of(p), self.context) for p in self.models}
+
+    def modes_of(self, profile: ModelProfile) -> list[str]:
+        """Allowed modes of a profile, in its own order."""
+        return [mode for mode in profile.modes if self.modes is None or mode in self.modes]
+
+    @property
+    def request_timeout_ms(self) -> float:
+        """When a request without an answer has failed."""
+        return 4 * self.deadline_ms if self.timeout_ms is None else self.timeout_ms
+
+    @property
+    def agents_per_actor(self) -> int:
+        """How many agents share a process: one each up to a handful, since each process costs 0.3 s of CPU to start."""
+        agents = len(self.agent_profiles)
+        return self.agents.per_actor or (1 if agents <= 8 else -(-agents // 4))
+
+    def schedule(self) -> list[Arrival]:
+        """All arrivals; the same for every allocator and engine."""
+        return self.arrivals.schedule(len(self.agent_profiles), np.random.default_rng([self.seed, 1]))
+
+    def resolved(self) -> dict[str, Any]:
+        """The scenario with every default written out."""
+        return self.model_dump(mode="json")
+
+    def refuses(self, allocator: AllocatorSettings) -> str | None:
+        """Why this allocator can't serve the scenario's agents; None if it can."""
+        name = allocator.name
+        try:
+            policy = make_policy(allocator.policy)
+        except ValueError as error:
+            return str(error)
+        for profile in self.models:
+            offered = [m for m in self.modes_of(profile) if allocator.modes is None or m in allocator.modes]
+            if isinstance(policy, Static) and policy.mode not in offered:
+                return f"{name}: {profile.name} may not use {policy.mode!r}, only {', '.join(offered)}"
+            if not offered:
+                only = ", ".join(self.modes_of(profile))
+                return f"{name}: {profile.name} has none of the allocator's modes, only {only}"
+        return None
+
+    def _problems(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What single fields can't show: (where, what is wrong and what is allowed)."""
+        for i, group in enumerate(self.agents.groups):
+            where = ("agents", "groups", i, "profile")
+            try:
+                profile = load_profile(group.profile, self.base_dir)
+                for mode in self.modes or ():
+                    if mode in profile.modes:
+                        payload_bytes(profile, mode, self.context)
+            except (ProfileError, ValueError) as error:
+                yield where, str(error)
+                return
+            modes = self.modes_of(profile)
+            if not modes:
+                yield where, f"{profile.name} has none of the allowed modes, only {', '.join(profile.modes)}"
+                return
+            compute_ms, fastest = min((profile.compute_ms(mode), mode) for mode in modes)
+            if compute_ms > self.deadline_ms:
+                yield (
+                    ("deadline_ms",),
+                    f"{self.deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
+                    f"its fastest allowed mode, {fastest}, takes {compute_ms:g} ms before any transfer",
+                )
+            same = next(g for g in self.agents.groups if g.profile == group.profile)
+            if same.model != group.model:
+                yield (
+                    (*where[:-1], "model"),
+                    f"another group has profile {group.profile} with another model; give it a profile of its own",
+                )
+        if len(links := {group.link.model_dump_json() for group in self.agents.groups}) > MAX_DISTINCT_LINKS:
+            yield ("agents", "groups"), f"{len(links)} different links; there may be {MAX_DISTINCT_LINKS}"
+            return
+        agents = len(self.agent_profiles)
+        if agents > MAX_AGENTS:
+            yield ("agents", "groups"), f"{agents} agents in all; there may be {MAX_AGENTS}"
+        known = {mode for profile in self.models for mode in profile.modes}
+        for i, mode in enumerate(self.modes or ()):
+            if mode not in known:
+                yield ("modes", i), f"no agent's profile has mode {mode!r}; there are {', '.join(sorted(known))}"
+        if self.request_timeout_ms < self.deadline_ms:
+            yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {self.deadline_ms:g} ms"
+        for i, allocator in enumerate(self.allocators):
+            problem = self.refuses(allocator)
+            if problem is None and self.allocator_names.index(allocator.name) != i:
+                problem = f"allocator {allocator.name!r} is there twice; give one a `label`"
+            if problem is not None:
+                yield ("allocators", i), problem
+        if self.margin_ms is not None and self.margin_ms >= self.deadline_ms:
+            yield ("margin_ms",), f"{self.margin_ms:g} ms leaves nothing of the deadline of {self.deadline_ms:g} ms"
+        try:
+            if not self.schedule():
+                yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
+        except ArrivalTraceError as error:
+            yield ("arrivals", "path"), str(error)
+
+
+def _named(written: Any, name: str) -> Any:
+    """The allocator that a scenario calls `name`, or the policy of that name."""
+    for entry in written if isinstance(written, list) else ():
+        try:
+            if AllocatorSettings.model_validate(_policy_alone(entry)).name == name:
+                return entry
+        except ValidationError:
+            continue  # found again, and explained, where the whole document is checked
+    return name
+
+
+__all__ = ["DocumentError", "Scenario"]

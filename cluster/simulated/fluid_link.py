@@ -1,0 +1,264 @@
+"""The uplink as a fluid, for virtual time: no packets, but the same two hops.
+
+Each agent's transfer flows at most at its grant (hop 1); together they flow at most at the channel's rate, shared
+max-min fairly (hop 2). Rates are piecewise constant, so when a transfer ends is known exactly until the next change.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from agents.edge import Payload
+from agents.uplink import Delivery, Hedge, Refused
+from cloud.frames import CloudStages, Header, Kind, frame_bytes
+from cloud.worker import Job, QueueFull, Worker
+from cluster.simulated.tcp_model import AgentPath, Window
+from models.clock import now_s, sleep_ms
+from netem.fairness import max_min_shares
+from netem.helper.protocol import CongestionControl
+from netem.wire import wire_bytes
+
+ROUNDING = 1 + 1e-9
+NO_IMPAIRMENT = AgentPath()
+
+
+class _Flow:
+    """Bits of one agent on their way up."""
+
+    __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "timer", "window")
+
+    def __init__(self, agent_id: int, bits: float, window: Window | None) -> None:
+        self.agent_id = agent_id
+        self.window = window
+        self.bits = bits
+        self.bits_left = bits
+        self.mbps = 0.0
+        self.at_s = now_s()
+        self.timer: asyncio.TimerHandle | None = None
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def set_rate(self, mbps: float) -> None:
+        """Flow at `mbps` from now on."""
+        if mbps == self.mbps:
+            return
+        self.progress()
+        self.mbps = mbps
+        if self.timer is not None:
+            self.timer.cancel()
+        if mbps > 0:
+            loop = asyncio.get_running_loop()
+            self.timer = loop.call_later(self.bits_left / (mbps * 1e6), self.finish)
+
+    def carried_bits(self, at_s: float) -> float:
+        """What has flowed until `at_s`, which is not before the last change."""
+        return min(self.bits, self.bits - self.bits_left + (at_s - self.at_s) * self.mbps * 1e6)
+
+    def progress(self) -> None:
+        """Account for what has flowed until now."""
+        at_s = now_s()
+        self.bits_left = max(0.0, self.bits_left - (at_s - self.at_s) * self.mbps * 1e6)
+        self.at_s = at_s
+
+    def finish(self) -> None:
+        self.bits_left = 0.0
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class FluidLink:
+    """All agents' uplinks and the hop they share."""
+
+    def __init__(self, channel_mbps: float, grant_mbps: float) -> None:
+        self._channel_mbps = channel_mbps
+        self._first_grant_mbps = grant_mbps
+        self._grants_mbps: dict[int, float] = {}
+        self._flows: dict[int, _Flow] = {}
+        self._asked_mbps = 0.0
+        self._squeezed = False
+        self._carried_bits = 0.0  # of flows that have ended
+
+    def used_bytes(self) -> float:
+        """Wire bytes carried so far. Looking changes nothing, so that whoever is watched behaves as if not."""
+        at_s = now_s()
+        return (self._carried_bits + sum(flow.carried_bits(at_s) for flow in self._flows.values())) / 8
+
+    def set_channel(self, mbps: float) -> None:
+        """The true rate of the shared hop from now on, link-layer Mbit/s."""
+        self._channel_mbps = mbps
+        self._share()
+
+    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
+        """Give these agents these shares of the uplink; the others keep theirs."""
+        changed = []
+        for agent_id, mbps in grants_mbps.items():
+            flow = self._flows.get(agent_id)
+            if flow is not None:
+                self._asked_mbps -= self._wish_mbps(flow)
+            self._grants_mbps[agent_id] = mbps
+            if flow is not None:
+                self._asked_mbps += self._wish_mbps(flow)
+                changed.append(flow)
+        if changed:
+            self._share(changed)
+
+    async def carry(
+        self,
+        agent_id: int,
+        size_bytes: float,
+        until: "asyncio.Future[CloudStages] | None" = None,
+        window: Window | None = None,
+    ) -> float:
+        """Carry so many wire bytes of an agent, one call at a time; returns how many were carried.
+
+        That is all of them, unless `until` is done first.
+
+        Args:
+            window: of the connection, if its path has delay or loss.
+        """
+        flow = _Flow(agent_id, size_bytes * 8, window)
+        self._flows[agent_id] = flow
+        self._asked_mbps += self._wish_mbps(flow)
+        self._share([flow])
+        growing = asyncio.create_task(self._grow(flow, window)) if window is not None and window.grows else None
+        try:
+            if until is None:
+                await flow.done
+            else:
+                await asyncio.wait((flow.done, until), return_when=asyncio.FIRST_COMPLETED)
+                flow.progress()
+        finally:
+            if growing is not None:
+                growing.cancel()
+            if flow.timer is not None:
+                flow.timer.cancel()
+            del self._flows[agent_id]
+            self._carried_bits += flow.carried_bits(now_s())
+            # Sums of differences drift; an idle link asks for nothing.
+            self._asked_mbps = self._asked_mbps - self._wish_mbps(flow) if self._flows else 0.0
+            self._share(())
+        return size_bytes - flow.bits_left / 8
+
+    async def _grow(self, flow: _Flow, window: Window) -> None:
+        """Let the window grow, a step each round trip."""
+        while window.grows:
+            await sleep_ms(window.path.rtt_s * 1e3)
+            self._asked_mbps -= self._wish_mbps(flow)
+            window.grow(flow.mbps)
+            self._asked_mbps += self._wish_mbps(flow)
+            self._share([flow])
+
+    def _wish_mbps(self, flow: _Flow) -> float:
+        """At most so fast, whatever the others do."""
+        grant_mbps = self._grant_mbps(flow.agent_id)
+        return grant_mbps if flow.window is None else min(grant_mbps, flow.window.mbps)
+
+    def _grant_mbps(self, agent_id: int) -> float:
+        return self._grants_mbps.get(agent_id, self._first_grant_mbps)
+
+    def _share(self, changed: Sequence[_Flow] | None = None) -> None:
+        """New rates: for the changed flows (default: all) if everybody gets their grant, else for everybody."""
+        if self._asked_mbps <= self._channel_mbps * ROUNDING:
+            flows = self._flows.values() if changed is None or self._squeezed else changed
+            for flow in flows:
+                flow.set_rate(self._wish_mbps(flow))
+            self._squeezed = False
+            return
+        self._squeezed = True
+        flows = list(self._flows.values())
+        shares = max_min_shares(self._channel_mbps, [self._wish_mbps(flow) for flow in flows])
+        for flow, mbps in zip(flows, shares, strict=True):
+            flow.set_rate(mbps)
+
+
+class FluidUplink:
+    """One agent's end of a fluid link.
+
+    Args:
+        path: what delay and loss there are on it.
+        warm: whether connections, one to each worker, outlast a request.
+    """
+
+    def __init__(
+        self,
+        agent_id: int,
+        link: FluidLink,
+        workers: Sequence[Worker],
+        path: AgentPath = NO_IMPAIRMENT,
+        congestion: CongestionControl = "reno",
+        warm: bool = True,
+    ) -> None:
+        self._agent_id = agent_id
+        self._link = link
+        self._workers = workers
+        self._path = path
+        self._congestion: CongestionControl = congestion
+        self._warm = warm
+        self._windows: dict[int, Window] = {}
+
+    async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
+        """See `agents.uplink.Uplink`."""
+        loop = asyncio.get_running_loop()
+        to = self._workers[worker]
+        delivery = Delivery(loop.create_future(), loop.create_future())
+        key = (self._agent_id, header.request_id)
+        down_s, up_ms = self._path.down_s, self._path.up_s * 1e3
+        window = await self._connect(worker, delivery)
+
+        async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
+            future = delivery.receipt if kind is Kind.RECEIPT else delivery.answer
+            if down_s:
+                loop.call_later(down_s, _settle, future, stages)
+            else:
+                _settle(future, stages)
+
+        began_s = now_s()
+        try:
+            if hedge is not None:
+                await self._carry(wire_bytes(frame_bytes(hedge.payload.size)), None, window)
+                ahead = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=hedge.payload.size)
+                to.hold(Job(key, ahead, now_s(), reply, first_byte_s=began_s))
+                began_s = now_s()
+            size_bytes = wire_bytes(frame_bytes(payload.size))
+            carried_bytes = await self._carry(size_bytes, delivery.receipt if hedge else None, window)
+            if up_ms:
+                await sleep_ms(up_ms)
+        except asyncio.CancelledError:
+            to.withdraw(key)
+            raise
+        if carried_bytes < size_bytes:
+            to.withdraw(key)
+            delivery.sent_bytes = int(payload.size * carried_bytes / size_bytes)
+            return delivery
+        delivery.sent_bytes = payload.size
+        began_s += self._path.up_s
+        try:
+            await to.submit(Job(key, header, now_s(), reply, first_byte_s=began_s))
+        except QueueFull:
+            refused = Refused("queue_full")
+            for future in (delivery.receipt, delivery.answer):
+                if not future.done():
+                    future.set_exception(refused)
+                    future.exception()  # seen: a request that has given up doesn't await it any more
+        return delivery
+
+    async def _connect(self, worker: int, delivery: Delivery) -> Window | None:
+        """The window of the connection to a worker, which takes a round trip to open where there is none yet."""
+        if not self._path.impaired:
+            return None
+        if self._warm:
+            return self._windows.setdefault(worker, Window(self._path, self._congestion))
+        delivery.handshake_ms = (self._path.up_s + self._path.down_s) * 1e3
+        await sleep_ms(delivery.handshake_ms)
+        return Window(self._path, self._congestion)
+
+    async def _carry(
+        self, size_bytes: float, until: "asyncio.Future[CloudStages] | None", window: Window | None
+    ) -> float:
+        """As `FluidLink.carry`; what is lost on the way is sent again."""
+        again = 1 / (1 - self._path.loss)
+        return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
+
+
+def _settle(future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
+    if not future.done():
+        future.set_result(stages)

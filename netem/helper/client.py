@@ -1,0 +1,215 @@
+"""Talking to the helper from any process of the same user, inside its own event loop."""
+
+import array
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from netem.helper import protocol
+from netem.link import AgentCounters
+from netem.wire import MIN_RATE_MBPS
+
+
+class LinkLost(ConnectionError):
+    """The helper has ended, and with it the link."""
+
+
+class LinkRefused(RuntimeError):
+    """The helper refused a request; the text is its reason."""
+
+
+@dataclass(frozen=True)
+class LinkCounters:
+    """Everything sent on the link so far, and what the helper refused. `agents` is indexed by the agent's number."""
+
+    agents: list[AgentCounters]
+    direct_packets: int
+    """Packets that got past the shaping: always 0, or the measurement is worth nothing."""
+    refused_connections: int
+    refused_requests: int
+
+    def since(self, before: Self) -> Self:
+        """What has been sent and refused after `before`; what waits is what waits now."""
+        agents = [
+            replace(
+                now,
+                hop1_bytes=now.hop1_bytes - then.hop1_bytes,
+                hop1_packets=now.hop1_packets - then.hop1_packets,
+                hop2_bytes=now.hop2_bytes - then.hop2_bytes,
+                hop2_packets=now.hop2_packets - then.hop2_packets,
+                hop2_dropped_packets=now.hop2_dropped_packets - then.hop2_dropped_packets,
+            )
+            for now, then in zip(self.agents, before.agents, strict=True)
+        ]
+        return replace(
+            self,
+            agents=agents,
+            direct_packets=self.direct_packets - before.direct_packets,
+            refused_connections=self.refused_connections - before.refused_connections,
+            refused_requests=self.refused_requests - before.refused_requests,
+        )
+
+
+class LinkClient:
+    """One connection to the helper. Requests from several tasks wait for one another.
+
+    Every request raises LinkLost if the helper has ended and LinkRefused if it says no.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Over a connected, non-blocking SOCK_SEQPACKET socket; `open` makes one."""
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self._last_id = 0
+
+    @classmethod
+    async def open(cls, socket_path: str) -> Self:
+        """Connect to the helper of a `session.LinkSession`. Raises LinkLost if nobody listens there."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, socket_path)
+        except OSError as error:
+            connection.close()
+            raise LinkLost(f"no helper at {socket_path}: {error}") from error
+        return cls(connection)
+
+    async def listen(self, worker: int) -> socket.socket:
+        """The listening, non-blocking TCP socket of a cloud worker; what it accepts is for the caller to serve."""
+        return await self._ask_for_socket({"op": "listen", "worker": worker})
+
+    async def connect(self, agent: int, worker: int) -> socket.socket:
+        """A connected, non-blocking TCP socket through the agent's own link; the worker must be listening.
+
+        Raises OSError if the connection fails, e.g. ConnectionRefusedError.
+        """
+        connection = await self._ask_for_socket({"op": "connect", "agent": agent, "worker": worker})
+        try:
+            await _writable(connection)
+            failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                raise OSError(failure, f"agent {agent} to worker {worker}: {os.strerror(failure)}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
+        """Give these agents these shares of the uplink (link-layer Mbit/s); the others keep theirs.
+
+        A share below what the kernel can shape (in an outage, among many) becomes that.
+        """
+        rounded = {str(agent): max(round(mbps, 6), MIN_RATE_MBPS) for agent, mbps in grants_mbps.items()}
+        await self._ask({"op": "grants", "mbps": rounded})
+
+    async def set_channel(self, mbps: float) -> None:
+        """Change the uplink's true rate (link-layer Mbit/s)."""
+        await self._ask({"op": "channel", "mbps": mbps})
+
+    async def counters(self) -> LinkCounters:
+        """Read what went through both hops so far."""
+        found = await self._ask({"op": "counters"})
+        found["agents"] = [AgentCounters(*numbers) for numbers in found["agents"]]
+        return LinkCounters(**found)
+
+    async def used_bytes(self) -> int:
+        """Bytes of Ethernet frames that went through the shared hop so far."""
+        return await self._ask({"op": "used"})
+
+    async def until_lost(self) -> None:
+        """Return when the helper has ended. Keeps the client busy meanwhile: give this a client of its own.
+
+        Connections through a lost link aren't reset, for nobody is left to do so: they fall silent. Whoever waits on
+        one without a time limit should wait for this as well.
+        """
+        async with self._lock:
+            with contextlib.suppress(OSError):  # LinkLost is one
+                while True:
+                    await self._receive()
+
+    def close(self) -> None:
+        """Drop the connection; sockets obtained through it live on."""
+        self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _ask(self, request: dict[str, Any]) -> Any:
+        result, attached = await self._exchange(request)
+        if attached:
+            attached.close()
+        return result
+
+    async def _ask_for_socket(self, request: dict[str, Any]) -> socket.socket:
+        _, attached = await self._exchange(request)
+        if not attached:
+            raise LinkRefused("the helper answered without a socket; this process may have too many open files")
+        return attached
+
+    async def _exchange(self, request: dict[str, Any]) -> tuple[Any, socket.socket | None]:
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            self._last_id += 1
+            message = protocol.encode({"id": self._last_id, **request})
+            try:
+                await loop.sock_sendall(self._connection, message)
+                while True:
+                    answer, attached = await self._receive()
+                    # A request whose caller was cancelled leaves its answer behind for the next one to skip.
+                    if answer["id"] in (None, self._last_id):
+                        break
+                    if attached:
+                        attached.close()
+            except OSError as error:
+                raise LinkLost(f"the helper has gone: {error}") from error
+        if not answer["ok"]:
+            raise LinkRefused(answer["error"])
+        return answer["result"], attached
+
+    async def _receive(self) -> tuple[dict[str, Any], socket.socket | None]:
+        descriptor_bytes = array.array("i").itemsize
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                message, ancillary, _, _ = self._connection.recvmsg(
+                    protocol.MAX_ANSWER_BYTES, socket.CMSG_SPACE(descriptor_bytes), socket.MSG_CMSG_CLOEXEC
+                )
+                break
+            await _readable(self._connection)
+        if not message:
+            raise LinkLost("the helper has ended")
+        attached = None
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= descriptor_bytes:
+                attached = socket.socket(fileno=array.array("i", data[:descriptor_bytes])[0])
+                attached.setblocking(False)
+        return json.loads(message), attached
+
+
+async def _readable(watched: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(watched, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(watched)
+
+
+async def _writable(watched: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_writer(watched, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(watched)

@@ -1,0 +1,214 @@
+"""Starting and stopping the helper process, from the process that drives a run."""
+
+import contextlib
+import json
+import logging
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from netem.helper import protocol
+from netem.impairments import NO_IMPAIRMENTS, Impairments
+
+LinkKind = Literal["auto", "kernel", "paced"]
+Privilege = Literal["auto", "root", "userns", "sudo"]
+
+READY_TIMEOUT_S = 20.0
+BUILD_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 5.0
+
+
+class LinkUnavailable(RuntimeError):
+    """No link of the kind asked for can be had on this machine; the text says why and what to do about it."""
+
+
+class LinkSession:
+    """A built link, there until it is stopped or its process ends, however it ends. Make one with `start`.
+
+    `kind` is `kernel` or `paced`; `privilege` what the helper runs by (`root`, `userns`, `sudo`; `none` if paced);
+    `fallback_reason` why the link is paced although nobody asked for that, else None; `socket_path` where a
+    `client.LinkClient` connects; `pid` the helper's process.
+
+    When the helper ends, TCP connections through the kernel link aren't reset but fall silent, for the namespaces
+    between their ends are gone; `LinkClient.until_lost` tells.
+    """
+
+    def __init__(self, kind: str, privilege: str, build: protocol.Build, fallback_reason: str | None = None) -> None:
+        """Start one kind of helper by one privilege and build the link. Raises LinkUnavailable."""
+        self.kind = kind
+        self.privilege = privilege
+        self.fallback_reason = fallback_reason
+        self._folder = Path(tempfile.mkdtemp(prefix="scout-link-"))  # mode 0700
+        self.socket_path = str(self._folder / "helper.sock")
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the helper runs)
+        self._stopped = False
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            self._clean_up()
+            raise LinkUnavailable(f"the helper can't be started: {error}") from error
+        try:
+            self.pid = self._wait_until_ready()
+            self._build(build)
+        except BaseException:
+            self.stop()
+            raise
+
+    @classmethod
+    def start(
+        cls,
+        kind: LinkKind = "auto",
+        *,
+        agents: int,
+        workers: int,
+        channel_mbps: float,
+        grant_mbps: float,
+        privilege: Privilege = "auto",
+        congestion: protocol.CongestionControl = "reno",
+        impairments: Impairments = NO_IMPAIRMENTS,
+    ) -> Self:
+        """Start the helper and build a link on which every agent has `grant_mbps` of a channel of `channel_mbps`.
+
+        `auto` takes the kernel link by the first privilege that works, and the paced link only where none does. Blocks
+        for some 0.3 s. Only the kernel link has a choice of congestion controls, and only it delays and loses packets:
+        with any but Reno, and with `impairments`, `auto` is `kernel`.
+        Raises ValueError for numbers out of bounds, LinkUnavailable.
+        """
+        build = protocol.Build(
+            id=0,
+            op="build",
+            agents=agents,
+            workers=workers,
+            channel_mbps=channel_mbps,
+            grant_mbps=grant_mbps,
+            congestion=congestion,
+            impairments=impairments,
+        )
+        kernel_only = congestion != "reno" or impairments.active
+        if kind == "paced":
+            if impairments.active:
+                raise LinkUnavailable("delay, jitter, loss and reordering: the paced link has none, only the kernel's")
+            if kernel_only:
+                raise LinkUnavailable(
+                    f"congestion control {congestion}: the paced link has none to choose, only the kernel's"
+                )
+            return cls("paced", "none", build)
+        reasons: dict[str, list[str]] = {}
+        for one in _privileges() if privilege == "auto" else [privilege]:
+            try:
+                return cls("kernel", one, build)
+            except LinkUnavailable as error:
+                reasons.setdefault(str(error), []).append(one)
+        why = "; ".join(f"{', '.join(privileges)}: {reason}" for reason, privileges in reasons.items())
+        why = f"the kernel can't shape links here ({why})"
+        if kind == "kernel" or kernel_only:
+            raise LinkUnavailable(why)
+        return cls("paced", "none", build, fallback_reason=why)
+
+    def stop(self) -> None:
+        """End the helper, and with it every namespace and the connections in them. Again: nothing happens."""
+        if self._stopped:
+            return
+        self._stopped = True
+        assert self._process.stdin and self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(PermissionError):  # by sudo: not ours to kill
+                self._process.kill()
+                self._process.wait()
+        self._process.stdout.close()
+        complaint = self._complaint()
+        if complaint:
+            logging.getLogger(__name__).warning("the link's helper said: %s", complaint)
+        self._clean_up()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _clean_up(self) -> None:
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=Path(__file__).parents[2],  # where `-m netem.helper` is found, however the project is installed
+            start_new_session=True,  # Ctrl-C in the terminal is for the driver only
+        )
+
+    def _command(self) -> list[str]:
+        command = [sys.executable, "-m", "netem.helper", "--socket", self.socket_path, "--uid", str(os.geteuid())]
+        command += ["--link", self.kind, "--privilege", self.privilege]
+        if self.privilege == "sudo":
+            return ["sudo", "-n", "--", *command]
+        # The kernel takes the thread that starts a process for its parent, so this is only for the thread that lasts
+        # as long as the process. In other threads the end of the helper's standard input has to do.
+        if threading.current_thread() is threading.main_thread():
+            command += ["--parent", str(os.getpid())]
+        return command
+
+    def _wait_until_ready(self) -> int:
+        """The helper's process id, which is not the child's if that is sudo."""
+        assert self._process.stdout
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        line = b""
+        while not line.endswith(b"\n"):
+            readable, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline_s - time.monotonic()))
+            if not readable:
+                raise LinkUnavailable(f"the helper wasn't ready after {READY_TIMEOUT_S:.0f} s")
+            data = os.read(self._process.stdout.fileno(), 4096)
+            if not data:
+                raise LinkUnavailable(self._complaint() or "the helper ended without a word")
+            line += data
+        status = json.loads(line)
+        if not status["ready"]:
+            raise LinkUnavailable(status["error"])
+        return int(status["pid"])
+
+    def _build(self, build: protocol.Build) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(BUILD_TIMEOUT_S)
+            try:
+                connection.connect(self.socket_path)
+                connection.send(protocol.encode(build.model_dump(exclude_defaults=True)))
+                message = connection.recv(protocol.MAX_ANSWER_BYTES)
+            except OSError as error:
+                raise LinkUnavailable(f"the helper didn't build the link: {error}") from error
+        if not message:
+            raise LinkUnavailable(self._complaint() or "the helper ended while it built the link")
+        answer = json.loads(message)
+        if not answer["ok"]:
+            raise LinkUnavailable(answer["error"])
+
+    def _complaint(self) -> str:
+        """The end of what the helper wrote to standard error, for people."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip()[-2000:]
+
+
+def _privileges() -> list[str]:
+    found = ["root"] if os.geteuid() == 0 else []
+    found.append("userns")
+    if shutil.which("sudo") and os.geteuid() != 0:
+        found.append("sudo")
+    return found
