@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.netem.helper.test_helper import gone, namespaces_of
 
 from netem.helper import protocol
 from netem.helper.client import LinkClient, LinkRefused
@@ -19,6 +18,7 @@ from netem.helper.server import MAX_CLIENTS
 from netem.helper.session import LinkSession
 from netem.wire import ideal_transfer_s
 from tests.netem.conftest import start
+from tests.netem.helper.test_helper import gone, namespaces_of
 
 SIZE = 1 << 18
 CYCLES = 10  # of each of the three kinds of link
