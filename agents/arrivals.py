@@ -1,15 +1,15 @@
-"""When requests arrive. Open loop: an arrival never waits for an earlier answer."""
+"""Arrival processes. Open loop: an arrival never waits for an earlier answer."""
 
 import csv
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
 
 
 class Arrival(NamedTuple):
-    """A request to be released `intended_s` seconds after the run's start; rounds count synchronized ones (else -1)."""
+    """A request due for release `intended_s` seconds after the run's start; `round` is -1 unless synchronized."""
 
     request_id: int
     agent_id: int
@@ -33,7 +33,7 @@ class ArrivalProcess(BaseModel):
 
 
 class Synchronized(ArrivalProcess):
-    """All agents ask at once, `rounds` times, `period_s` apart (the papers' protocol)."""
+    """All agents release a request at once, `rounds` times, `period_s` apart (the papers' protocol)."""
 
     kind: Literal["synchronized"] = "synchronized"
     rounds: int = Field(ge=1, le=1_000_000)
@@ -44,7 +44,7 @@ class Synchronized(ArrivalProcess):
 
 
 class Poisson(ArrivalProcess):
-    """Each agent by itself, `rate_per_s` requests a second on average, for `duration_s`."""
+    """An independent Poisson process for each agent: `rate_per_s` requests a second, for `duration_s`."""
 
     kind: Literal["poisson"] = "poisson"
     rate_per_s: float = Field(gt=0, le=10_000, description="per agent")
@@ -53,14 +53,14 @@ class Poisson(ArrivalProcess):
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         arrivals = []
         for agent in range(agents):
-            # Given their number, the arrivals of a Poisson process are uniform.
+            # Conditioned on their number, the arrivals of a Poisson process are uniform.
             number = rng.poisson(self.rate_per_s * self.duration_s)
             arrivals += [(float(at_s), agent, -1) for at_s in rng.uniform(0, self.duration_s, number)]
         return arrivals
 
 
 class Bursts(ArrivalProcess):
-    """Bursts at Poisson times: each one `size` different agents on average (geometric), within `spread_s`."""
+    """Bursts at Poisson times, each of `size` different agents on average (geometric), spread over `spread_s`."""
 
     kind: Literal["bursts"] = "bursts"
     rate_per_s: float = Field(gt=0, le=10_000, description="bursts, of all agents together")
@@ -77,7 +77,7 @@ class Bursts(ArrivalProcess):
 
 
 class ArrivalTraceError(ValueError):
-    """An arrival trace can't be read; the message names file, line, what was found and what is allowed."""
+    """An arrival trace can't be read; the message names the file, the line, the bad value and the allowed ones."""
 
 
 class TraceArrivals(ArrivalProcess):
@@ -101,7 +101,7 @@ class TraceArrivals(ArrivalProcess):
 
 
 def read_arrival_trace(path: Path) -> list[tuple[float, int]]:
-    """(seconds, agent id) of every line of a `t_s,agent` file.
+    """Read (seconds, agent id) from every line of a `t_s,agent` file.
 
     Raises:
         ArrivalTraceError: with the number of the offending line.
@@ -126,10 +126,7 @@ def read_arrival_trace(path: Path) -> list[tuple[float, int]]:
     return arrivals
 
 
-ARRIVALS: dict[str, type[ArrivalProcess]] = {
-    "synchronized": Synchronized,
-    "poisson": Poisson,
-    "bursts": Bursts,
-    "trace": TraceArrivals,
-}
 AnyArrivals = Annotated[Synchronized | Poisson | Bursts | TraceArrivals, Field(discriminator="kind")]
+ARRIVALS: dict[str, type[ArrivalProcess]] = {
+    process.model_fields["kind"].default: process for process in get_args(get_args(AnyArrivals)[0])
+}

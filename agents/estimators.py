@@ -1,38 +1,38 @@
-"""What the allocator believes about the uplink. Estimators see only the past, except those named for looking ahead."""
+"""Estimators of the uplink's rate, for the allocator. They see only past reports, except the non-causal ones."""
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from netem.wire import MAX_RATE_MBPS
 
 Safety = Annotated[float, Field(gt=0, le=1)]
-# How far reports were from the mean before them: of the last so many, summed up in so many equally probable rates.
-REMEMBERED = 128
+# The spread comes from the last ratios of a report to the mean before it, summarized as equally probable quantiles.
+RATIO_WINDOW = 128
 SPREAD_POINTS = 16
-# What is believed of that before anything was seen, as if seen already: mostly as expected, now and then an outage.
+# The prior: ratios assumed before the first report, mostly near 1, with an occasional outage.
 PRIOR_RATIOS = (0.1, 0.4, 0.7, 0.9, 1.0, 1.0, 1.1, 1.3)
 
 
 class EstimatorSettings(BaseModel):
-    """Base of estimators: settings are fields, what it has learnt is private."""
+    """Base of estimators: public fields are settings, private attributes hold the learned state."""
 
     model_config = ConfigDict(extra="forbid")
 
     def report(self, mbps: float) -> None:
-        """The base station measured `mbps` over the interval that has just ended."""
+        """Learn the rate (Mbit/s) that the base station measured over the interval that has just ended."""
 
     def peek(self, mbps: float) -> None:
-        """The rate that begins now. A causal estimator doesn't override this."""
+        """Learn the rate (Mbit/s) that begins now. A causal estimator doesn't override this."""
 
     def estimate(self) -> float:
-        """The uplink in Mbit/s, as believed now. Needs one report first."""
+        """The uplink's estimated rate in Mbit/s. Raises RuntimeError before the first report."""
         raise NotImplementedError
 
     def spread(self) -> Sequence[float]:
-        """Equally probable rates of the uplink in Mbit/s, ascending; one if there is no doubt."""
+        """Equally probable rates of the uplink in Mbit/s, ascending; a single one if there is no uncertainty."""
         return (self.estimate(),)
 
 
@@ -46,7 +46,7 @@ class Ewma(EstimatorSettings):
     alpha: float = Field(default=0.3, gt=0, le=1)
     safety: Safety = 0.8
     _mean: float | None = None
-    _ratios: deque[float] = PrivateAttr(default_factory=lambda: deque(PRIOR_RATIOS, REMEMBERED))
+    _ratios: deque[float] = PrivateAttr(default_factory=lambda: deque(PRIOR_RATIOS, RATIO_WINDOW))
 
     def report(self, mbps: float) -> None:
         if self._mean is not None:
@@ -57,7 +57,7 @@ class Ewma(EstimatorSettings):
         return self.safety * self._known_mean()
 
     def spread(self) -> Sequence[float]:
-        """The mean times what reports have been of it so far. Safety is for those who believe in one number."""
+        """The mean times the quantiles of past ratios. `safety` applies to the point estimate only."""
         ordered = sorted(self._ratios)
         middles = [(2 * i + 1) * len(ordered) // (2 * SPREAD_POINTS) for i in range(SPREAD_POINTS)]
         return [self._known_mean() * ordered[middle] for middle in middles]
@@ -69,7 +69,7 @@ class Ewma(EstimatorSettings):
 
 
 class PublishedEwma(Ewma):
-    """The papers' evaluation: updates with the present rate, then decides for it. Looks ahead, for their tables."""
+    """The papers' evaluation: updates with the present rate before each decision. Not causal; for their tables."""
 
     kind: Literal["published_ewma"] = "published_ewma"  # type: ignore[assignment]
 
@@ -82,7 +82,7 @@ class PublishedEwma(Ewma):
 
 
 class Oracle(EstimatorSettings):
-    """Knows the channel's present rate. Not causal: an upper bound, and the papers' multi-agent rounds."""
+    """Knows the channel's present rate. Not causal: an upper bound, and the papers' multi-agent evaluation."""
 
     kind: Literal["oracle"] = "oracle"
     _now: float | None = None
@@ -100,7 +100,7 @@ class Oracle(EstimatorSettings):
 
 
 class Fixed(EstimatorSettings):
-    """A number written in the scenario, whatever happens."""
+    """A constant from the scenario, independent of reports."""
 
     kind: Literal["fixed"] = "fixed"
     mbps: float = Field(gt=0, le=MAX_RATE_MBPS)
@@ -109,10 +109,7 @@ class Fixed(EstimatorSettings):
         return self.mbps
 
 
-ESTIMATORS: dict[str, type[EstimatorSettings]] = {
-    "ewma": Ewma,
-    "published_ewma": PublishedEwma,
-    "oracle": Oracle,
-    "fixed": Fixed,
-}
 AnyEstimator = Annotated[Ewma | PublishedEwma | Oracle | Fixed, Field(discriminator="kind")]
+ESTIMATORS: dict[str, type[EstimatorSettings]] = {
+    estimator.model_fields["kind"].default: estimator for estimator in get_args(get_args(AnyEstimator)[0])
+}

@@ -1,5 +1,5 @@
-"""Links: real TCP over kernel-shaped (or, failing that, user-space paced) links with limits that change live.
+"""Links: real TCP over kernel-shaped (or, as a fallback, user-space paced) links whose rates change live.
 
-`session.LinkSession` starts the helper process that owns all privilege; `client.LinkClient` asks it for sockets, grants
-and counters from any other process. Rates are link-layer rates in decimal Mbit/s throughout; see `wire`.
+`helper.session.LinkSession` starts the privileged helper process. `helper.client.LinkClient` requests sockets, grants
+and counters from it, from any other process. All rates are link-layer rates in decimal Mbit/s; see `wire`.
 """

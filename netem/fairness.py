@@ -1,13 +1,13 @@
-"""Max-min fair sharing, and the index that says how fair a sharing was."""
+"""Max-min fair sharing, and Jain's fairness index."""
 
 from collections.abc import Sequence
 
 
 def max_min_shares(total: float, caps: Sequence[float]) -> list[float]:
-    """Share `total` so that nobody can gain except from someone with no more than they have (water-filling).
+    """Max-min fair shares of `total` under `caps`, by water-filling.
 
-    Everybody gets their cap or one common level, whichever is less; the shares add up to `total` or to the sum of the
-    caps. Shares are in the order of `caps`. Raises ValueError for a negative total or cap.
+    Each share is the smaller of its cap and one common level; the shares add up to `total` or to the sum of the caps,
+    whichever is smaller. They are in the order of `caps`. Raises ValueError for a negative total or cap.
     """
     if total < 0 or any(cap < 0 for cap in caps):
         raise ValueError("neither the total nor a cap may be negative")
@@ -22,9 +22,9 @@ def max_min_shares(total: float, caps: Sequence[float]) -> list[float]:
 
 
 def jain_index(values: Sequence[float]) -> float:
-    """Jain's fairness index, (sum x)^2 / (n * sum x^2): 1 if all are equal, 1/n if one has everything.
+    """Jain's fairness index, (sum x)^2 / (n * sum x^2): 1 if all values are equal, 1/n if only one is not zero.
 
-    1 for no values or none but zeros.
+    1 if there are no values or only zeros.
     """
     squares = sum(value * value for value in values)
     if squares == 0:

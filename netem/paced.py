@@ -1,10 +1,10 @@
-"""The paced link: a relay over loopback for machines where the kernel's shaping can't be had.
+"""The paced link: a user-space relay over loopback, for machines where the kernel can't shape links.
 
-Every byte from an agent to a worker passes through this process. About every millisecond each agent that has something
-waiting earns credit at its max-min fair share of the channel, capped by its grant, and full segments leave as the
-credit allows, framing overhead counted as on the kernel link. What flows back to the agents is relayed at once.
+Every byte from an agent to a worker passes through this process. About every millisecond each backlogged agent earns
+credit at its max-min fair share of the channel, capped by its grant. Full segments leave as the credit allows, with
+framing overhead counted as on the kernel link. Traffic back to the agents is relayed at once.
 
-It is less exact than the kernel link: its clock is a busy Python process.
+It is less exact than the kernel link, because a busy Python process does the timing.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ LOOPBACK = "127.0.0.1"
 TICK_S = 0.001
 # Small, so that a sender is hardly ahead of its link; loopback's 64 KB segments would not fit, hence MAXSEG below.
 BUFFER_BYTES = 1 << 16
-# A flow reads ahead this long at its own rate, lest a late tick finds nothing to send.
+# A flow reads ahead this long at its own rate, so that a late tick still finds data to send.
 READ_AHEAD_S = 0.01
 CONNECT_TIMEOUT_S = 1.0
 
 
 class _Flow:
-    """One connection from an agent (`near`) to a worker (`far`), with what waits in between."""
+    """One connection from an agent (`near`) to a worker (`far`), with its buffers in between."""
 
     def __init__(self, agent: int, near: socket.socket, far: socket.socket) -> None:
         self.agent = agent
@@ -42,7 +42,7 @@ class _Flow:
         self.far_open = True
 
     def read_up(self, limit_bytes: int) -> None:
-        """Take what the agent has sent, up to a backlog of `limit_bytes`. Raises OSError."""
+        """Read from the agent, up to a backlog of `limit_bytes`. Raises OSError."""
         while self.near_open and len(self.up) < limit_bytes:
             try:
                 data = self.near.recv(limit_bytes - len(self.up))
@@ -52,7 +52,7 @@ class _Flow:
             self.near_open = bool(data)
 
     def send_up(self) -> None:
-        """Pass on the full segments (or the last, shorter one) that the credit pays for. Raises OSError."""
+        """Forward the full segments (or the last, shorter one) that the credit pays for. Raises OSError."""
         affordable = int(self.credit_bytes // FRAME_BYTES) * SEGMENT_PAYLOAD_BYTES
         if wire_bytes(len(self.up)) <= self.credit_bytes:
             affordable = len(self.up)
@@ -64,11 +64,11 @@ class _Flow:
             self.credit_bytes -= wire_bytes(sent)
             self.sent_bytes += wire_bytes(sent)
             self.sent_packets += -(-sent // SEGMENT_PAYLOAD_BYTES)
-        # Neither a worker that doesn't read nor a pause may save credit up for a burst.
+        # No credit accumulates for a burst while a worker doesn't read or the sender pauses.
         self.credit_bytes = min(self.credit_bytes, FRAME_BYTES) if self.up else 0.0
 
     def relay_down(self) -> None:
-        """Pass on what the worker has sent; reads no more while the agent doesn't take it. Raises OSError."""
+        """Forward the worker's data; reads no more while the agent's end is full. Raises OSError."""
         while self.far_open or self.down:
             try:
                 if not self.down:
@@ -110,7 +110,7 @@ class PacedLink:
         listener = _tcp_socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            # The same port again for a worker that starts again: while the old listener lives, this fails as it should.
+            # A restarted worker reuses its port; while its old listener is open, this fails, as intended.
             listener.bind((LOOPBACK, self._ports.get(worker, 0)))
             listener.listen(socket.SOMAXCONN)
         except OSError as error:
@@ -148,7 +148,7 @@ class PacedLink:
         for agent in grants_mbps:
             if not 0 <= agent < len(self._grants_mbps):
                 raise LinkError(f"no agent {agent}: there are {len(self._grants_mbps)}")
-        self.tick()  # what has passed counts at the old rates
+        self.tick()  # credit up to now is earned at the old rates
         for agent, mbps in grants_mbps.items():
             self._grants_mbps[agent] = mbps
 
@@ -193,13 +193,13 @@ class PacedLink:
         return TICK_S if self._busy else None
 
     def _wake(self, flow: _Flow) -> None:
-        """Something arrived: from now on every tick moves the flow, so that one that is busy costs no polling."""
-        # Both ends may report at once, and the first report may have ended the flow already.
+        """Data arrived: from now on every tick moves the flow, so its sockets need no polling while it is busy."""
+        # Both ends may be ready at once, and the first event may have ended the flow already.
         if flow in self._flows and flow not in self._busy:
             if not self._busy:
                 self._last_s = time.monotonic()
             for end in (flow.near, flow.far):
-                with contextlib.suppress(KeyError):  # an end that was shut isn't watched
+                with contextlib.suppress(KeyError):  # a closed end isn't registered
                     self._selector.unregister(end)
             self._busy.add(flow)
             self._move(flow, 0.0)
@@ -211,13 +211,13 @@ class PacedLink:
             flow.relay_down()
             if not flow.up and not flow.near_open:
                 flow.far.shutdown(socket.SHUT_WR)
-        except OSError:  # either end has gone
-            self._forget(flow)
+        except OSError:  # either end is gone
+            self._remove(flow)
             return
         if flow.up or flow.down:
             return
         if not flow.near_open and not flow.far_open:
-            self._forget(flow)
+            self._remove(flow)
             return
         self._busy.discard(flow)
         flow.credit_bytes = 0.0
@@ -226,7 +226,7 @@ class PacedLink:
         if flow.far_open:
             self._selector.register(flow.far, selectors.EVENT_READ, lambda: self._wake(flow))
 
-    def _forget(self, flow: _Flow) -> None:
+    def _remove(self, flow: _Flow) -> None:
         self._busy.discard(flow)
         self._flows.discard(flow)
         self._closed_bytes[flow.agent] += flow.sent_bytes

@@ -1,4 +1,4 @@
-"""What a payload costs on the wire, and how long an ideal link takes to carry it.
+"""Bytes on the wire of a payload, and its transfer time over an ideal link.
 
 Rates are link-layer rates: a link of R Mbit/s (decimal) carries R*1e6 bits of Ethernet frames a second. A full frame of
 1514 bytes holds 1448 bytes of payload (TCP with timestamps), so payload moves at R * 1448/1514.
@@ -8,7 +8,7 @@ SEGMENT_PAYLOAD_BYTES = 1448
 FRAME_OVERHEAD_BYTES = 66  # Ethernet 14 + IPv4 20 + TCP with timestamps 32
 FRAME_BYTES = SEGMENT_PAYLOAD_BYTES + FRAME_OVERHEAD_BYTES
 
-MIN_RATE_MBPS = 0.001
+MIN_SHAPED_MBPS = 0.001  # the lowest grant or channel rate that a link accepts
 MAX_RATE_MBPS = 10_000.0
 
 
@@ -24,7 +24,7 @@ def wire_bytes(payload_bytes: int) -> int:
 
 
 def ideal_transfer_s(payload_bytes: float, rate_mbps: float) -> float:
-    """Seconds that a fluid link of `rate_mbps` needs for `payload_bytes`, frame overhead spread evenly.
+    """Seconds that a fluid link of `rate_mbps` needs for `payload_bytes`, with frame overhead spread evenly.
 
     Raises ValueError if the rate is not positive.
     """

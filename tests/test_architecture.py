@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[1]
 # Each package may import itself and those after it; the last four import none of the others.
 ORDER = ["cluster", "reports", "agents", "cloud", "models", "allocator", "kvcache", "netem", "configs"]
 ALONE = {"allocator", "kvcache", "netem"}
+# The rooms of netem, upwards; modules at the root and the channels come before all of them.
+NETEM_ROOMS = ["kernel", "helper", "checks", "bench"]
 FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -41,3 +43,17 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         ]
         assert not {"eval", "exec"} & set(calls), path
+
+
+def test_rooms_of_netem_import_only_lower_ones() -> None:
+    def floor(parts: tuple[str, ...]) -> int:
+        return NETEM_ROOMS.index(parts[1]) + 1 if len(parts) > 1 and parts[1] in NETEM_ROOMS else 0
+
+    for path in sorted((ROOT / "netem").rglob("*.py")):
+        own_floor = floor(path.relative_to(ROOT).parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("netem"):
+                names = [alias.name for alias in node.names] if node.module == "netem" else [""]
+                for name in names:
+                    imported_parts = (*node.module.split("."), name)
+                    assert floor(imported_parts) <= own_floor, f"{path.relative_to(ROOT)} imports {node.module}"

@@ -21,7 +21,7 @@ from allocator.problem import AgentInfo, ModeOption, Problem, Request
 from cluster.scenario.json_document import JsonFile
 from cluster.scenario.yaml_document import DocumentError, Where
 from models.profiles import ModelProfile, ProfileError, load_profile
-from netem.channels import MIN_RATE_MBPS
+from netem.channels import MIN_CHANNEL_MBPS
 
 MAX_AGENTS = 100_000
 
@@ -88,7 +88,7 @@ class ProblemAgent(Strict):
 class ProblemFile(Strict):
     """All of a problem. Every agent asks at once, as in the papers' rounds."""
 
-    uplink_mbps: float = Field(ge=MIN_RATE_MBPS, le=1e6)
+    uplink_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=1e6)
     deadline_ms: Deadline
     cloud_slots: int | None = Field(
         default=None, ge=1, le=10_000, description="free cloud workers, one request each at a time; default: no limit"

@@ -18,7 +18,7 @@ from cluster.scenario.schema import Scenario
 from netem.checks.verify import verify_link
 from netem.helper.session import LinkSession, LinkUnavailable
 from netem.impairments import Impairment, Impairments, LinkImpairments
-from netem.wire import MIN_RATE_MBPS
+from netem.wire import MIN_SHAPED_MBPS
 
 MAX_LIVE_AGENTS = 1024
 TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
@@ -76,9 +76,9 @@ def run_live(
         placement = place(scenario, session.cpus, session.gpus, session.gpus_in_all)
         if placement.notice:
             report(placement.notice)
-        first_mbps = max(next(iter(scenario.uplink.channel.play(scenario.seed))).mbps, MIN_RATE_MBPS)
+        first_mbps = max(next(iter(scenario.uplink.channel.play(scenario.seed))).mbps, MIN_SHAPED_MBPS)
         agents = len(scenario.agent_profiles)
-        grant_mbps = max(first_mbps / agents, MIN_RATE_MBPS)
+        grant_mbps = max(first_mbps / agents, MIN_SHAPED_MBPS)
         with LinkSession.start(
             scenario.uplink.link,
             agents=agents,

@@ -18,8 +18,8 @@ from cluster.scenario.yaml_document import Document, DocumentError
 from models.profiles import ModelProfile, ProfileError, load_profile
 from models.settings import ModelSettings
 from netem.channels import AnyChannel
-from netem.helper.protocol import CongestionControl
 from netem.impairments import MAX_DISTINCT_LINKS, UNIMPAIRED, Impairments, LinkImpairments
+from netem.link import CongestionControl
 
 
 def _ray_fraction(value: float) -> float:

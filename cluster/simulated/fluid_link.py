@@ -15,7 +15,7 @@ from cloud.worker import Job, QueueFull, Worker
 from cluster.simulated.tcp_model import AgentPath, Window
 from models.clock import now_s, sleep_ms
 from netem.fairness import max_min_shares
-from netem.helper.protocol import CongestionControl
+from netem.link import CongestionControl
 from netem.wire import wire_bytes
 
 ROUNDING = 1 + 1e-9

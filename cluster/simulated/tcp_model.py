@@ -8,8 +8,8 @@ docs/links.md says how far that is from a kernel.
 import math
 from dataclasses import dataclass
 
-from netem.helper.protocol import CongestionControl
 from netem.impairments import Impairment, Impairments
+from netem.link import CongestionControl
 from netem.wire import FRAME_BYTES, MAX_RATE_MBPS
 
 INITIAL_WINDOW = 10  # segments, RFC 6928

@@ -14,7 +14,8 @@ from kvcache.cache import KVCache
 from kvcache.selection import SELECTIONS
 from models.hf.attention import ATTENTION
 from models.hf.captured import CapturedDecoder
-from models.hf.decode import Decoder, PlainDecoder, Start, make_decoder
+from models.hf.decode import Decoder, PlainDecoder, Start
+from models.hf.decoders import make_decoder
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prefill import prefill

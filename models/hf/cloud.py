@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvcache.cache import KVCache
-from models.hf.decode import Answer, Decoder, Start, make_decoder
+from models.hf.decode import Answer, Decoder, Start
+from models.hf.decoders import make_decoder
 from models.hf.edge import with_query
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prefill import prefill

@@ -1,8 +1,8 @@
-"""Greedy decoding from a cache, whole or pruned, of several requests at once.
+"""Greedy decoding of several requests at once, each from a whole or pruned cache.
 
-What decoding starts from is a `Start`: a cache and the one token that comes after it. The token is *fed*, at the
-position that follows the cache's original length, so whoever holds only a cache and a token needs no logits from
-anywhere. The last token of the prompt is therefore never part of a cache that is sent.
+Decoding starts from a `Start`: a cache and the one token that follows it. The model is fed that token, at the position
+after the cache's original length, so a receiver needs only a cache and a token, but no logits. The last token of the
+prompt is therefore never part of a cache that is sent.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from models.hf.loading import LoadedModel
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Start:
-    """Where decoding goes on.
+    """The state from which decoding starts.
 
     Attributes:
         cache: of everything before `token`, whole or pruned; its `length` is the position of `token`.
-        token: fed first; not part of the answer.
-        max_new_tokens: of the answer, at least 1.
+        token: the first token to feed; not part of the answer.
+        max_new_tokens: the limit on the answer's length, at least 1.
     """
 
     cache: KVCache
@@ -34,7 +34,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Generated tokens, without the stop token, and whether there was one."""
+    """Generated tokens, without the stop token; `stopped` tells whether there was one."""
 
     tokens: tuple[int, ...]
     stopped: bool
@@ -44,8 +44,8 @@ class Decoder(Protocol):
     """Decodes with one model.
 
     Attributes:
-        name: of the way it decodes.
-        reason: why it isn't a faster way; empty if there is none.
+        name: the decoding method.
+        reason: why no faster method is used; empty if there is none.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Decoder(Protocol):
         """The greedy answers, each as if decoded alone (up to rounding).
 
         Raises:
-            ValueError: a start that this model can't go on from.
+            ValueError: this model can't decode from one of the starts.
         """
         ...
 
 
 class Answers:
-    """Collects generated tokens until every request has its stop token or its number of them."""
+    """Collects generated tokens until every request has reached its stop token or its `max_new_tokens`."""
 
     def __init__(self, starts: Sequence[Start], stop_tokens: frozenset[int]) -> None:
         self._stop_tokens = stop_tokens
@@ -70,7 +70,7 @@ class Answers:
         self._stopped = [False] * len(starts)
 
     def take(self, tokens: Sequence[int]) -> bool:
-        """The next token of each; true as long as anyone wants more."""
+        """Add the next token of each request; returns whether any request is unfinished."""
         for row, token in enumerate(tokens[: len(self._left)]):
             if self._left[row] and token in self._stop_tokens:
                 self._stopped[row], self._left[row] = True, 0
@@ -84,19 +84,19 @@ class Answers:
 
 
 def check_start(loaded: LoadedModel, start: Start) -> None:
-    """Raises ValueError unless this model can go on from there."""
+    """Raise ValueError if this model can't decode from `start`."""
     if start.cache.geometry != loaded.geometry:
-        raise ValueError(f"a cache of {start.cache.geometry} for {loaded.spec.name}, whose are {loaded.geometry}")
+        raise ValueError(f"the cache has {start.cache.geometry}, but {loaded.spec.name} has {loaded.geometry}")
     if start.max_new_tokens < 1:
-        raise ValueError("an answer of less than one token")
+        raise ValueError("max_new_tokens must be at least 1")
     if start.cache.length + start.max_new_tokens > loaded.max_positions:
         needed = start.cache.length + start.max_new_tokens
-        raise ValueError(f"{needed} positions, but {loaded.spec.name} has {loaded.max_positions}")
+        raise ValueError(f"{needed} positions needed, but {loaded.spec.name} has {loaded.max_positions}")
     loaded.check_tokens([start.token])
 
 
 class PlainDecoder:
-    """Transformers' own model and growing cache, a call a token: right everywhere, and slow on GPUs."""
+    """Decoding with transformers' own model and growing cache, one call per token: works everywhere, slow on GPUs."""
 
     name = "plain"
 
@@ -126,7 +126,7 @@ class PlainDecoder:
         return answers.answers()
 
     def _padded(self, caches: Sequence[KVCache]) -> tuple[DynamicCache, Tensor | None]:
-        """One cache, padded behind the shorter ones, and its mask [batch, 1, 1, kept]; None if there is no padding."""
+        """One batched cache, shorter ones padded at the end, and its mask [batch, 1, 1, kept]; None if unpadded."""
         device, config = self._loaded.device, self._loaded.model.config
         kept = torch.tensor([cache.kept for cache in caches])
         if len(set(kept.tolist())) <= 1:
@@ -144,13 +144,3 @@ class PlainDecoder:
                 pair.append(joined)
             padded.append(tuple(pair))
         return DynamicCache(padded, config=config), mask
-
-
-def make_decoder(loaded: LoadedModel) -> Decoder:
-    """The fastest decoder that this model and device allow; what it isn't, it says in `reason`."""
-    if loaded.device.type != "cuda":
-        return PlainDecoder(loaded, f"captured decoding needs a GPU, the model is on {loaded.device.type}")
-    from models.hf.captured import CapturedDecoder  # its kernels need Triton, which comes with torch for CUDA only
-
-    reason = CapturedDecoder.unsuited(loaded)
-    return PlainDecoder(loaded, reason) if reason else CapturedDecoder(loaded)

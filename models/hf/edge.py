@@ -9,7 +9,8 @@ from torch import Tensor
 from kvcache.cache import KVCache
 from kvcache.selection import Selection
 from models.hf.attention import Scoring, collecting
-from models.hf.decode import Answer, Decoder, Start, make_decoder
+from models.hf.decode import Answer, Decoder, Start
+from models.hf.decoders import make_decoder
 from models.hf.loading import LoadedModel
 from models.hf.prefill import prefill
 from models.hf.stopwatch import Stopwatch

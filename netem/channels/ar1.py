@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange, with_preset
 from netem.wire import MAX_RATE_MBPS
 
 # mean, std, min, max (Mbit/s), rho, outage probability, outage rate (Mbit/s)
@@ -29,22 +29,20 @@ class Ar1Channel(Channel):
     """
 
     kind: Literal["ar1"] = "ar1"
-    scenario: Literal["urban_mmwave", "urban_sub6", "suburban_mixed", "vehicular"] | None = None
+    scenario: str | None = Field(default=None, description=f"one of {', '.join(PUBLISHED)}")
     step_s: float = Field(default=1.0, gt=0)
     mean: float = Field(gt=0, le=MAX_RATE_MBPS, description="Mbit/s")
     std: float = Field(ge=0, description="Mbit/s")
-    min: float = Field(ge=MIN_RATE_MBPS, description="Mbit/s")
+    min: float = Field(ge=MIN_CHANNEL_MBPS, description="Mbit/s")
     max: float = Field(le=MAX_RATE_MBPS, description="Mbit/s")
     rho: float = Field(ge=0, lt=1)
     outage_probability: float = Field(default=0.0, ge=0, le=1)
-    outage_mbps: float = Field(default=MIN_RATE_MBPS, ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
+    outage_mbps: float = Field(default=MIN_CHANNEL_MBPS, ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_scenario(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("scenario") in PUBLISHED:
-            return PUBLISHED[data["scenario"]] | data
-        return data
+        return with_preset(data, "scenario", PUBLISHED)
 
     @model_validator(mode="after")
     def _ordered(self) -> "Ar1Channel":

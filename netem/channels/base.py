@@ -1,17 +1,18 @@
-"""What every channel is: a settings object that plays a piecewise-constant rate."""
+"""The base of all channels: a settings object that plays a piecewise-constant rate."""
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-# The kernel's shapers know no rate of zero: a total outage is played as this rate (a frame every 1.2 s).
-MIN_RATE_MBPS = 0.01
+# The kernel's shapers have no rate of zero: a channel plays a total outage as this rate (a frame every 1.2 s). A grant
+# may be lower: `wire.MIN_SHAPED_MBPS`.
+MIN_CHANNEL_MBPS = 0.01
 
 
 class RateChange(NamedTuple):
-    """From `at_s` seconds after the run's start on, the uplink carries `mbps` Mbit/s (link layer, decimal)."""
+    """The uplink's rate from `at_s` seconds after the run's start on: `mbps` Mbit/s (link layer, decimal)."""
 
     at_s: float
     mbps: float
@@ -25,12 +26,12 @@ class Channel(BaseModel):
     def play(self, seed: int) -> Iterator[RateChange]:
         """Yield rate changes in order of time; the first is at 0 s.
 
-        The sequence is endless, or its last rate holds for ever.
+        The sequence is infinite, or its last rate holds for ever.
         """
         raise NotImplementedError
 
     def until(self, seed: int, end_s: float) -> list[RateChange]:
-        """All changes before `end_s` (at least the first one), equal successive rates merged."""
+        """All changes before `end_s` seconds (at least the first), with equal successive rates merged."""
         changes: list[RateChange] = []
         for change in self.play(seed):
             if changes and change.at_s >= end_s:
@@ -40,7 +41,20 @@ class Channel(BaseModel):
         return changes
 
 
+def with_preset(settings: Any, key: str, presets: dict[str, dict[str, float]]) -> Any:
+    """Complete raw settings by those of the preset that `settings[key]` names; explicit settings take precedence.
+
+    Raises ValueError for an unknown name, with a list of the known ones.
+    """
+    name = settings.get(key) if isinstance(settings, dict) else None
+    if name is None:
+        return settings
+    if name not in presets:
+        raise ValueError(f"no {key} {name!r}; there are {', '.join(presets)}")
+    return presets[name] | settings
+
+
 def mean_rate_mbps(changes: list[RateChange], end_s: float) -> float:
-    """Time average of a piecewise-constant rate over [0, end_s]."""
+    """Time average, in Mbit/s, of a piecewise-constant rate over [0, end_s]."""
     ends = [*changes, RateChange(end_s, 0.0)]
     return sum((b.at_s - a.at_s) * a.mbps for a, b in pairwise(ends)) / end_s

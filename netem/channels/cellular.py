@@ -1,4 +1,4 @@
-"""Cellular-like rates on a millisecond scale: shadowing, fast fading and outages. Generated, not measured."""
+"""Synthetic cellular rates on a millisecond scale: shadowing, fast fading and outages. Not measured anywhere."""
 
 import math
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange, with_preset
 from netem.wire import MAX_RATE_MBPS
 
-# median and most Mbit/s; shadowing: dB, seconds; fading: dB, seconds; outages: seconds between, seconds long, Mbit/s
+# median and maximum (Mbit/s); shadowing (dB, s); fading (dB, s); outages: mean interval (s), mean length (s), Mbit/s
 CELLS: dict[str, dict[str, float]] = {
     name: dict(
         zip(
@@ -43,29 +43,27 @@ class CellularChannel(Channel):
 
     Shadowing and fading are first-order Gauss-Markov processes in decibels whose autocorrelation falls to 1/e in
     `shadowing_s` and `fading_s` (for shadowing, the model of Gudmundson, "Correlation model for shadow fading in mobile
-    radio systems", Electronics Letters 1991, at constant speed). Outages come and go as in a two-state Markov chain.
-    The numbers of a named `cell` are ours: plausible, and measured nowhere. Give a `cell`, or every parameter.
+    radio systems", Electronics Letters 1991, at constant speed). Outages follow a two-state Markov chain. The
+    parameters of a named `cell` are plausible assumptions, not measurements. Give a `cell`, or every parameter.
     """
 
     kind: Literal["cellular"] = "cellular"
-    cell: Literal["lte_walking", "lte_driving", "nr_midband", "nr_mmwave"] | None = None
+    cell: str | None = Field(default=None, description=f"one of {', '.join(CELLS)}")
     step_s: float = Field(default=0.02, ge=0.001, le=60)
-    median_mbps: float = Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
-    max_mbps: float = Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
+    median_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
+    max_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
     shadowing_db: float = Field(ge=0, le=30, description="standard deviation")
     shadowing_s: float = Field(gt=0, le=3600)
     fading_db: float = Field(ge=0, le=30, description="standard deviation")
     fading_s: float = Field(gt=0, le=3600)
     outage_every_s: float = Field(gt=0, le=1e6, description="mean time between outages")
-    outage_s: float = Field(gt=0, le=3600, description="mean length of one")
-    outage_mbps: float = Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
+    outage_s: float = Field(gt=0, le=3600, description="mean length of an outage")
+    outage_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_cell(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("cell") in CELLS:
-            return CELLS[data["cell"]] | data
-        return data
+        return with_preset(data, "cell", CELLS)
 
     @model_validator(mode="after")
     def _ordered(self) -> "CellularChannel":
@@ -81,13 +79,13 @@ class CellularChannel(Channel):
         waves = [(self.shadowing_db, self.shadowing_s), (self.fading_db, self.fading_s)]
         keeps = [math.exp(-self.step_s / lasts_s) for _, lasts_s in waves]
         levels = [db * rng.standard_normal() for db, _ in waves]
-        begins = 1 - math.exp(-self.step_s / self.outage_every_s)
-        ends = 1 - math.exp(-self.step_s / self.outage_s)
+        outage_begins = 1 - math.exp(-self.step_s / self.outage_every_s)  # probabilities a step
+        outage_ends = 1 - math.exp(-self.step_s / self.outage_s)
         out, step = False, 0
         while True:
             mbps = min(self.median_mbps * 10 ** (sum(levels) / 10), self.max_mbps)
-            yield RateChange(step * self.step_s, self.outage_mbps if out else max(mbps, MIN_RATE_MBPS))
+            yield RateChange(step * self.step_s, self.outage_mbps if out else max(mbps, MIN_CHANNEL_MBPS))
             for number, ((db, _), keep) in enumerate(zip(waves, keeps, strict=True)):
                 levels[number] = keep * levels[number] + db * math.sqrt(1 - keep**2) * rng.standard_normal()
-            out = rng.random() >= ends if out else rng.random() < begins
+            out = rng.random() >= outage_ends if out else rng.random() < outage_begins
             step += 1

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange
 from netem.wire import MAX_RATE_MBPS
 
 
@@ -13,7 +13,7 @@ class ConstantChannel(Channel):
     """`mbps` for ever."""
 
     kind: Literal["constant"] = "constant"
-    mbps: float = Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)
+    mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
 
     def play(self, seed: int) -> Iterator[RateChange]:
         yield RateChange(0.0, self.mbps)

@@ -1,4 +1,4 @@
-"""The six-state Markov channel of the Scout protocol paper (paper B), to the digit of its code."""
+"""The six-state Markov channel of the Scout protocol paper (paper B), bit-identical to its published code."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -26,7 +26,7 @@ class MarkovChannel(Channel):
     """One step every `step_s` seconds among 5, 10, 25, 50, 100 and 200 Mbit/s.
 
     As published, the chain starts in the third state and steps *before* its first output, drawing from
-    `numpy.random.RandomState(seed)` (the papers use 42), so the sequence of the papers comes out exactly.
+    `numpy.random.RandomState(seed)` (the papers use 42), so it reproduces the papers' sequence exactly.
     """
 
     kind: Literal["markov"] = "markov"

@@ -1,4 +1,4 @@
-"""A channel that follows a written list of times and rates."""
+"""A channel that follows a list of times and rates in the scenario."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange
 from netem.wire import MAX_RATE_MBPS
 
-Rate = Annotated[float, Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS)]
+Rate = Annotated[float, Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)]
 Seconds = Annotated[float, Field(ge=0)]
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from netem.channels.base import MIN_RATE_MBPS, Channel, RateChange
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange
 from netem.wire import MAX_RATE_MBPS
 
 MAHIMAHI_PACKET_BYTES = 1500
@@ -16,21 +16,23 @@ MAX_TRACE_BYTES = 64 * 2**20
 
 
 class TraceError(ValueError):
-    """A trace file can't be read; the message names file, line, what was found and what is allowed."""
+    """A trace file can't be read; the message names the file, the line, the offending value and the allowed ones."""
 
 
 class TraceChannel(Channel):
     """Replays `path`, found relative to the scenario file.
 
     CSV: a header `t_s,mbps`, then rising times from 0 on; each rate holds until the next time.
-    Mahimahi: a line for each 1500-byte delivery opportunity, its millisecond; averaged over bins of `bin_ms`.
+    Mahimahi: one line for each 1500-byte delivery opportunity, with its millisecond; averaged over bins of `bin_ms`.
     With `loop`, the trace starts again at its end (for CSV: one last interval after its last time); otherwise the
     last rate holds.
     """
 
     kind: Literal["trace"] = "trace"
     path: Path
-    format: Literal["csv", "mahimahi"] | None = Field(default=None, description="by default, csv if the name ends so")
+    format: Literal["csv", "mahimahi"] | None = Field(
+        default=None, description="default: csv for names that end in .csv, else mahimahi"
+    )
     bin_ms: int = Field(default=100, ge=1, le=60_000)
     loop: bool = True
     _changes: list[RateChange] = PrivateAttr(default_factory=list)
@@ -59,7 +61,7 @@ class TraceChannel(Channel):
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file of bounded size.
+    """Read the lines of a text file of bounded size.
 
     Raises:
         TraceError: no such file, too large, or not text.
@@ -94,7 +96,7 @@ def parse_csv(lines: list[str], path: Path) -> tuple[list[RateChange], float]:
             raise TraceError(f"{path}:{number}: {at_s:g} s does not come after {changes[-1].at_s:g} s")
         if not changes and at_s != 0:
             raise TraceError(f"{path}:{number}: the first time must be 0, not {at_s:g} s")
-        changes.append(RateChange(at_s, max(mbps, MIN_RATE_MBPS)))
+        changes.append(RateChange(at_s, max(mbps, MIN_CHANNEL_MBPS)))
     if not changes:
         raise TraceError(f"{path}: no rates after the header")
     last_interval = changes[-1].at_s - changes[-2].at_s if len(changes) > 1 else 1.0
@@ -124,5 +126,5 @@ def parse_mahimahi(lines: list[str], path: Path, bin_ms: int) -> tuple[list[Rate
     for index in range((last + bin_ms - 1) // bin_ms):
         width_ms = min(bin_ms, last - index * bin_ms)
         mbps = packets.get(index, 0) * MAHIMAHI_PACKET_BYTES * 8 / (width_ms * 1000)
-        changes.append(RateChange(index * bin_ms / 1000, max(mbps, MIN_RATE_MBPS)))
+        changes.append(RateChange(index * bin_ms / 1000, max(mbps, MIN_CHANNEL_MBPS)))
     return changes, last / 1000

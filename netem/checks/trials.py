@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from netem.kernel import htb, namespaces
+from netem.kernel import htb, namespaces, netem_qdisc
 
 LINK, IFB = 50, 60
 UNKNOWN_KIND = (errno.ENOENT, errno.EOPNOTSUPP)  # of schedulers, of links
@@ -55,7 +55,7 @@ def try_features(privilege: str) -> dict[str, str]:
         "netem": _refusal(kernel.tc, "add", "netem", index=LINK + 4, delay=1000),
         "bridge": _refusal(kernel.link, "add", ifname="scratchbr", kind="bridge"),
         "ifb": _refusal(kernel.link, "add", index=IFB, ifname="scratchifb", kind="ifb"),
-        "act_mirred": _refusal(htb.redirect_arrivals, kernel, LINK, IFB),
+        "act_mirred": _refusal(netem_qdisc.redirect_arrivals, kernel, LINK, IFB),
     }
 
 

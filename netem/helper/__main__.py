@@ -20,7 +20,7 @@ from pathlib import Path
 from netem.helper import protocol
 from netem.helper.server import Server
 from netem.kernel import namespaces
-from netem.kernel.topology import KernelLink
+from netem.kernel.kernel_link import KernelLink
 from netem.link import Link, LinkError
 from netem.paced import PacedLink
 

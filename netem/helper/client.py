@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from netem.helper import protocol
 from netem.link import AgentCounters
-from netem.wire import MIN_RATE_MBPS
+from netem.wire import MIN_SHAPED_MBPS
 
 
 class LinkLost(ConnectionError):
@@ -104,7 +104,7 @@ class LinkClient:
 
         A share below what the kernel can shape (in an outage, among many) becomes that.
         """
-        rounded = {str(agent): max(round(mbps, 6), MIN_RATE_MBPS) for agent, mbps in grants_mbps.items()}
+        rounded = {str(agent): max(round(mbps, 6), MIN_SHAPED_MBPS) for agent, mbps in grants_mbps.items()}
         await self._ask({"op": "grants", "mbps": rounded})
 
     async def set_channel(self, mbps: float) -> None:

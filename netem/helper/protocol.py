@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from netem.impairments import Impairments
-from netem.wire import MAX_RATE_MBPS, MIN_RATE_MBPS
+from netem.link import CongestionControl
+from netem.wire import MAX_RATE_MBPS, MIN_SHAPED_MBPS
 
 MAX_REQUEST_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 1 << 17  # counters of 1024 agents
 MAX_AGENTS = 1024
 MAX_WORKERS = 64
 
-CongestionControl = Literal["reno", "cubic", "bbr"]
-Rate = Annotated[float, Field(ge=MIN_RATE_MBPS, le=MAX_RATE_MBPS, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=MIN_SHAPED_MBPS, le=MAX_RATE_MBPS, allow_inf_nan=False)]
 Agent = Annotated[int, Field(ge=0, lt=MAX_AGENTS)]
 Worker = Annotated[int, Field(ge=0, lt=MAX_WORKERS)]
 
@@ -63,14 +63,14 @@ class Connect(_Request):
     worker: Worker
 
 
-class Grants(_Request):
+class SetGrants(_Request):
     """New grants for some agents."""
 
     op: Literal["grants"]
     mbps: dict[Agent, Rate]
 
 
-class Channel(_Request):
+class SetChannel(_Request):
     """A new true rate of the shared hop."""
 
     op: Literal["channel"]
@@ -95,7 +95,7 @@ class Close(_Request):
     op: Literal["close"]
 
 
-Request = Build | Listen | Connect | Grants | Channel | Counters | Used | Close
+Request = Build | Listen | Connect | SetGrants | SetChannel | Counters | Used | Close
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 
 

@@ -147,9 +147,9 @@ class Server:
                 return self._built().listen(request.worker)
             case protocol.Connect():
                 return self._built().connect(request.agent, request.worker)
-            case protocol.Grants():
+            case protocol.SetGrants():
                 self._built().set_grants(request.mbps)
-            case protocol.Channel():
+            case protocol.SetChannel():
                 self._built().set_channel(request.mbps)
             case protocol.Counters():
                 agents, direct_packets = self._built().counters()

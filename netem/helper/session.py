@@ -18,6 +18,7 @@ from typing import Literal, Self
 
 from netem.helper import protocol
 from netem.impairments import NO_IMPAIRMENTS, Impairments
+from netem.link import CongestionControl
 
 LinkKind = Literal["auto", "kernel", "paced"]
 Privilege = Literal["auto", "root", "userns", "sudo"]
@@ -73,7 +74,7 @@ class LinkSession:
         channel_mbps: float,
         grant_mbps: float,
         privilege: Privilege = "auto",
-        congestion: protocol.CongestionControl = "reno",
+        congestion: CongestionControl = "reno",
         impairments: Impairments = NO_IMPAIRMENTS,
     ) -> Self:
         """Start the helper and build a link on which every agent has `grant_mbps` of a channel of `channel_mbps`.

@@ -1,8 +1,8 @@
 """Namespaces by system call: anonymous network namespaces held by a descriptor, and user namespaces.
 
 An anonymous namespace lives exactly as long as something holds it (a descriptor, a process, a socket inside it), so
-nothing is left behind however a process ends. All calls act on the calling thread: use them in single-threaded
-processes only (`unshare(CLONE_NEWUSER)` is refused elsewhere).
+nothing is left behind when a process ends, even if it is killed. All calls act on the calling thread: use them in
+single-threaded processes only (elsewhere the kernel refuses `unshare(CLONE_NEWUSER)`).
 """
 
 import contextlib
@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def _call(name: str, *arguments: int) -> None:
-    # Looked up at call time, so that this module can be imported where the C library lacks these calls.
+    # Looked up at call time, so that this module imports where the C library lacks these calls.
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*arguments) != 0:
         code = ctypes.get_errno()
@@ -31,7 +31,7 @@ def unshare(flags: int) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel end this process (SIGTERM) with the thread that started it; exit now if that one is gone."""
+    """Have the kernel send SIGTERM when the thread that started this process ends; exit now if it already has."""
     _call("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0)
     if os.getppid() != parent_pid:  # the parent died before prctl took effect
         os._exit(1)
@@ -40,9 +40,9 @@ def die_with_parent(parent_pid: int) -> None:
 def enter_user_namespace() -> None:
     """Gain all capabilities over new namespaces, without privilege.
 
-    Also moves to a network namespace that the new user namespace owns: coming back from one made later takes that. The
-    user and group keep their numbers inside, so that peers' credentials on unix sockets read the same as outside.
-    Raises OSError where the machine forbids it.
+    Also moves to a network namespace owned by the new user namespace, which is required for returning from one made
+    later. User and group ids stay the same inside, so that peer credentials on unix sockets do too.
+    Raises OSError if the machine forbids it.
     """
     uid, gid = os.geteuid(), os.getegid()
     unshare(CLONE_NEWUSER | CLONE_NEWNET)
@@ -57,8 +57,8 @@ class NetworkNamespace:
     def __init__(self, sysctls: Mapping[str, str] | None = None) -> None:
         """Make the namespace and write `sysctls` (paths below /proc/sys/net) in it.
 
-        A sysctl that this machine lacks, or that a container holds read-only, keeps its value: callers may rely on
-        none of them. Raises OSError if the namespace can't be made.
+        A sysctl that this machine lacks, or that a container mounts read-only, is skipped: callers must not depend on
+        any of them. Raises OSError if the namespace can't be made.
         """
         home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -73,7 +73,7 @@ class NetworkNamespace:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Be inside for the length of a `with` block; sockets made there stay there for good."""
+        """Enter the namespace for a `with` block; a socket made inside stays in the namespace."""
         home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             _call("setns", self.fd, CLONE_NEWNET)

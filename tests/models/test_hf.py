@@ -212,13 +212,13 @@ def test_what_cannot_be_decoded_is_refused(kind: str) -> None:
     cache = prefilled("qwen2").handover()
     assert decoder.decode([]) == []
     foreign = KVCache(cache.layers[:2], cache.positions, cache.length)
-    with pytest.raises(ValueError, match=r"a cache of 2 layers .* for tiny-qwen2, whose are 3 layers"):
+    with pytest.raises(ValueError, match=r"the cache has 2 layers .* but tiny-qwen2 has 3 layers"):
         decoder.decode([Start(foreign, 5, 4)])
     with pytest.raises(ValueError, match="256"):
         decoder.decode([Start(cache, 5, 256)])
     with pytest.raises(ValueError, match=r"outside 0\.\.95"):
         decoder.decode([Start(cache, 96, 4)])
-    with pytest.raises(ValueError, match="less than one token"):
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         decoder.decode([Start(cache, 5, 0)])
 
 

@@ -6,7 +6,8 @@ from transformers import AutoConfig
 
 from kvcache.selection import SELECTIONS
 from models.hf.captured import CapturedDecoder
-from models.hf.decode import PlainDecoder, Start, make_decoder
+from models.hf.decode import PlainDecoder, Start
+from models.hf.decoders import make_decoder
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, build_random
 from models.hf.splitkv import CHUNK, SplitAttention, attend_plain

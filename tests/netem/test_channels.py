@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from netem.channels import CHANNELS, MIN_RATE_MBPS, AnyChannel, Channel
+from netem.channels import CHANNELS, MIN_CHANNEL_MBPS, AnyChannel, Channel
 from netem.channels.ar1 import PUBLISHED
 from netem.channels.base import mean_rate_mbps
 from netem.channels.cellular import CELLS
@@ -42,7 +42,7 @@ def test_contract(kind: str, settings: dict[str, dict]) -> None:
     assert changes == list(islice(channel.play(7), 500)), "one seed, one sequence"
     assert changes[0].at_s == 0
     assert all(a.at_s < b.at_s for a, b in pairwise(changes))
-    assert all(MIN_RATE_MBPS <= c.mbps <= MAX_RATE_MBPS for c in changes)
+    assert all(MIN_CHANNEL_MBPS <= c.mbps <= MAX_RATE_MBPS for c in changes)
     merged = channel.until(7, 30)
     assert all(c.at_s < 30 for c in merged) and all(a.mbps != b.mbps for a, b in pairwise(merged))
     with pytest.raises(ValidationError):
@@ -112,7 +112,7 @@ def test_mahimahi_keeps_every_byte(opportunities_ms: list[int], bin_ms: int) -> 
     changes, length_s = parse_mahimahi([str(ms) for ms in opportunities_ms], Path("m"), bin_ms)
     assert length_s == opportunities_ms[-1] / 1000
     carried_bytes = mean_rate_mbps(changes, length_s) * 1e6 / 8 * length_s
-    floor = MIN_RATE_MBPS * 1e6 / 8 * length_s  # empty bins are played at the floor rate
+    floor = MIN_CHANNEL_MBPS * 1e6 / 8 * length_s  # empty bins are played at the floor rate
     assert 1500 * len(opportunities_ms) - 1e-6 <= carried_bytes <= 1500 * len(opportunities_ms) + floor + 1e-6
 
 

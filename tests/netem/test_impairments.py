@@ -19,9 +19,8 @@ from netem.impairments import (
     Impairments,
     LinkImpairments,
     Loss,
-    delay_table,
-    netem_options,
 )
+from netem.kernel.netem_qdisc import delay_table, netem_options
 
 DELAYED = Impairments(shared=LinkImpairments(up=Impairment(delay_ms=10)))
 

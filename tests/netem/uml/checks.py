@@ -23,8 +23,10 @@ from typing import Any
 from netem.bench.plan import delay_rows
 from netem.checks.verify import LinkDeviates, verify_link
 from netem.helper.session import LinkSession
-from netem.impairments import TABLE_SCALE, Impairment, Impairments, LinkImpairments, Loss, Reorder, delay_table
-from netem.kernel.topology import CLOUD_IP, KernelLink, agent_ip
+from netem.impairments import Impairment, Impairments, LinkImpairments, Loss, Reorder
+from netem.kernel.kernel_link import KernelLink
+from netem.kernel.netem_qdisc import TABLE_SCALE, delay_table
+from netem.kernel.topology import CLOUD_IP, agent_ip
 from netem.wire import FRAME_BYTES, SEGMENT_PAYLOAD_BYTES
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -129,7 +131,7 @@ def datagrams(
     They are sent `pause_s` apart, or as fast as they can be read.
     """
     ends = []
-    for namespace, address in ((link._agents[0].namespace, agent_ip(0)), (link._cloud, CLOUD_IP)):
+    for namespace, address in ((link.topology.agents[0].namespace, agent_ip(0)), (link.topology.cloud, CLOUD_IP)):
         with namespace.entered():
             end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
@@ -482,7 +484,7 @@ def only_impaired_ends_have_the_kernels_own_tcp() -> dict[str, Any]:
 
     def settings(link: KernelLink) -> list[list[str]]:
         found = []
-        for namespace in (link._agents[0].namespace, link._agents[1].namespace, link._cloud):
+        for namespace in (link.topology.agents[0].namespace, link.topology.agents[1].namespace, link.topology.cloud):
             with namespace.entered():
                 found.append(here())
         return found
