@@ -3,7 +3,7 @@
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -25,6 +25,7 @@ from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.profiles import ModelProfile
 from reports.summary import STAGES
+from tests.support.workers import FreeLink
 
 PROFILE = ModelProfile.model_validate(
     {
@@ -38,11 +39,6 @@ PROFILE = ModelProfile.model_validate(
         },
     }
 )
-
-
-class FreeLink:
-    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        pass
 
 
 class Rig:

@@ -1,20 +1,13 @@
 """Whoever is due first is served first; what is lost waits behind the rest; what is said of the order is true."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.backlog import Backlog
-from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s, sleep_until
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
+from tests.support.virtual import virtually
 
 
 def filled(*items: tuple[float, float], limit: int = 99) -> Backlog[int]:

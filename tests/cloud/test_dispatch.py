@@ -2,20 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud.dispatch import LeastLoaded
-from cluster.simulated.virtual_loop import VirtualLoop
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
+from tests.support.virtual import virtually
 
 
 def test_the_first_to_be_free_gets_the_next_one() -> None:

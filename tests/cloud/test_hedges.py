@@ -7,12 +7,10 @@ import asyncio
 import math
 import os
 import socket
-import struct
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import accumulate, pairwise
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -35,20 +33,21 @@ from cloud.frames import (
     MAX_HEDGE_BYTES,
     CloudStages,
     Disconnected,
-    FrameReader,
     Header,
     Kind,
     frame_bytes,
     small_frame,
 )
-from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import HOLD_MARGIN_S, Job, Worker
-from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s, sleep_until
 from models.profiles import ModelProfile
 from netem.wire import wire_bytes
+from tests.support import workers
+from tests.support.virtual import virtually
+from tests.support.workers import FreeLink
 
+Serving = tuple[Worker, tuple[str, int]]
 CACHE_BYTES = 200_000
 PROFILE = ModelProfile.model_validate(
     {
@@ -66,50 +65,18 @@ FULL, PROMPT = 0, 1
 HEDGE_S = 0.050
 
 
-@asynccontextmanager
-async def serving(queue_limit: int = 8) -> AsyncIterator[tuple[Worker, tuple[str, int]]]:
-    worker = Worker(ProfileCloud([PROFILE]), queue_limit)
-    reception = Reception(worker, max_body_bytes=CACHE_BYTES, max_connections=8)
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    task = asyncio.create_task(reception.run(listener))
-    try:
-        yield worker, listener.getsockname()
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        listener.close()
+def serving(queue_limit: int = 8) -> AbstractAsyncContextManager[Serving]:
+    return workers.serving(Worker(ProfileCloud([PROFILE]), queue_limit), CACHE_BYTES)
 
 
-class Client:
-    """An agent's connection, byte by byte."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.loop = asyncio.get_running_loop()
-        self.reader = FrameReader(lambda view: self.loop.sock_recv_into(sock, view), 4096)
-
-    @classmethod
-    async def open(cls, address: tuple[str, int]) -> "Client":
-        sock = socket.socket()
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-        return cls(sock)
-
-    async def send(self, *pieces: bytes) -> None:
-        await self.loop.sock_sendall(self.sock, b"".join(pieces))
-
-    async def frame(self) -> tuple[Kind, int, CloudStages | bytes]:
-        """Kind, request id, and what came with it."""
-        async with asyncio.timeout(10):
-            header = await self.reader.header()
-            body = await self.reader.small_body(header)
-        return header.kind, header.request_id, body if header.kind is Kind.REFUSAL else CloudStages.unpack(body)
+class Client(workers.Client):
+    """An agent's connection, and what it expects there."""
 
     async def expect(self, kind: Kind, number: int, mode: int) -> CloudStages:
-        got_kind, got_number, stages = await self.frame()
-        assert isinstance(stages, CloudStages), stages
-        assert (got_kind, got_number, stages.mode) == (kind, number, mode)
+        header, body = await self.frame()
+        assert header.kind is not Kind.REFUSAL, body
+        stages = CloudStages.unpack(body)
+        assert (header.kind, header.request_id, stages.mode) == (kind, number, mode)
         return stages
 
     async def nothing_more(self, for_s: float = 0.15) -> None:
@@ -293,8 +260,8 @@ async def test_refused_hedges_are_counted_and_the_worker_serves_on(data: bytes, 
     async with serving() as (worker, address):
         client = await Client.open(address)
         await client.send(data)
-        kind, _, body = await client.frame()
-        assert (kind, body) == (Kind.REFUSAL, reason.encode())
+        header, body = await client.frame()
+        assert (header.kind, body) == (Kind.REFUSAL, reason.encode())
         async with asyncio.timeout(5):
             with pytest.raises((Disconnected, ConnectionError)):
                 await client.reader.header()
@@ -311,9 +278,7 @@ async def test_a_lost_connection_takes_its_hedges_with_it(reset: bool) -> None:
         await client.send(hedge(1, deadline_s), hedge(2, deadline_s), opened(1))
         await asyncio.sleep(0.05)
         assert worker.counts["hedges_held"] == 2
-        if reset:
-            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.sock.close()
+        client.hang_up(reset)
         await asyncio.sleep(0.4)
         assert worker.counts == {"hedges_held": 2, "refused_truncated": 1}
         await serves_on(address)
@@ -368,11 +333,6 @@ class Replies:
 
     async def submit(self, key: object, mode: int = FULL, deadline_s: float = math.inf) -> None:
         await self.worker.submit(self._job(key, Kind.REQUEST, mode, deadline_s))
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
 
 
 @given(st.lists(st.tuples(st.integers(30, 400), st.sampled_from([FULL, PROMPT])), max_size=8))
@@ -546,11 +506,6 @@ class Doubtful:
 
     def spread(self) -> Sequence[float]:
         return [0.5, 50.0, 50.0, 50.0]
-
-
-class FreeLink:
-    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        pass
 
 
 class Rig:

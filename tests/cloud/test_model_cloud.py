@@ -1,9 +1,7 @@
 """A worker with real models at its real socket: what it answers, what it refuses, and that it serves on."""
 
-import asyncio
 import random
 import resource
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +12,11 @@ import torch
 from agents.model_edge import ModelEdge, ModelWork
 from cloud.frames import CRC, CloudStages, Header, Kind, small_frame
 from cloud.model_cloud import ModelCloud
-from cloud.reception import Reception
 from cloud.worker import Worker
 from models.profiles import load_profile
 from models.settings import ModelSettings
-from tests.cloud.test_worker import Client
+from tests.support import workers
+from tests.support.workers import Client
 
 PROFILE = load_profile("family/tiny")
 MODES = list(PROFILE.modes)
@@ -43,18 +41,12 @@ def cloud() -> ModelCloud:
 
 @asynccontextmanager
 async def serving(cloud: ModelCloud) -> AsyncIterator[tuple[Worker, Client]]:
-    worker = Worker(cloud, queue_limit=64, batch=4)
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    task = asyncio.create_task(Reception(worker, max_body_bytes=2**30, max_connections=8).run(listener))
-    client = await Client.open(listener.getsockname())
-    try:
-        yield worker, client
-    finally:
-        client.sock.close()
-        task.cancel()
-        await asyncio.wait([task])
-        listener.close()
+    async with workers.serving(Worker(cloud, queue_limit=64, batch=4), 2**30) as (worker, address):
+        client = await Client.open(address)
+        try:
+            yield worker, client
+        finally:
+            client.hang_up()
 
 
 async def body_of(work: ModelWork, mode: str) -> bytes:

@@ -3,19 +3,18 @@
 import asyncio
 import os
 import random
-import socket
-import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from cloud.frames import CloudStages, FrameReader, Header, Kind, small_frame
-from cloud.reception import Reception
+from cloud.frames import CloudStages, Header, Kind, small_frame
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.profiles import ModelProfile
+from tests.support import workers
+from tests.support.workers import Client
 
+Serving = tuple[Worker, tuple[str, int]]
 PROFILE = ModelProfile.model_validate(
     {
         "name": "test/fast",
@@ -30,50 +29,8 @@ PROFILE = ModelProfile.model_validate(
 )
 
 
-@asynccontextmanager
-async def serving(queue_limit: int = 8, max_connections: int = 8) -> AsyncIterator[tuple[Worker, tuple[str, int]]]:
-    worker = Worker(ProfileCloud([PROFILE]), queue_limit)
-    reception = Reception(worker, max_body_bytes=1000, max_connections=max_connections)
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    task = asyncio.create_task(reception.run(listener))
-    try:
-        yield worker, listener.getsockname()
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        listener.close()
-
-
-class Client:
-    """A peer that may send anything."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.loop = asyncio.get_running_loop()
-        self.reader = FrameReader(lambda view: self.loop.sock_recv_into(sock, view), 4096)
-
-    @classmethod
-    async def open(cls, address: tuple[str, int]) -> "Client":
-        sock = socket.socket()
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-        return cls(sock)
-
-    async def send(self, data: bytes) -> None:
-        await self.loop.sock_sendall(self.sock, data)
-
-    async def frame(self) -> tuple[Header, bytes]:
-        async with asyncio.timeout(5):
-            header = await self.reader.header()
-            return header, await self.reader.small_body(header)
-
-    async def closed(self) -> bool:
-        async with asyncio.timeout(5):
-            try:
-                return await self.loop.sock_recv(self.sock, 1) == b""
-            except ConnectionError:
-                return True
+def serving(queue_limit: int = 8, max_connections: int = 8) -> AbstractAsyncContextManager[Serving]:
+    return workers.serving(Worker(ProfileCloud([PROFILE]), queue_limit), 1000, max_connections)
 
 
 def request(number: int, mode: int = 0, model: int = 0, size: int = 1000) -> bytes:
@@ -153,9 +110,7 @@ async def test_truncated_frames_are_counted(reset: bool) -> None:
         client = await Client.open(address)
         await client.send(request(1)[:500])
         await asyncio.sleep(0.05)
-        if reset:
-            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.sock.close()
+        client.hang_up(reset)
         async with asyncio.timeout(5):
             while not worker.counts["refused_truncated"]:
                 await asyncio.sleep(0.01)
@@ -192,8 +147,7 @@ async def test_an_agent_that_has_gone_doesn_t_stop_the_queue() -> None:
         gone = await Client.open(address)
         await gone.send(request(1))
         await gone.frame()
-        gone.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        gone.sock.close()
+        gone.hang_up(reset=True)
         await serves_on(worker, address)
 
 

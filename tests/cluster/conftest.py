@@ -1,57 +1,20 @@
 """Running the command line as its users do, on one Ray cluster for all tests that don't kill theirs."""
 
-import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import yaml
 
+from tests.support.commands import ENVIRONMENT, Finished, scout
+
 DATA = Path(__file__).parent / "data"
-REPOSITORY = Path(__file__).parents[2]
-# As in an activated environment (a job's `python` is found on the path), with Ray's token authentication on.
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-ENVIRONMENT = os.environ | {"RAY_AUTH_MODE": "token", "COLUMNS": "200", "PATH": PATH}
-
-
-@dataclass
-class Finished:
-    """What a command did."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-    run_dir: Path
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.run_dir / "summary.json").read_text())
-
-    @property
-    def ledger(self) -> pd.DataFrame:
-        return pd.read_parquet(self.run_dir / "ledger.parquet")
-
-
-def scout(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "cluster", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env=ENVIRONMENT,
-        cwd=REPOSITORY,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="session")

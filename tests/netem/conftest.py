@@ -6,18 +6,8 @@ from typing import Any
 import pytest
 
 from netem.helper.client import LinkClient
-from netem.helper.session import LinkSession, LinkUnavailable
-
-KINDS = [("kernel", "root"), ("kernel", "userns"), ("paced", "auto")]
-
-
-def start(kind: Any, privilege: Any, **settings: Any) -> LinkSession:
-    """Start a link with small defaults, or skip the test."""
-    defaults = {"agents": 4, "workers": 2, "channel_mbps": 200.0, "grant_mbps": 50.0}
-    try:
-        return LinkSession.start(kind, privilege=privilege, **(defaults | settings))
-    except LinkUnavailable as error:
-        pytest.skip(f"no {kind} link by {privilege} here: {error}")
+from netem.helper.session import LinkSession
+from tests.support.links import KINDS, start_link
 
 
 @pytest.fixture(params=KINDS, ids=lambda pair: "-".join(pair))
@@ -32,7 +22,7 @@ def make_session(any_link: tuple[str, str]) -> Iterator[Callable[..., LinkSessio
     sessions: list[LinkSession] = []
 
     def make(**settings: Any) -> LinkSession:
-        sessions.append(start(*any_link, **settings))
+        sessions.append(start_link(*any_link, **settings))
         return sessions[-1]
 
     yield make

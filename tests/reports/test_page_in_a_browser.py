@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from reports.page import report_on, write_report
-from tests.cluster import chromium
 from tests.reports.test_page import simulate
+from tests.support import chromium
 
 pytestmark = pytest.mark.skipif(not chromium.BINARY, reason="needs Chromium: apt-get install chromium")
 # Texts of figures that stick out of their figure, by a pixel or more.

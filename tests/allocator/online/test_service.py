@@ -1,7 +1,7 @@
 """The allocator serves one by one, touches only grants that change, and keeps its picture of uplink and cloud true."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from allocator.online.service import LEAST_GRANT_MBPS, LEAST_LEFT, Allocator, Ru
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer
 from cloud.dispatch import LeastLoaded
-from cluster.simulated.virtual_loop import VirtualLoop
+from tests.support.virtual import virtually
 
 SEND = ModeOption("int8", 100_000, 0, 100, 99)
 LOCAL = ModeOption("local", 0, 10, 0, 75)
@@ -69,11 +69,6 @@ async def test_giving_up_while_being_assigned_leaves_no_load_behind() -> None:
     first = await assigning
     again = await allocator.assign(Request(2, 0, 1000, (SEND,)))
     assert again.worker == first.worker, "the least loaded one: nothing is left of the first"
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
 
 
 class Stub:

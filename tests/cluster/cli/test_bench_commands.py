@@ -2,7 +2,7 @@
 
 import json
 
-from tests.cluster.conftest import scout
+from tests.support.commands import scout
 
 
 def test_the_simulated_engine_s_speed_as_json() -> None:

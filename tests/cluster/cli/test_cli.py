@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from allocator.policies import policy_names
-from tests.cluster.conftest import scout
+from tests.support.commands import scout
 
 Write = Callable[..., Path]
 UPLINK = {"channel": {"kind": "constant", "mbps": 10}}

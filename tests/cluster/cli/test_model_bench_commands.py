@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
-from tests.cluster.conftest import REPOSITORY, scout
+from tests.support.commands import REPOSITORY, scout
 
 
 def test_the_codec_as_json() -> None:

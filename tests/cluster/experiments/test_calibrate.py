@@ -17,7 +17,7 @@ from kvcache.modes import parse_mode
 from models.datasets import family_examples
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.profiles import ProfileError, load_file, load_profile
-from tests.cluster.conftest import scout
+from tests.support.commands import scout
 
 torch.set_num_threads(1)
 EXAMPLES = family_examples("eval", 6, max_tokens=150)

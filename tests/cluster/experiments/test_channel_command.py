@@ -13,7 +13,7 @@ from cluster.cli.app import app
 from cluster.experiments.channel_preview import make_channel, play, show
 from netem.channels import CHANNELS, MarkovChannel
 from netem.channels.ar1 import PUBLISHED, Ar1Channel
-from tests.cluster.conftest import scout
+from tests.support.commands import scout
 
 
 def test_the_published_markov_sequence() -> None:

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 
 from cluster.experiments.compare import Sweep, plan
 from cluster.scenario.yaml_document import Document, DocumentError
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, scout
+from tests.support.commands import ENVIRONMENT, scout, started
 
 Write = Callable[..., Path]
 
@@ -134,8 +132,7 @@ def test_floors_and_ceiling_only_where_the_scenario_allows_them(scenario: Write)
 
 def test_an_interrupt_at_any_moment_ends_with_what_there_is(scenario: Write, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    command = [sys.executable, "-m", "cluster", "compare", str(busy(scenario)), "--seeds", "500", "--out", str(folder)]
-    running = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    running = started("compare", busy(scenario), "--seeds", "500", "--out", folder)
     assert running.stderr is not None
     while "3 of 500" not in running.stderr.readline():  # right now, that run has ended and the next is being prepared
         assert running.poll() is None
@@ -147,11 +144,9 @@ def test_an_interrupt_at_any_moment_ends_with_what_there_is(scenario: Write, tmp
 
 
 def test_live_runs_are_compared_just_so(ray_head: str, scenario: Write, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cluster", "compare", str(scenario()), "--allocators", "deadline,equal"]
-    done = subprocess.run(
-        [*command, "--seeds", "1", "--engine", "live", "--out", str(tmp_path / "compared"), "--json"],
-        env=ENVIRONMENT | {"RAY_ADDRESS": ray_head}, cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["compare", scenario(), "--allocators", "deadline,equal", "--seeds", "1", "--engine", "live"]
+    on_the_head = ENVIRONMENT | {"RAY_ADDRESS": ray_head}
+    done = scout(*command, "--out", tmp_path / "compared", "--json", environment=on_the_head)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (point,) = found["points"]

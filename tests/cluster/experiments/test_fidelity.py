@@ -15,7 +15,7 @@ from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
 from reports.fidelity import STAGES, compare, print_fidelity
-from tests.cluster.conftest import scout
+from tests.support.commands import scout
 
 Write = Callable[..., Path]
 COMPARISON = {

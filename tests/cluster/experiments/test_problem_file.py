@@ -14,7 +14,7 @@ from cluster.cli.app import app
 from cluster.experiments.one_problem import allocate
 from cluster.experiments.problem_file import load_problem
 from cluster.scenario.yaml_document import DocumentError
-from tests.cluster.conftest import REPOSITORY, scout
+from tests.support.commands import REPOSITORY, scout
 
 EXAMPLE = REPOSITORY / "configs" / "problems" / "eight-agents.json"
 INT4 = {"payload_bytes": 2_500_000, "edge_ms": 20, "cloud_ms": 80, "quality": 96}  # 20 Mbit, 100 ms of compute

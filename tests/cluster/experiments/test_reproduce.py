@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.app import app
 from cluster.experiments.reproduce import agrees, load_published, reproduce, show
-from tests.cluster.conftest import scout
+from tests.support.commands import scout
 
 
 @pytest.fixture(scope="module")

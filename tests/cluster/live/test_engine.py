@@ -6,41 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from cluster.live import processes
-from netem.helper.session import LinkSession, LinkUnavailable
-from netem.impairments import Impairment, Impairments, LinkImpairments
 from netem.wire import ideal_transfer_s
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, Finished, scout
+from tests.support.commands import ENVIRONMENT, REPOSITORY, Finished, scout, started
+from tests.support.links import needs_kernel_link
+from tests.support.processes import alive, descendants, gone, namespaces_of, wait_until
 
 Run = Callable[..., Finished]
 Write = Callable[..., Path]
-
-
-def kernel_link() -> bool:
-    try:
-        LinkSession.start("kernel", agents=1, workers=1, channel_mbps=1, grant_mbps=1).stop()
-    except LinkUnavailable:
-        return False
-    return True
-
-
-def impairs() -> bool:
-    delayed = Impairments(shared=LinkImpairments(up=Impairment(delay_ms=1)))
-    try:
-        LinkSession.start("kernel", agents=1, workers=1, channel_mbps=1, grant_mbps=1, impairments=delayed).stop()
-    except LinkUnavailable:
-        return False
-    return True
-
-
-needs_kernel_link = pytest.mark.skipif(not kernel_link(), reason="no kernel shaping here; `scout doctor` says why")
 
 
 @needs_kernel_link
@@ -94,9 +73,12 @@ def test_the_paced_link_has_no_congestion_control_to_choose(scenario: Write, tmp
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(impairs(), reason="this machine can do what the test wants refused")
 @pytest.mark.parametrize("link", ["auto", "kernel", "paced"])
-def test_delay_and_loss_are_refused_where_there_are_none(scenario: Write, tmp_path: Path, link: str) -> None:
+def test_delay_and_loss_are_refused_where_there_are_none(
+    scenario: Write, tmp_path: Path, link: str, impairs: bool
+) -> None:
+    if impairs:
+        pytest.skip("this machine does what the test wants refused")
     uplink = {"channel": {"kind": "constant", "mbps": 20}, "link": link, "shared": {"down": {"delay_ms": 20}}}
     began_s = time.monotonic()
     done = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"))
@@ -178,14 +160,7 @@ def test_a_late_emulator_says_so(live_run: Run, scenario: Write) -> None:
 
 def start(scenario_path: Path, run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     """A run in the background, once its first requests are under way."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "run", str(scenario_path), "--out", str(run_dir), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=REPOSITORY,
-    )
+    process = started("run", scenario_path, "--out", run_dir, *arguments, stderr=subprocess.STDOUT)
     journals = run_dir / "journal" / "equal"
     deadline_s = time.monotonic() + 60
     while not any(path.stat().st_size for path in journals.glob("*.jsonl")):
@@ -227,13 +202,12 @@ def test_interrupted_it_ends_in_seconds_with_a_partial_report(
 def test_interrupted_while_starting_it_ends_without_a_traceback(
     scenario: Write, tmp_path: Path, delay_s: float
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "run", str(scenario(arrivals=LONG)), "--out", str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
+    process = started(
+        "run",
+        scenario(arrivals=LONG),
+        "--out",
+        tmp_path / "run",
         stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=REPOSITORY,
         # As in a terminal: where the tests run in a shell's background, what is sent before ours takes over is lost.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -244,56 +218,18 @@ def test_interrupted_while_starting_it_ends_without_a_traceback(
     assert "Traceback" not in output or process.returncode == -signal.SIGINT
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Processes below `pid` and their names."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = (processes.parent(int(entry.name)), (entry / "cmdline").read_text())
-        except OSError:
-            continue
-    found = [pid]
-    for each in found:
-        found += [child for child, (parent, _) in parents.items() if parent == each]
-    return {each: parents[each][1].replace("\0", " ") for each in found}
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def network_namespaces(processes: Iterable[int | str] = ("[0-9]*",)) -> set[str]:
-    """Every network namespace that these processes (all, by default) are in, or hold by a descriptor."""
-    found = set()
-    for process in processes:
-        for link in [*Path("/proc").glob(f"{process}/ns/net"), *Path("/proc").glob(f"{process}/fd/*")]:
-            try:
-                target = os.readlink(link)
-            except OSError:
-                continue
-            if target.startswith("net:["):
-                found.add(target)
-    return found
-
-
 @needs_kernel_link
 @pytest.mark.parametrize("victim", ["driver", "netem.helper", "raylet/raylet", "gcs_server", "ray::HostActor"])
 def test_nothing_is_left_five_seconds_after_a_kill(scenario: Write, tmp_path: Path, victim: str) -> None:
     process = start(scenario(arrivals=LONG), tmp_path / "run")
     family = descendants(process.pid)
-    namespaces = network_namespaces(family) - network_namespaces([os.getpid()])
+    namespaces = namespaces_of(*family)
     assert len(namespaces) >= 3, "two agents, the cloud, and maybe more"
     pid = process.pid if victim == "driver" else next(p for p, name in family.items() if victim in name)
     os.kill(pid, signal.SIGKILL)
-    gone_by_s = time.monotonic() + 5
-    while any(alive(pid) for pid in family) and time.monotonic() < gone_by_s:
-        process.poll()
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(alive, family)))
     assert {name for pid, name in family.items() if alive(pid)} == set()
-    assert not network_namespaces() & namespaces
+    assert gone(namespaces)
     output, _ = process.communicate()
     if victim == "driver":
         recovered = scout("recover", str(tmp_path / "run"), "--json")

@@ -1,12 +1,9 @@
 """Doing things to a run while it is on: what was asked is done, told, and undone when the turn ends."""
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,19 +23,12 @@ from cluster.run_folder.controls import (
     parse,
 )
 from cluster.run_folder.timeline import Timeline
-from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s, sleep_until
 from netem.channels import RateChange
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY
+from tests.support.commands import started
+from tests.support.virtual import virtually
 
 Write = Callable[..., Path]
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    import asyncio
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
 
 
 class Told:
@@ -155,8 +145,7 @@ def test_a_live_run_is_squeezed_and_its_ledger_says_so(ray_head: str, scenario: 
         uplink={"channel": {"kind": "constant", "mbps": 20}},
     )
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "cluster", "run", str(path), "--out", str(run_dir), "--address", ray_head]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    process = started("run", path, "--out", run_dir, "--address", ray_head)
     journal = run_dir / "journal" / "deadline" / "timeline.jsonl"
     until_s = time.monotonic() + 60
     while not journal.exists() and time.monotonic() < until_s:

@@ -10,8 +10,8 @@ import yaml
 from cluster.scenario.schema import Scenario
 from models.datasets import load_examples
 from models.f1 import token_f1
-from tests.cluster.conftest import Finished, scout
-from tests.cluster.live.test_engine import needs_kernel_link
+from tests.support.commands import Finished, scout
+from tests.support.links import needs_kernel_link
 
 MODEL = {"edge": "family/tiny", "cloud": "family/base", "dtype": "float32", "max_new_tokens": 8, "count": 7}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.live.ray_metrics import GAUGES
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY
+from tests.support.commands import ENVIRONMENT, REPOSITORY, started
 
 Write = Callable[..., Path]
 DASHBOARD = REPOSITORY / "docs" / "grafana.json"
@@ -37,8 +37,8 @@ def test_prometheus_finds_requests_uplink_and_grants(ray_head: str, scenario: Wr
     if not port:
         pytest.skip(f"Ray exports no metrics here: {found.stderr[-300:]}")
     path = scenario(allocators=["deadline"], arrivals={"kind": "poisson", "rate_per_s": 1.5, "duration_s": 10})
-    command = [sys.executable, "-m", "cluster", "run", str(path), "--out", str(tmp_path / "run"), "--address", ray_head]
-    process = subprocess.Popen(command, env=ENVIRONMENT | {"RAY_metrics_report_interval_ms": "1000"}, cwd=REPOSITORY)
+    often = ENVIRONMENT | {"RAY_metrics_report_interval_ms": "1000"}
+    process = started("run", path, "--out", tmp_path / "run", "--address", ray_head, environment=often, stdout=None)
     wanted = {
         *GAUGES,
         "scout_grant_mbps",

@@ -6,8 +6,6 @@ import http.client
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +18,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from agents.record import Status
 from cluster.monitor.dashboard import MAX_CLIENTS, Dashboard
 from cluster.run_folder import controls
-from tests.cluster import chromium
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, scout
-from tests.cluster.fake_run import FakeRun
+from tests.support import chromium
+from tests.support.commands import REPOSITORY, scout, started
+from tests.support.fake_run import FakeRun
 
 UPLINK = {"kind": "uplink", "steps": [{"mbps": 5, "for_s": 10}]}
 EVIL = "<img src=x onerror=alert(1)>"
@@ -233,10 +231,7 @@ async def test_open_pages_are_bounded(fake: FakeRun) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_this_machine_alone_and_ends_at_once(fake: FakeRun, signum: int) -> None:
-    command = [sys.executable, "-m", "cluster", "dashboard", str(fake.dir)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY
-    )
+    process = started("dashboard", fake.dir)
     try:
         assert process.stdout
         address = process.stdout.readline().strip()

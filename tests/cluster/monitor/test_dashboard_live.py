@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.cluster import chromium
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY
+from tests.support import chromium
+from tests.support.commands import started
 
 Write = Callable[..., Path]
 pytestmark = pytest.mark.skipif(not chromium.BINARY, reason="needs Chromium: apt-get install chromium")
@@ -25,12 +23,6 @@ new Promise(done => {
   });
 })
 """
-
-
-def started(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "cluster", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=ENVIRONMENT, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
 
 
 async def test_a_click_takes_the_uplink_away(ray_head: str, scenario: Write, tmp_path: Path) -> None:

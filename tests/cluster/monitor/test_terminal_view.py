@@ -4,23 +4,20 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, scout
+from tests.support.commands import ENVIRONMENT, scout, started
 
 Write = Callable[..., Path]
 
 
-def on_a_terminal(command: list[str], columns: int, lines: int) -> tuple[int, str]:
+def on_a_terminal(columns: int, lines: int, *arguments: str | Path) -> tuple[int, str]:
     """The exit code, and everything that was written to a terminal, without its control sequences."""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, True)
     size = {"COLUMNS": str(columns), "LINES": str(lines), "TERM": "xterm"}
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT | size, cwd=REPOSITORY, stderr=theirs, stdout=subprocess.DEVNULL
-    )
+    process = started(*arguments, environment=ENVIRONMENT | size, stderr=theirs, stdout=subprocess.DEVNULL)
     os.close(theirs)
     written = b""
     while True:
@@ -36,8 +33,8 @@ def on_a_terminal(command: list[str], columns: int, lines: int) -> tuple[int, st
 
 
 def test_the_whole_run_is_on_the_terminal_while_it_is_on(ray_head: str, scenario: Write, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cluster", "run", str(scenario()), "--live", "--out", str(tmp_path / "run")]
-    code, shown = on_a_terminal([*command, "--address", ray_head], 110, 40)
+    arguments = ["run", scenario(), "--live", "--out", tmp_path / "run", "--address", ray_head]
+    code, shown = on_a_terminal(110, 40, *arguments)
     assert code == 0, shown[-2000:]
     for words in ("turn 1 of 2: equal", "turn 2 of 2: model_aware", "channel", "estimate", "on the uplink", "% met"):
         assert words in shown, words

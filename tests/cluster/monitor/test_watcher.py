@@ -16,7 +16,7 @@ from allocator.policies import POLICIES
 from cluster.monitor.terminal_view import render
 from cluster.monitor.watcher import MAX_EVENTS, MAX_POINTS, RunWatcher, newest
 from cluster.run_folder import folder as run_folder
-from tests.cluster.fake_run import FakeRun
+from tests.support.fake_run import FakeRun
 
 
 @pytest.fixture

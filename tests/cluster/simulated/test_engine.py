@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from cluster.run_folder.result import RunResult
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import SimulatedEngine
-from tests.cluster.conftest import ENVIRONMENT, REPOSITORY, Finished, scout
+from tests.support.commands import REPOSITORY, Finished, scout, started
 
 Write = Callable[..., Path]
 SMALL_AND_LARGE = [{"profile": "tiny-profiles.yaml/small"}, {"profile": "tiny-profiles.yaml/large"}]
@@ -213,14 +212,8 @@ LONG = {"kind": "poisson", "rate_per_s": 5, "duration_s": 20_000}
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_ends_with_a_partial_report(scenario: Write, tmp_path: Path, signum: int) -> None:
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "run", scenario(arrivals=LONG), "--engine", "simulated", "--out", run_dir],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=REPOSITORY,
-    )
+    arguments = ["run", scenario(arrivals=LONG), "--engine", "simulated", "--out", run_dir]
+    process = started(*arguments, stderr=subprocess.STDOUT)
     try:
         give_up_s = time.monotonic() + 60
         while not (run_dir / "run.json").exists():

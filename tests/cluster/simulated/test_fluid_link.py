@@ -1,7 +1,7 @@
 """The fluid link carries exactly what grants and the channel let through, whatever changes in between."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,16 +10,11 @@ from hypothesis import strategies as st
 
 from cloud.frames import CloudStages
 from cluster.simulated.fluid_link import FluidLink
-from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s, sleep_until
 from netem.fairness import max_min_shares
+from tests.support.virtual import virtually
 
 MBIT = 125_000  # bytes
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main())
 
 
 async def ended_s(carrying: Awaitable[float]) -> float:

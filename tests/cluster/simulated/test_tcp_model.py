@@ -15,7 +15,7 @@ from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s
 from netem.impairments import Impairment, Impairments, LinkImpairments, Loss
 from netem.wire import FRAME_BYTES, MAX_RATE_MBPS
-from tests.cluster.conftest import REPOSITORY
+from tests.support.commands import REPOSITORY
 
 SCENARIO = REPOSITORY / "configs" / "poisson.yaml"
 

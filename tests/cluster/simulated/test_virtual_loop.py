@@ -4,8 +4,6 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,11 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.simulated.virtual_loop import Stalled, VirtualLoop
 from models.clock import now_s, sleep_ms, sleep_until
-
-
-def virtually(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main())
+from tests.support.virtual import virtually
 
 
 @given(st.lists(st.integers(0, 20), max_size=30))

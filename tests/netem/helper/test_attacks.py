@@ -17,8 +17,8 @@ from netem.helper.client import LinkClient, LinkRefused
 from netem.helper.server import MAX_CLIENTS
 from netem.helper.session import LinkSession
 from netem.wire import ideal_transfer_s
-from tests.netem.conftest import start
-from tests.netem.helper.test_helper import gone, namespaces_of
+from tests.support.links import start_link
+from tests.support.processes import gone, namespaces_of
 
 SIZE = 1 << 18
 CYCLES = 10  # of each of the three kinds of link
@@ -170,11 +170,11 @@ def test_starting_and_stopping_leaves_nothing(any_link: tuple[str, str]) -> None
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         return descriptors(os.getpid()), len(children)
 
-    start(*any_link).stop()  # what the first one loads stays
+    start_link(*any_link).stop()  # what the first one loads stays
     before = own()
     helpers, folders, held = [], [], set()
     for _ in range(CYCLES):
-        with start(*any_link, agents=2, workers=1) as session:
+        with start_link(*any_link, agents=2, workers=1) as session:
             helpers.append(session.pid)
             folders.append(Path(session.socket_path).parent)
             held |= namespaces_of(session.pid)

@@ -1,7 +1,6 @@
 """The helper's door and its life: who may ask what, and that nothing is left behind however it ends."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -17,8 +16,8 @@ import pytest
 from netem.helper import protocol
 from netem.helper.client import LinkClient, LinkLost, LinkRefused
 from netem.helper.session import LinkSession, LinkUnavailable
-
-ROOT = Path(__file__).parents[3]
+from tests.support.commands import REPOSITORY
+from tests.support.processes import alive, gone, namespaces_of, wait_until
 
 
 @pytest.fixture
@@ -33,47 +32,6 @@ def raw(session: LinkSession) -> Iterator[socket.socket]:
 def ask(connection: socket.socket, message: bytes) -> dict[str, object]:
     connection.send(message)
     return json.loads(connection.recv(protocol.MAX_ANSWER_BYTES))
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def held_namespaces(process: Path) -> set[str]:
-    """The network namespaces that a process (by its folder in /proc) is in or holds open."""
-    found = set()
-    try:
-        for link in [process / "ns/net", *(process / "fd").iterdir()]:
-            with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(link)
-                if target.startswith("net:"):
-                    found.add(target)
-    except OSError:  # ended meanwhile, or not ours to look into
-        pass
-    return found
-
-
-def namespaces_of(pid: int) -> set[str]:
-    """The network namespaces that only this process has."""
-    return held_namespaces(Path(f"/proc/{pid}")) - held_namespaces(Path("/proc/self"))
-
-
-def gone(namespaces: set[str]) -> bool:
-    """Whether no process has any of these network namespaces any more."""
-    processes = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return not any(namespaces & held_namespaces(process) for process in processes)
-
-
-def wait_until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        if true():
-            return True
-        time.sleep(0.02)
-    return true()
 
 
 BAD_REQUESTS = {
@@ -230,7 +188,7 @@ def test_helper_ends_with_its_killed_launcher(
         "print(s.pid, s.socket_path, flush=True); time.sleep(60)\n"
     )
     arguments = [sys.executable, "-c", script, *any_link, str(in_thread)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as launcher:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as launcher:
         assert launcher.stdout
         pid, path = launcher.stdout.readline().split()
         assert alive(int(pid)), "the helper must outlast the thread that started it"
@@ -265,7 +223,7 @@ def test_numbers_out_of_bounds_are_refused_at_once() -> None:
 
 def test_auto_falls_back_to_the_paced_link_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("netem.helper.session._privileges", lambda: ["sudo"])
-    monkeypatch.setenv("PATH", str(ROOT / "no-such-folder"))
+    monkeypatch.setenv("PATH", str(REPOSITORY / "no-such-folder"))
     with LinkSession.start(agents=1, workers=1, channel_mbps=1.0, grant_mbps=1.0) as session:
         assert session.kind == "paced"
         assert "sudo" in (session.fallback_reason or "")
@@ -326,7 +284,7 @@ def test_without_any_privilege_the_reason_can_be_acted_on() -> None:
         "    print(s.kind, s.privilege, s.fallback_reason)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False
     )
     refusal, chosen = done.stdout.strip().splitlines()
     assert refusal.startswith("LinkUnavailable")

@@ -14,7 +14,7 @@ from netem.fairness import jain_index
 from netem.helper.client import LinkClient
 from netem.helper.session import LinkSession, LinkUnavailable
 from netem.wire import ideal_transfer_s, wire_bytes
-from tests.netem.conftest import start
+from tests.support.links import start_link
 
 MIB = 1 << 20
 
@@ -193,7 +193,7 @@ async def test_connecting_to_nobody_fails(client: LinkClient) -> None:
 @pytest.mark.parametrize("congestion", ["reno", "cubic", "bbr"])
 @pytest.mark.parametrize("privilege", ["root", "userns"])
 async def test_connections_use_the_congestion_control_that_was_asked_for(privilege: str, congestion: str) -> None:
-    session = start("kernel", privilege, congestion=congestion)  # skips where the kernel doesn't offer it
+    session = start_link("kernel", privilege, congestion=congestion)  # skips where the kernel doesn't offer it
     try:
         async with await LinkClient.open(session.socket_path) as client, path(client, 0) as (near, far):
             await transfer_s(near, far, payload(MIB // 4)[: MIB // 4])

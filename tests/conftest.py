@@ -1,0 +1,36 @@
+"""For all tests: no link starts while they are collected, and what this machine can do is asked once a session."""
+
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+
+from netem.helper.session import LinkSession
+from netem.impairments import Impairment, Impairments, LinkImpairments
+from tests.support.links import kernel_can
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """A link needs privileges and changes the kernel's state: listing the tests must not make one."""
+    with mock.patch.object(LinkSession, "start", side_effect=AssertionError("a link starts during collection")):
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> bool:
+    """Whether this machine's kernel shapes links for us."""
+    return kernel_can()
+
+
+@pytest.fixture
+def kernel_link(shapes: bool) -> None:
+    """Skip where the kernel can't shape links."""
+    if not shapes:
+        pytest.skip("no kernel shaping here; `scout doctor` says why")
+
+
+@pytest.fixture(scope="session")
+def impairs() -> bool:
+    """Whether this machine's kernel delays and loses packets for us."""
+    return kernel_can(impairments=Impairments(shared=LinkImpairments(up=Impairment(delay_ms=1))))

@@ -1,0 +1,31 @@
+"""Links of every kind; a test that needs one that this machine can't make is skipped with the reason."""
+
+from typing import Any
+
+import pytest
+
+from netem.helper.session import LinkSession, LinkUnavailable
+
+KINDS = [("kernel", "root"), ("kernel", "userns"), ("paced", "auto")]
+
+
+def start_link(kind: Any, privilege: Any, **settings: Any) -> LinkSession:
+    """Start a link with small defaults, or skip the test."""
+    defaults = {"agents": 4, "workers": 2, "channel_mbps": 200.0, "grant_mbps": 50.0}
+    try:
+        return LinkSession.start(kind, privilege=privilege, **(defaults | settings))
+    except LinkUnavailable as error:
+        pytest.skip(f"no {kind} link by {privilege} here: {error}")
+
+
+def kernel_can(**settings: Any) -> bool:
+    """Whether this machine makes a kernel link with these settings; tries it."""
+    try:
+        LinkSession.start("kernel", agents=1, workers=1, channel_mbps=1, grant_mbps=1, **settings).stop()
+    except LinkUnavailable:
+        return False
+    return True
+
+
+# The fixture asks at setup, once a session: no link starts while tests are collected.
+needs_kernel_link = pytest.mark.usefixtures("kernel_link")

@@ -1,0 +1,64 @@
+"""Which processes live, whose children they are, and which network namespaces they hold."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.live import processes
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended and whose exit code nobody has read doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The process and those below it, with their command lines."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = (processes.parent(int(entry.name)), (entry / "cmdline").read_text())
+        except OSError:
+            continue
+    found = [pid]
+    for each in found:
+        found += [child for child, (parent, _) in parents.items() if parent == each]
+    return {each: parents[each][1].replace("\0", " ") for each in found}
+
+
+def held_namespaces(process: Path) -> set[str]:
+    """The network namespaces that a process (by its folder in /proc) is in or holds open."""
+    found = set()
+    try:
+        for link in [process / "ns/net", *(process / "fd").iterdir()]:
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(link)
+                if target.startswith("net:"):
+                    found.add(target)
+    except OSError:  # it has ended meanwhile, or this user may not look
+        pass
+    return found
+
+
+def namespaces_of(*pids: int) -> set[str]:
+    """The network namespaces that these processes have and this one hasn't."""
+    return set().union(*(held_namespaces(Path(f"/proc/{pid}")) for pid in pids)) - held_namespaces(Path("/proc/self"))
+
+
+def gone(namespaces: set[str]) -> bool:
+    """Whether no process holds any of these network namespaces any more."""
+    return not any(namespaces & held_namespaces(process) for process in Path("/proc").glob("[0-9]*"))
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if true():
+            return True
+        time.sleep(0.02)
+    return true()
