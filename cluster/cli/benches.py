@@ -1,132 +1,67 @@
-"""`scout bench` of what models need: the codec, prefill with scores, decoding. torch is loaded only where they run."""
+"""`scout bench` of links, allocation policies and the simulated engine."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
-from cluster.cli.console import Json, ResultStream, console, fail, messages
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-Quick = Annotated[bool, typer.Option(help="Fewer sizes and repeats.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where; auto: on a GPU where there is one.")]
-CodecDevice = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option(help="Where; auto: CPU, and GPU where there is one.")
-]
-Models = Annotated[
-    str | None,
-    typer.Option(
-        help="By comma, weights are random; default: qwen2.5-3b,qwen2.5-7b,qwen2.5-14b on a GPU, toy on a CPU."
-    ),
-]
-Tokens = Annotated[str | None, typer.Option(help="Lengths of prompts, by comma, such as 170,1024.")]
-
-MIN_TOKENS = 32  # of a prompt: a query of 24, and a context that a quarter of can be kept
+from cluster.cli.console import EXIT_FAILED, Json, ResultStream, console, fail, progress
+from cluster.cli.options import Link
 
 
-def register(bench: typer.Typer) -> None:
-    """Add these commands."""
-    for name, command in (("codec", codec), ("scoring", scoring), ("decode", decode)):
-        bench.command(name)(command)
-
-
-def codec(quick: Quick = False, device: CodecDevice = "auto", as_json: Json = False) -> None:
-    """Measure how fast caches are packed and unpacked, by quantizer, against a memory copy. Some seconds on a CPU."""
-    result = ResultStream(as_json)
-    where = _device(device)
-    from kvcache.bench import bench_codec, codec_table
-
-    found = bench_codec(quick, where)
-    result.write(found, lambda: console.print(codec_table(found)))
-
-
-def scoring(
-    quick: Quick = False,
-    device: Device = "auto",
-    models: Models = None,
-    tokens: Tokens = None,
+def links(
+    link: Link = "auto",
+    quick: Annotated[bool, typer.Option(help="A minute: fewer repeats, no long transfers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what scoring the context adds to prefill (plain SDPA), in interleaved runs."""
+    """Measure transfer times, fairness, reaction to rate changes, the shared hop's cap and delays of links."""
+    from netem.bench import bench_links, bench_tables
+    from netem.helper.session import LinkUnavailable
+
     result = ResultStream(as_json)
-    where = _device(device)
-    from models.hf.bench import bench_scoring, scoring_table
-
-    _measure_models(result, bench_scoring, scoring_table, quick, where, models, tokens)
-
-
-def decode(
-    quick: Quick = False,
-    device: Device = "auto",
-    models: Models = None,
-    tokens: Tokens = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a decoded token against the time that reading weights and cache takes at this machine's bandwidth."""
-    result = ResultStream(as_json)
-    where = _device(device)
-    from models.hf.bench import bench_decode, decode_table
-
-    _measure_models(result, bench_decode, decode_table, quick, where, models, tokens)
-
-
-def _measure_models(
-    result: ResultStream,
-    measure: Callable[..., dict[str, Any]],
-    table: Callable[[dict[str, Any]], "Table"],
-    quick: bool,
-    device: str | None,
-    models: str | None,
-    tokens: str | None,
-) -> None:
-    import torch
-
-    from models.hf.bench import SHAPES, TOY
-
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    names = None if models is None else tuple(name.strip() for name in models.split(","))
-    lengths = None if tokens is None else _lengths(tokens)
-    for name in names or ():
-        if name not in (*SHAPES, TOY):
-            fail(f"--models: no {name!r}; there are {', '.join((*SHAPES, TOY))}")
-        if on_cpu and name != TOY:
-            fail(f"{name} without a GPU is too large and slow for this bench; `--models {TOY}` is for CPUs")
-    if on_cpu:
-        messages.print(f"on one CPU core, model {TOY}: says nothing about Qwen2.5 or a GPU", highlight=False)
-        torch.set_num_threads(1)  # as agents and workers run their models
     try:
-        found = measure(quick, device, names, lengths)
-    except torch.OutOfMemoryError:
-        fail("the GPU's memory is too small; take fewer or smaller ones of --models and --tokens")
-    except ValueError as error:  # a prompt that is too long
+        found = bench_links(link, quick=quick, progress=progress)
+    except LinkUnavailable as error:
         fail(error)
-    result.write(found, lambda: console.print(table(found)))
+    result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
 
 
-def _device(asked: str) -> str | None:
-    """What the benches call it; None for `auto`."""
+def cycles(
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="The number of links to start.")] = 1000,
+    link: Link = "auto",
+    as_json: Json = False,
+) -> None:
+    """Start and stop links repeatedly, kill some helpers, and count the resources that leaked. Takes minutes."""
+    from netem.bench.cycles import bench_cycles, cycles_table
+    from netem.helper.session import LinkUnavailable
+
+    result = ResultStream(as_json)
     try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        fail(f"{error.name} isn't installed; models need it: pip install 'scout-emulator[models]'")
-    if asked == "cuda" and not torch.cuda.is_available():
-        if torch.version.cuda is None:
-            fail(
-                f"no GPU: torch {torch.__version__} is built without CUDA; on a machine with an NVIDIA GPU, install "
-                "another as https://pytorch.org/get-started/locally says, or use --device cpu"
-            )
-        fail("no GPU: torch sees none; does `nvidia-smi` list one here, and CUDA_VISIBLE_DEVICES? Or use --device cpu")
-    return None if asked == "auto" else asked
+        found = bench_cycles(count, link, progress=progress)
+    except LinkUnavailable as error:
+        fail(error)
+    result.write(found, lambda: console.print(cycles_table(found)))
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        lengths = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        fail(f"--tokens {text}: numbers by comma, such as 170,1024")
-    if min(lengths) < MIN_TOKENS:
-        fail(f"--tokens {text}: at least {MIN_TOKENS} each")
-    return lengths
+def allocator(
+    quick: Annotated[bool, typer.Option(help="Half a minute: fewer and smaller problems.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the policies' optimality gap and decision time. Takes minutes."""
+    from allocator.bench.accuracy import bench_allocator, bench_tables
+
+    result = ResultStream(as_json)
+    found = bench_allocator(quick, progress=progress)
+    result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
+    if not found["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def simulate(
+    quick: Annotated[bool, typer.Option(help="A few seconds: 64 agents only.")] = False, as_json: Json = False
+) -> None:
+    """Measure the simulated engine's speed: requests per second with 64, 1,000 and 10,000 agents."""
+    from cluster.experiments.simulation_speed import bench_simulate, simulate_table
+
+    result = ResultStream(as_json)
+    found = bench_simulate(quick, progress=progress)
+    result.write(found, lambda: console.print(simulate_table(found)))

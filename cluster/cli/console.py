@@ -1,4 +1,4 @@
-"""What commands share: consoles, exit codes, one JSON document on standard output, one line for a mistake."""
+"""Output of commands: consoles, exit codes, one JSON document on standard output, one line for a user's mistake."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-EXIT_FAILED = 1  # a run that ended, but is partial through no wish of the user's, or invalid
+EXIT_FAILED = 1  # a run that is invalid, or partial without the user having interrupted it
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -17,11 +17,11 @@ EXIT_INTERRUPTED = 130
 console = Console(width=None if sys.stdout.isatty() else 126)
 messages = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on standard output.")]
 
 
 class ResultStream:
-    """Keeps standard output clean for the JSON document, whatever libraries and child processes print there."""
+    """Reserves standard output for the JSON document; output of libraries and child processes goes to stderr."""
 
     def __init__(self, as_json: bool) -> None:
         self._file = None
@@ -31,7 +31,7 @@ class ResultStream:
             os.dup2(2, 1)
 
     def write(self, document: Any, show: Any) -> None:
-        """Write the document, or show it where JSON wasn't asked for."""
+        """Write the document as JSON, or call `show` if JSON wasn't requested."""
         if self._file is None:
             show()
         else:
@@ -39,7 +39,12 @@ class ResultStream:
             self._file.close()
 
 
+def progress(line: str) -> None:
+    """Print a line about a command's progress on standard error."""
+    messages.print(line, highlight=False)
+
+
 def fail(error: Exception | str) -> NoReturn:
-    """One message for the user's mistake, and exit code 2."""
+    """Print one message about the user's mistake and exit with code 2."""
     messages.print(f"[bold red]scout:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_WRONG_INPUT)

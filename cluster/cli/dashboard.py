@@ -10,19 +10,15 @@ import typer
 from cluster.cli.console import fail, messages
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(dashboard)
-
-
 def dashboard(
     run: Annotated[Path | None, typer.Argument(help="A run folder; default: the newest below runs/.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0: any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on 127.0.0.1; 0: any free one.")] = 0,
     open_it: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open it in a browser, whose command line then shows the address.")
+        bool,
+        typer.Option("--open/--no-open", help="Open the page in a browser; process lists then show the address."),
     ] = False,
 ) -> None:
-    """Show a run as it goes on, and squeeze it: a page on this machine, at an address that only you know."""
+    """Serve a page that shows a run while it is going on and can intervene in it, at a secret local address."""
     from cluster.monitor.dashboard import serve
     from cluster.monitor.watcher import newest
     from cluster.run_folder.folder import RunFolderError

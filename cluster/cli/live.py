@@ -1,18 +1,18 @@
-"""A live run from a command: what keeps it from starting ends the command in a line or two."""
+"""A live run from a command; errors at its start end the command with a line or two."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cluster.cli.console import EXIT_INTERRUPTED, fail, messages
+from cluster.cli.console import EXIT_INTERRUPTED, fail, messages, progress
 
 if TYPE_CHECKING:
     from cluster.scenario.schema import Scenario
 
 
 def run_live_or_fail(loaded: "Scenario", run_dir: Path, address: str | None, watched: bool = False) -> dict[str, Any]:
-    """The summary of a live run; its folder goes again if nothing was started."""
+    """Run live and return the summary. If the run can't start, remove its folder and end the command."""
     from cluster.live.launch import Interrupts, run_live
     from cluster.live.placement import PlacementError
     from cluster.live.preflight import ModelsUnavailable
@@ -22,9 +22,7 @@ def run_live_or_fail(loaded: "Scenario", run_dir: Path, address: str | None, wat
 
     interrupts = Interrupts()
     try:
-        return run_live(
-            loaded, run_dir, address, lambda line: messages.print(line, highlight=False), interrupts, watched
-        )
+        return run_live(loaded, run_dir, address, progress, interrupts, watched)
     except (ModelsUnavailable, PlacementError, RayUnavailable, LinkUnavailable) as error:
         run_folder.discard(run_dir)
         fail(error)

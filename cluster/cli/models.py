@@ -1,4 +1,4 @@
-"""Commands that run real models: a measured profile, and what quantization, selection and scouting do to answers."""
+"""Commands that run real models: measure a profile; measure how modes and selections change the answers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.cli.console import Json, ResultStream, console, fail, messages
+from cluster.cli.console import Json, ResultStream, console, fail, progress
 
 if TYPE_CHECKING:
     from models.hf.loading import LoadedModel
@@ -16,23 +16,19 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 
-CloudName = Annotated[str, typer.Option("--cloud", help="The cloud's model, called in the same ways.")]
+CloudName = Annotated[str, typer.Option("--cloud", help="The cloud's model, in the same forms as the edge's.")]
 Source = Annotated[
     str,
     typer.Option("--examples", help="family, a file (.json, .jsonl), or owner/name on the hub; see docs/quality.md."),
 ]
-Count = Annotated[int | None, typer.Option(min=1, help="How many; default: 500 of the family, all of a file.")]
-Modes = Annotated[str | None, typer.Option(help="Operating modes, by comma; default: eleven of them.")]
-DeviceOption = Annotated[Device, typer.Option(help="Of both models; auto: a GPU where there is one.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="To compute in; auto: bfloat16 on a GPU, float32 on a CPU.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Of an answer, at most.")]
+Count = Annotated[
+    int | None, typer.Option(min=1, help="Number of examples; default: 500 of the family, all of a file.")
+]
+Modes = Annotated[str | None, typer.Option(help="Operating modes, separated by commas; default: eleven.")]
+DeviceOption = Annotated[Device, typer.Option(help="The device of both models; auto: a GPU if there is one.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="The number type; auto: bfloat16 on a GPU, float32 on a CPU.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="The maximum length of an answer.")]
 QUERY_TOKENS = 32  # of random examples
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    for command in (calibrate, quality):
-        app.command()(command)
 
 
 def calibrate(
@@ -40,7 +36,7 @@ def calibrate(
         str, typer.Argument(help="The edge's model: family/tiny, a hub name, a folder, or (random) a shape.")
     ],
     cloud: CloudName,
-    out: Annotated[Path, typer.Option(help="The profile file; a model of that name in it is replaced.")],
+    out: Annotated[Path, typer.Option(help="The profile file; replaces a model of the same name in it.")],
     examples: Source = "family",
     count: Count = None,
     modes: Modes = None,
@@ -51,10 +47,10 @@ def calibrate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     max_new_tokens: NewTokens = 16,
-    name: Annotated[str | None, typer.Option(help="Of the model in the file; default: the last part of EDGE.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name in the file; default: the last part of EDGE.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a profile: payload bytes, stage times and F1 of two real models in every operating mode."""
+    """Measure a profile of two real models: payload bytes, stage times and F1 in every operating mode."""
     with _real_models():
         from cluster.experiments.calibrate import (
             DEFAULT_MODES,
@@ -85,7 +81,7 @@ def calibrate(
             basis = f"100 x token F1 on {len(measured)} examples of {examples}"
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
         plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
-        results = measure(measured, *models, wanted, max_new_tokens, plan, _progress)
+        results = measure(measured, *models, wanted, max_new_tokens, plan, progress)
         profile = profile_of(results, basis, plan, weights == "random")
         called = name or edge.rstrip("/").rpartition("/")[2]
         write_profile(out, called, profile, f"{provenance()}; {models[0].spec.dtype}")
@@ -103,7 +99,7 @@ def quality(
     max_new_tokens: NewTokens = 16,
     as_json: Json = False,
 ) -> None:
-    """Measure what modes, selections and scouting do to the answers of two real models. Minutes."""
+    """Measure the answer quality of two real models by mode, selection and scouting. Takes minutes."""
     with _real_models():
         from cluster.experiments.calibrate import DEFAULT_MODES, examples_and_others
         from cluster.experiments.quality import Comparison, show
@@ -116,13 +112,13 @@ def quality(
         measured, others = examples_and_others(examples, count)
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
         plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
-        found = Comparison(*models, wanted, plan, max_new_tokens).run(measured, _progress)
+        found = Comparison(*models, wanted, plan, max_new_tokens).run(measured, progress)
     result.write(found, lambda: show(console, found))
 
 
 @contextmanager
 def _real_models() -> Iterator[None]:
-    """Mistakes in one line; and one thread, since the actors of a live run share a machine's cores."""
+    """Report mistakes in one line; compute with one thread, as the actors of a live run do."""
     try:
         import torch
     except ImportError:
@@ -131,7 +127,7 @@ def _real_models() -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         yield
-    except ValueError as error:  # models, modes, data sets and profiles say what is wrong in a line
+    except ValueError as error:  # models, modes, data sets and profiles raise one-line messages
         fail(error)
     except torch.OutOfMemoryError:
         fail("out of memory on the GPU; take shorter contexts, a smaller model, or --device cpu")
@@ -142,7 +138,7 @@ def _real_models() -> Iterator[None]:
 def _load(
     edge: str, cloud: str, weights: Literal["pretrained", "random"], device: Device, dtype: Dtype, scouts: bool
 ) -> "tuple[LoadedModel, LoadedModel]":
-    """Both models. Raises ModelError, before any weights are loaded where that can be."""
+    """Load both models. Raises ModelError, if possible before any weights are loaded."""
     import torch
 
     from models.hf.loading import ModelSpec, check_pair, load_model
@@ -155,8 +151,4 @@ def _load(
     first, second = map(load_model, specs)
     if weights == "pretrained":
         return first, second
-    return replace(first, tokenizer=None), replace(second, tokenizer=None)  # random examples are numbers
-
-
-def _progress(line: str) -> None:
-    messages.print(line, highlight=False)
+    return replace(first, tokenizer=None), replace(second, tokenizer=None)  # random examples are token ids

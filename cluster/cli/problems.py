@@ -1,37 +1,19 @@
-"""Commands that run nothing: the papers' tables, one allocation problem, one channel."""
+"""Commands that run no scenario: solve one allocation problem, print one channel."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cluster.cli.console import EXIT_FAILED, Json, ResultStream, console, fail
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    for command in (reproduce, allocate, channel):
-        app.command()(command)
-
-
-def reproduce(as_json: Json = False) -> None:
-    """Compute the papers' protocol and multi-agent tables anew, beside the published figures."""
-    from cluster.experiments.reproduce import load_published, show
-    from cluster.experiments.reproduce import reproduce as compute
-
-    result = ResultStream(as_json)
-    found = compute(load_published())
-    result.write(found, lambda: show(console, found))
-    if not found["agrees"]:
-        raise typer.Exit(EXIT_FAILED)
+from cluster.cli.console import Json, ResultStream, console, fail
 
 
 def allocate(
     problem: Annotated[Path, typer.Argument(help="A problem file, such as configs/problems/eight-agents.json.")],
-    policy: Annotated[str, typer.Option(help="The allocator that answers.")] = "deadline",
+    policy: Annotated[str, typer.Option(help="The allocation policy.")] = "deadline",
     as_json: Json = False,
 ) -> None:
-    """Answer one allocation problem: mode and share of the uplink for each agent, and who can't be served in time."""
+    """Solve one allocation problem: each agent's mode and uplink share, and the agents whose deadline is infeasible."""
     from cluster.experiments.one_problem import allocate as answer_of
     from cluster.experiments.one_problem import show
     from cluster.experiments.problem_file import load_problem
@@ -39,21 +21,21 @@ def allocate(
     result = ResultStream(as_json)
     try:
         answer = answer_of(load_problem(problem), policy)
-    except ValueError as error:  # a wrong document, an unknown policy, a mode that the policy wants and isn't there
+    except ValueError as error:  # an invalid document, an unknown policy, a mode that the problem lacks
         fail(error)
     result.write(answer, lambda: show(console, answer))
 
 
 def channel(
     kind: Annotated[
-        str, typer.Argument(help="Such as markov, a published 5G scenario (urban_mmwave), a cell (lte_driving).")
+        str, typer.Argument(help="A channel (markov), a published 5G scenario (urban_mmwave) or a cell (lte_driving).")
     ],
-    seed: Annotated[int, typer.Option(help="Equal seeds play equal rates.")] = 42,
-    steps: Annotated[int, typer.Option(help="How many rate changes.")] = 20,
+    seed: Annotated[int, typer.Option(help="The random seed; equal seeds play equal rates.")] = 42,
+    steps: Annotated[int, typer.Option(help="The number of rate changes.")] = 20,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting as in scenarios, key=value; any number of times.")
+        list[str] | None, typer.Option("--set", help="A setting as in scenarios, key=value; repeatable.")
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="As a trace file (`t_s,mbps`) on standard output.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a trace file (`t_s,mbps`) on standard output.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the bandwidth sequence that a channel plays."""

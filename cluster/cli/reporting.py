@@ -1,4 +1,4 @@
-"""Reports from commands: where they go, and mistakes in a line."""
+"""Reports from commands; mistakes end the command with one line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ REPORT_FOLDER = "report"
 
 
 def report_or_fail(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
-    """Make the report on these folders, by default in the first of them, and name it and what it warns of.
+    """Write the report on these folders, by default into the first, and print its path and warnings.
 
-    Returns what was found, with the page's path under `report` and all warnings.
+    Returns the report's numbers, with the page's path under `report` and all warnings.
     """
     from reports.comparison import ComparisonError
     from reports.page import report_on, write_report

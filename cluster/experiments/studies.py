@@ -1,4 +1,4 @@
-"""Experiments of ours that answer a question, on virtual time: scenarios that ship with the project, varied."""
+"""Studies on virtual time: variations of scenarios that ship with the project, each answering one question."""
 
 from collections.abc import Iterator
 from importlib import resources
@@ -16,9 +16,9 @@ from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import SimulatedEngine
 from netem.channels.ar1 import PUBLISHED as PUBLISHED_5G
 
-BORDER_RATES_MBPS = (25, 50, 100, 200, 400, 800)
-BORDER_LOADS = (0.8, 1.0, 1.2, 1.4)
-# Of the two modes that the border lies between; as in configs/profiles/journal.yaml.
+PROMPT_VS_CACHE_RATES_MBPS = (25, 50, 100, 200, 400, 800)
+PROMPT_VS_CACHE_LOADS = (0.8, 1.0, 1.2, 1.4)
+# Cloud prefill and decode of the prompt mode, as in configs/profiles/journal.yaml.
 PROMPT_MS = 57 + 167
 CACHES = ("full", "int8", "mixed_int4", "int4")
 
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def study_5g(quick: bool = False) -> dict[str, Any]:
-    """The published 5G channels at a 2 s deadline: what hedging gains, and how far from clairvoyance that is."""
+    """Hedging on the published 5G channels at a 2 s deadline, compared with no hedging and with clairvoyance."""
     document = _shipped("5g.yaml")
     rows: list[Row] = []
     for channel in PUBLISHED_5G:
@@ -37,21 +37,21 @@ def study_5g(quick: bool = False) -> dict[str, Any]:
     return {"study": "5g", "machine": run_folder.describe_machine(), "rows": rows}
 
 
-def study_border(quick: bool = False) -> dict[str, Any]:
-    """Prompts, caches, or both: where a cache earns its bandwidth by saving the cloud a prefill.
+def study_prompt_vs_cache(quick: bool = False) -> dict[str, Any]:
+    """Prompts, caches or both, by channel and load: when saving the cloud a prefill is worth a cache's bandwidth.
 
-    The load is what all prompts would ask of the cloud workers' time.
+    The load is the cloud workers' utilization if every request were sent as a prompt.
     """
-    document = _shipped("prompt-border.yaml")
+    document = _shipped("prompt-vs-cache.yaml")
     data = document.data
-    channels: list[Row] = [{"kind": "constant", "mbps": mbps} for mbps in BORDER_RATES_MBPS]
+    channels: list[Row] = [{"kind": "constant", "mbps": mbps} for mbps in PROMPT_VS_CACHE_RATES_MBPS]
     channels += [{"kind": "ar1", "scenario": name, "step_s": 1} for name in PUBLISHED_5G]
     if quick:
         channels = channels[-6:-3]
     agents = sum(group["count"] for group in data["agents"]["groups"])
     rows: list[Row] = []
     for channel in channels:
-        for load in BORDER_LOADS[1:3] if quick else BORDER_LOADS:
+        for load in PROMPT_VS_CACHE_LOADS[1:3] if quick else PROMPT_VS_CACHE_LOADS:
             rate_per_s = load * data["cloud"]["workers"] / (PROMPT_MS / 1e3) / agents
             varied = data | {
                 "uplink": data["uplink"] | {"channel": channel},
@@ -59,10 +59,10 @@ def study_border(quick: bool = False) -> dict[str, Any]:
             }
             name = channel.get("scenario") or f"{channel['mbps']} Mbit/s"
             rows += _run(varied, {"channel": name, "load": load})
-    return {"study": "border", "machine": run_folder.describe_machine(), "rows": rows}
+    return {"study": "prompt_vs_cache", "machine": run_folder.describe_machine(), "rows": rows}
 
 
-STUDIES = {"5g": study_5g, "border": study_border}
+STUDIES = {"5g": study_5g, "prompt_vs_cache": study_prompt_vs_cache}
 
 
 def _shipped(name: str) -> Document:
@@ -70,7 +70,7 @@ def _shipped(name: str) -> Document:
 
 
 def _run(data: dict[str, Any], labels: Row) -> Iterator[Row]:
-    """A row for each allocator of a scenario."""
+    """Simulate a scenario; yields one row for each allocator."""
     scenario = Scenario.model_validate(data)
     ledger = assemble(SimulatedEngine(scenario).run().turns, scenario, "its record was lost")
     for name, rows in ledger.groupby("allocator", sort=False):
@@ -90,7 +90,7 @@ def _figures(rows: pd.DataFrame) -> Row:
 
 
 def study_table(found: dict[str, Any]) -> Table:
-    """One line for each channel (and load), delivered quality and compliance of every allocator in columns."""
+    """A table with one line for each channel (and load), and one column for each allocator."""
     machine = found["machine"]
     table = Table(
         title=f"{found['study']}: delivered quality (met), simulated, {machine['started'][:10]}",

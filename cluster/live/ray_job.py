@@ -24,7 +24,7 @@ def submit(scenario: Path, allocators: str | None, out: Path, address: str | Non
     """Run `scenario` as a job and print its log as it grows; Ctrl-C stops the job. Whether it succeeded.
 
     Args:
-        allocators: as for `--allocator`.
+        allocators: as for `--allocators`.
         out: the run folder, on the machine where the job runs.
         address: of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
 
@@ -41,7 +41,7 @@ def submit(scenario: Path, allocators: str | None, out: Path, address: str | Non
         raise SubmitError(f"{scenario} is not below {Path.cwd()}, and only the working directory travels") from None
     command = ["python", "-m", "cluster", "run", str(inside), "--out", str(out.resolve())]
     if allocators:
-        command += ["--allocator", allocators]
+        command += ["--allocators", allocators]
     try:
         client = JobSubmissionClient(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
         job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": ".", "excludes": EXCLUDES})

@@ -45,7 +45,7 @@ def test_wrong_scenarios(scenario: Write, tmp_path: Path, changes: dict[str, Any
 def test_other_mistakes(scenario: Write, tmp_path: Path) -> None:
     path = str(scenario())
     assert "gone.yaml: No such file" in refused("run", "gone.yaml")
-    unknown = refused("run", path, "--allocator", "best")
+    unknown = refused("run", path, "--allocators", "best")
     assert f"no allocator 'best'; there are {policy_names()}" in unknown
     assert "is not empty" in refused("run", path, "--out", str(tmp_path))
     assert "is not a run folder" in refused("recover", str(tmp_path))

@@ -190,7 +190,7 @@ def refused(*arguments: str) -> str:
 def test_mistakes(scenario: Write, tmp_path: Path) -> None:
     path, out = str(scenario()), tmp_path / "out"
     assert "gone.yaml: No such file" in refused("gone.yaml", "--out", str(out))
-    assert "no allocator 'best'" in refused(path, "--allocator", "best", "--out", str(out))
+    assert "no allocator 'best'" in refused(path, "--allocators", "best", "--out", str(out))
     assert not out.exists()
     (out / "live").mkdir(parents=True)
     (out / "live" / "ledger.parquet").touch()

@@ -59,7 +59,7 @@ def test_the_headline_in_small(live_run: Run, scenario: Write) -> None:
 def test_a_connection_of_its_own_for_every_request(live_run: Run, scenario: Write) -> None:
     transport = {"congestion": "cubic", "connections": "per_request"}
     uplink = {"channel": {"kind": "constant", "mbps": 20}, "transport": transport}
-    done = live_run(scenario(uplink=uplink), "--allocator", "model_aware")
+    done = live_run(scenario(uplink=uplink), "--allocators", "model_aware")
     assert done.returncode == 0, done.stderr
     assert (done.ledger.status == "met").all() and (done.ledger.handshake_ms > 0).all()
     assert (done.ledger.first_byte_ms < done.ledger.transfer_ms).all()
@@ -94,7 +94,7 @@ def test_delay_and_loss_are_refused_where_there_are_none(
 
 @needs_kernel_link
 def test_a_small_request_is_one_frame_on_the_wire(live_run: Run, scenario: Write) -> None:
-    done = live_run(scenario(modes=["prompt"], cloud={"workers": 1}), "--allocator", "equal")
+    done = live_run(scenario(modes=["prompt"], cloud={"workers": 1}), "--allocators", "equal")
     assert done.returncode == 0, done.stderr
     assert set(done.ledger.wire_bytes) == {336 + 44 + 4 + 66}, (
         "payload, header, chunk's length, Ethernet with IP and TCP"
@@ -122,7 +122,7 @@ def test_a_falling_channel_makes_estimates_fall_and_is_played_in_time(live_run: 
     }
     arrivals = {"kind": "synchronized", "rounds": 2, "period_s": 2.2}
     modes = ["full", "int8", "int4", "local"]
-    done = live_run(scenario(uplink=uplink, modes=modes, arrivals=arrivals), "--allocator", "model_aware")
+    done = live_run(scenario(uplink=uplink, modes=modes, arrivals=arrivals), "--allocators", "model_aware")
     assert done.returncode == 0, done.stderr
     channel = pd.read_csv(done.run_dir / "channel.csv")
     assert channel.mbps.tolist() == [40, 4]
@@ -136,7 +136,7 @@ def test_gpu_fractions_are_given_out_and_checked(live_run: Run, scenario: Write)
     groups = yaml.safe_load(scenario().read_text())["agents"]["groups"]
     few = {"kind": "synchronized", "rounds": 1, "period_s": 1}
     fits = scenario(agents={"groups": groups, "num_gpus": 0.3}, arrivals=few)
-    done = live_run(fits, "--allocator", "model_aware")
+    done = live_run(fits, "--allocators", "model_aware")
     assert done.returncode == 0, done.stderr
     too_much = scenario(agents={"groups": groups, "num_gpus": 0.6})
     refused = scout("run", str(too_much), "--address", "auto", "--out", str(done.run_dir.parent / "other"))
@@ -153,7 +153,7 @@ def test_too_many_cpus_are_refused(live_run: Run, scenario: Write) -> None:
 
 
 def test_a_late_emulator_says_so(live_run: Run, scenario: Write) -> None:
-    done = live_run(scenario(lateness_limit_ms=0.001), "--allocator", "model_aware")
+    done = live_run(scenario(lateness_limit_ms=0.001), "--allocators", "model_aware")
     assert done.returncode == 1
     assert not done.summary["valid"] and "this run is INVALID" in done.stdout
 

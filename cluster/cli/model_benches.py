@@ -1,0 +1,126 @@
+"""`scout bench` of model code: the codec, prefill with scores, decoding. Only a running command loads torch."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cluster.cli.console import Json, ResultStream, console, fail, messages
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Quick = Annotated[bool, typer.Option(help="Fewer sizes and repeats.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device; auto: a GPU if there is one.")]
+CodecDevice = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="The device; auto: the CPU, and a GPU if there is one.")
+]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        help="Models with random weights, separated by commas; default: qwen2.5-3b,-7b,-14b on a GPU, toy on a CPU."
+    ),
+]
+Tokens = Annotated[str | None, typer.Option(help="Prompt lengths in tokens, separated by commas, such as 170,1024.")]
+
+MIN_TOKENS = 32  # a query of 24 tokens, and a context of which a quarter can be kept
+
+
+def codec(quick: Quick = False, device: CodecDevice = "auto", as_json: Json = False) -> None:
+    """Measure the speed of packing and unpacking caches by quantizer, relative to a memory copy. Takes seconds."""
+    result = ResultStream(as_json)
+    where = _device(device)
+    from kvcache.bench import bench_codec, codec_table
+
+    found = bench_codec(quick, where)
+    result.write(found, lambda: console.print(codec_table(found)))
+
+
+def scoring(
+    quick: Quick = False,
+    device: Device = "auto",
+    models: Models = None,
+    tokens: Tokens = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the time that scoring the context adds to prefill (plain SDPA), in interleaved runs."""
+    result = ResultStream(as_json)
+    where = _device(device)
+    from models.hf.bench import bench_scoring, scoring_table
+
+    _measure_models(result, bench_scoring, scoring_table, quick, where, models, tokens)
+
+
+def decode(
+    quick: Quick = False,
+    device: Device = "auto",
+    models: Models = None,
+    tokens: Tokens = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the time per output token (TPOT), relative to the memory-bandwidth bound of weights and cache."""
+    result = ResultStream(as_json)
+    where = _device(device)
+    from models.hf.bench import bench_decode, decode_table
+
+    _measure_models(result, bench_decode, decode_table, quick, where, models, tokens)
+
+
+def _measure_models(
+    result: ResultStream,
+    measure: Callable[..., dict[str, Any]],
+    table: Callable[[dict[str, Any]], "Table"],
+    quick: bool,
+    device: str | None,
+    models: str | None,
+    tokens: str | None,
+) -> None:
+    import torch
+
+    from models.hf.bench import SHAPES, TOY
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    names = None if models is None else tuple(name.strip() for name in models.split(","))
+    lengths = None if tokens is None else _lengths(tokens)
+    for name in names or ():
+        if name not in (*SHAPES, TOY):
+            fail(f"--models: no {name!r}; there are {', '.join((*SHAPES, TOY))}")
+        if on_cpu and name != TOY:
+            fail(f"{name} without a GPU is too large and slow for this bench; `--models {TOY}` is for CPUs")
+    if on_cpu:
+        messages.print(f"on one CPU core, model {TOY}: says nothing about Qwen2.5 or a GPU", highlight=False)
+        torch.set_num_threads(1)  # as in the actors of a live run
+    try:
+        found = measure(quick, device, names, lengths)
+    except torch.OutOfMemoryError:
+        fail("the GPU's memory is too small; take fewer or smaller ones of --models and --tokens")
+    except ValueError as error:  # too long a prompt
+        fail(error)
+    result.write(found, lambda: console.print(table(found)))
+
+
+def _device(asked: str) -> str | None:
+    """What the benches call it; None for `auto`."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        fail(f"{error.name} isn't installed; models need it: pip install 'scout-emulator[models]'")
+    if asked == "cuda" and not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            fail(
+                f"no GPU: torch {torch.__version__} is built without CUDA; on a machine with an NVIDIA GPU, install "
+                "another as https://pytorch.org/get-started/locally says, or use --device cpu"
+            )
+        fail("no GPU: torch sees none; does `nvidia-smi` list one here, and CUDA_VISIBLE_DEVICES? Or use --device cpu")
+    return None if asked == "auto" else asked
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        fail(f"--tokens {text}: numbers by comma, such as 170,1024")
+    if min(lengths) < MIN_TOKENS:
+        fail(f"--tokens {text}: at least {MIN_TOKENS} each")
+    return lengths

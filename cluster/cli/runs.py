@@ -1,0 +1,106 @@
+"""Commands that run scenarios: here, as a Ray job, or to the end after a crash; and what this machine can run."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
+from cluster.cli.live import run_live_or_fail
+from cluster.cli.options import Address, Allocators, Engine, Out, ScenarioPath, names
+
+
+def run(
+    scenario: ScenarioPath,
+    allocators: Allocators = None,
+    engine: Engine = "live",
+    out: Out = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write the report into the run folder.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Show the run on the terminal while it is going on.")] = False,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Run a scenario: one turn for each allocator, with the same arrivals and channel."""
+    from cluster.run_folder import folder as run_folder
+    from cluster.scenario.schema import DocumentError, Scenario
+
+    if live and engine == "simulated":
+        fail("--live shows live runs; a simulated run is over too soon to watch")
+    result = ResultStream(as_json)
+    try:
+        loaded = Scenario.load(scenario, names(allocators))
+        run_dir = run_folder.create(out, loaded)
+    except (DocumentError, run_folder.RunFolderError) as error:
+        fail(error)
+    if engine == "simulated":
+        from cluster.simulated.engine import run_simulated
+
+        _show_run(result, run_simulated(loaded, run_dir), report)
+    else:
+        _show_run(result, run_live_or_fail(loaded, run_dir, address, live and messages.is_terminal), report)
+
+
+def _show_run(result: ResultStream, summary: dict[str, Any], report: bool) -> None:
+    """Print the table, write the report if wanted, and exit with the run's exit code."""
+    from cluster.run_folder.accounting import INTERRUPTED
+    from reports.table import print_summary
+
+    result.write(summary, lambda: print_summary(console, summary))
+    messages.print(f"run folder: {summary['run_dir']}", highlight=False, soft_wrap=True)
+    if report:
+        from cluster.cli.reporting import report_or_fail
+
+        report_or_fail([Path(summary["run_dir"])])
+    if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if summary["partial"] or not summary["valid"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def submit(
+    scenario: ScenarioPath,
+    allocators: Allocators = None,
+    out: Out = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 of this machine."),
+    ] = None,
+) -> None:
+    """Run a scenario as a job on a running Ray cluster (`ray start --head`) and follow its log."""
+    from cluster.live.ray_job import SubmitError
+    from cluster.live.ray_job import submit as submit_job
+    from cluster.live.ray_session import RayUnavailable
+    from cluster.run_folder import folder as run_folder
+    from cluster.scenario.schema import DocumentError, Scenario
+
+    try:
+        loaded = Scenario.load(scenario, names(allocators))
+        succeeded = submit_job(scenario, allocators, out or run_folder.default_folder(loaded), address)
+    except (DocumentError, SubmitError, RayUnavailable) as error:
+        fail(error)
+    if not succeeded:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def recover(run_dir: Annotated[Path, typer.Argument(help="A killed run's folder.")], as_json: Json = False) -> None:
+    """Complete the ledger and the summary of a run whose driver was killed, and mark the run as partial."""
+    from cluster.run_folder.accounting import recover as recover_run
+    from cluster.run_folder.folder import RunFolderError
+    from reports.table import print_summary
+
+    result = ResultStream(as_json)
+    try:
+        summary = recover_run(run_dir)
+    except RunFolderError as error:
+        fail(error)
+    result.write(summary, lambda: print_summary(console, summary))
+
+
+def doctor(as_json: Json = False) -> None:
+    """List this machine's capabilities, with a remedy for each missing one."""
+    from cluster.live.doctor import examine, show
+
+    result = ResultStream(as_json)
+    findings = examine()
+    result.write([asdict(finding) for finding in findings], lambda: show(console, findings))
