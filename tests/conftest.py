@@ -1,6 +1,7 @@
 """For all tests: no link starts while they are collected, and what this machine can do is asked once a session."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import pytest
@@ -15,6 +16,11 @@ def pytest_collection() -> Iterator[None]:
     """A link needs privileges and changes the kernel's state: listing the tests must not make one."""
     with mock.patch.object(LinkSession, "start", side_effect=AssertionError("a link starts during collection")):
         return (yield)
+
+
+def pytest_asyncio_loop_factories(item: pytest.Function) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """A module's `EVENT_LOOP` is the loop of its tests, if it has one."""
+    return {"loop": getattr(item.module, "EVENT_LOOP", asyncio.new_event_loop)}
 
 
 @pytest.fixture(scope="session")

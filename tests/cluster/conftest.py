@@ -1,20 +1,17 @@
 """Running the command line as its users do, on one Ray cluster for all tests that don't kill theirs."""
 
+import functools
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.commands import ENVIRONMENT, Finished, scout
-
-DATA = Path(__file__).parent / "data"
+from tests.support.scenarios import write_scenario
 
 
 @pytest.fixture(scope="session")
@@ -44,16 +41,8 @@ def ray_head() -> Iterator[str]:
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the tiny scenario, with top-level keys replaced, beside its profiles."""
-
-    def write(**changes: Any) -> Path:
-        shutil.copy(DATA / "tiny-profiles.yaml", tmp_path)
-        data = yaml.safe_load((DATA / "tiny.yaml").read_text()) | changes
-        path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(data))
-        return path
-
-    return write
+    """Writes the tiny scenario, with top-level keys replaced."""
+    return functools.partial(write_scenario, tmp_path)
 
 
 @pytest.fixture

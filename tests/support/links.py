@@ -1,9 +1,14 @@
 """Links of every kind; a test that needs one that this machine can't make is skipped with the reason."""
 
+import asyncio
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from netem.checks.verify import LinkDeviates
 from netem.helper.session import LinkSession, LinkUnavailable
 
 KINDS = [("kernel", "root"), ("kernel", "userns"), ("paced", "auto")]
@@ -25,6 +30,20 @@ def kernel_can(**settings: Any) -> bool:
     except LinkUnavailable:
         return False
     return True
+
+
+def measured(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Four tries for a test that takes times: on a busy machine a transfer can be late for reasons of its own."""
+
+    @functools.wraps(test)
+    async def tried(**fixtures: Any) -> None:
+        for pause_s in (0.5, 3, 10):
+            with contextlib.suppress(AssertionError, LinkDeviates):
+                return await test(**fixtures)
+            await asyncio.sleep(pause_s)
+        await test(**fixtures)
+
+    return tried
 
 
 # The fixture asks at setup, once a session: no link starts while tests are collected.

@@ -12,29 +12,36 @@ import pytest
 from cluster.experiments.compare import Sweep, plan
 from cluster.scenario.yaml_document import Document, DocumentError
 from tests.support.commands import ENVIRONMENT, scout, started
+from tests.support.scenarios import write_scenario
 
 Write = Callable[..., Path]
 
 
-@pytest.fixture
-def compared(scenario: Write, tmp_path: Path) -> Path:
-    folder = tmp_path / "compared"
+BUSY = {
+    "arrivals": {"kind": "poisson", "rate_per_s": 1.0, "duration_s": 10},
+    "uplink": {"channel": {"kind": "constant", "mbps": 20}},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison's folder, which tests only read."""
+    folder = tmp_path_factory.mktemp("comparison")
     arguments = ("--allocators", "deadline,model_aware", "--seeds", "3", "--sweep", "uplink.channel.mbps=5,20")
-    done = scout("compare", str(busy(scenario)), *arguments, "--out", str(folder), "--json")
+    done = scout("compare", write_scenario(folder, **BUSY), *arguments, "--out", folder / "compared", "--json")
     assert done.returncode == 0, done.stderr
-    (folder / "shown.json").write_text(done.stdout)
-    return folder
+    (folder / "compared" / "shown.json").write_text(done.stdout)
+    return folder / "compared"
 
 
-def busy(scenario: Write) -> Path:
-    return scenario(
-        arrivals={"kind": "poisson", "rate_per_s": 1.0, "duration_s": 10},
-        uplink={"channel": {"kind": "constant", "mbps": 20}},
-    )
+@pytest.fixture
+def compared(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "compared"))
 
 
-def test_every_run_has_all_allocators_on_the_same_arrivals(compared: Path) -> None:
-    folders = sorted(path.parent for path in compared.rglob("ledger.parquet"))
+def test_every_run_has_all_allocators_on_the_same_arrivals(made: Path) -> None:
+    folders = sorted(path.parent for path in made.rglob("ledger.parquet"))
     assert len(folders) == 2 * 3
     orders = []
     for folder in folders:
@@ -48,14 +55,14 @@ def test_every_run_has_all_allocators_on_the_same_arrivals(compared: Path) -> No
     assert len(seeds) == 3, "a seed has arrivals of its own, the same at every point of the sweep"
 
 
-def test_figures_are_the_ledgers_and_come_again_from_the_folders(compared: Path) -> None:
-    shown = json.loads((compared / "shown.json").read_text())
-    again = scout("report", str(compared), "--json")
+def test_figures_are_the_ledgers_and_come_again_from_the_folders(made: Path) -> None:
+    shown = json.loads((made / "shown.json").read_text())
+    again = scout("report", str(made), "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == shown
     assert Path(shown["report"]).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [point["point"] for point in shown["points"]] == [{"uplink.channel.mbps": 5}, {"uplink.channel.mbps": 20}]
     point = shown["points"][0]
-    ledgers = [pd.read_parquet(path) for path in (compared / "uplink.channel.mbps=5").rglob("ledger.parquet")]
+    ledgers = [pd.read_parquet(path) for path in (made / "uplink.channel.mbps=5").rglob("ledger.parquet")]
     rows = pd.concat(ledgers)
     for name, figures in point["figures"].items():
         own = rows[rows.allocator == name]
@@ -112,13 +119,13 @@ def test_a_run_outside_the_folder_is_not_read(compared: Path) -> None:
     ],
 )
 def test_wrong_sweeps_are_one_line(scenario: Write, tmp_path: Path, sweep: str, message: str) -> None:
-    done = scout("compare", str(busy(scenario)), "--sweep", sweep, "--out", str(tmp_path / "out"))
+    done = scout("compare", str(scenario(**BUSY)), "--sweep", sweep, "--out", str(tmp_path / "out"))
     assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_floors_and_ceiling_only_where_the_scenario_allows_them(scenario: Write) -> None:
-    document = Document.read(busy(scenario))
+    document = Document.read(scenario(**BUSY))
     with_local = plan(document.changed(("modes",), ["full", "local"]), ["deadline"], 1, [])
     without = plan(document.changed(("modes",), ["full"]), ["deadline"], 1, [])
     names = [planned.runs[0].scenario.allocator_names for planned in (with_local, without)]
@@ -132,7 +139,7 @@ def test_floors_and_ceiling_only_where_the_scenario_allows_them(scenario: Write)
 
 def test_an_interrupt_at_any_moment_ends_with_what_there_is(scenario: Write, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    running = started("compare", busy(scenario), "--seeds", "500", "--out", folder)
+    running = started("compare", scenario(**BUSY), "--seeds", "500", "--out", folder)
     assert running.stderr is not None
     while "3 of 500" not in running.stderr.readline():  # right now, that run has ended and the next is being prepared
         assert running.poll() is None

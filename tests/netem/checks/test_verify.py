@@ -1,6 +1,7 @@
 """The link's check of itself: passes on every link there is, and notices links that aren't what was asked for."""
 
 import json
+import re
 import socket
 from collections.abc import Callable
 
@@ -11,10 +12,12 @@ from netem.checks.verify import LinkDeviates, verify_link
 from netem.helper.client import LinkClient
 from netem.helper.session import LinkSession
 from netem.impairments import NO_IMPAIRMENTS, Impairment, Impairments, LinkImpairments, Loss
+from tests.support.links import measured
 
 DELAYED = LinkImpairments(up=Impairment(delay_ms=20), down=Impairment(delay_ms=10, jitter_ms=2))
 
 
+@measured
 async def test_every_link_is_what_was_asked_for_and_as_before_afterwards(session: LinkSession) -> None:
     found = await verify_link(session, 4, 200, 50, NO_IMPAIRMENTS)
     json.dumps(found, allow_nan=False)
@@ -43,8 +46,12 @@ async def test_a_rate_that_is_not_there_is_noticed(
 
     monkeypatch.setattr(LinkClient, "set_channel", deaf)
     monkeypatch.setattr(LinkClient, "set_grants", deaf)
-    with pytest.raises(LinkDeviates, match=r"agent 0 got 5\.?\d* Mbit/s of 20; agent 1 got"):
+    with pytest.raises(LinkDeviates) as noticed:
         await verify_link(session, 2, 40, 20, NO_IMPAIRMENTS)
+    found = re.search(r"agent 0 got ([\d.]+) Mbit/s of 20; agent 1 got ([\d.]+) Mbit/s of 20", str(noticed.value))
+    assert found, noticed.value
+    # It takes that of three measurements which is nearest to 20: single ones are off by up to 23 % on busy cores.
+    assert [float(mbps) for mbps in found.groups()] == pytest.approx([5, 5], rel=0.5)
 
 
 async def test_a_delay_that_is_not_there_is_noticed(session: LinkSession) -> None:

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -14,23 +12,9 @@ from netem.fairness import jain_index
 from netem.helper.client import LinkClient
 from netem.helper.session import LinkSession, LinkUnavailable
 from netem.wire import ideal_transfer_s, wire_bytes
-from tests.support.links import start_link
+from tests.support.links import measured, start_link
 
 MIB = 1 << 20
-
-
-def measured(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Four tries for a test that takes times: on a busy machine a transfer can be late for reasons of its own."""
-
-    @functools.wraps(test)
-    async def tried(**fixtures: Any) -> None:
-        for pause_s in (0.5, 3, 10):
-            with contextlib.suppress(AssertionError):
-                return await test(**fixtures)
-            await asyncio.sleep(pause_s)
-        await test(**fixtures)
-
-    return tried
 
 
 @contextlib.asynccontextmanager
