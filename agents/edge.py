@@ -1,4 +1,4 @@
-"""What an edge agent computes with; here from a profile: its times, and synthetic bytes instead of a cache."""
+"""The interface of an edge agent's runtime, and its profile version: stage times and synthetic payload bytes."""
 
 import random
 from collections.abc import AsyncIterator
@@ -9,22 +9,22 @@ from models.clock import sleep_ms
 from models.profiles import ModelProfile
 
 BLOCK_BYTES = 64 * 1024
-# Incompressible, made once: what the bytes are doesn't matter to the link, that they are there does.
+# Incompressible bytes, made once: the link doesn't depend on the content.
 _BLOCK = memoryview(random.Random(0).randbytes(BLOCK_BYTES))
 
 
 class Payload(Protocol):
-    """The bytes that a mode sends."""
+    """The bytes sent for a mode."""
 
     size: int
 
     def pieces(self) -> AsyncIterator[memoryview]:
-        """The payload in order, `size` bytes together; each piece is made when it is asked for."""
+        """The payload's pieces in order, `size` bytes in total; each is made on demand."""
         ...
 
 
 class SyntheticPayload:
-    """`size` incompressible bytes that take no memory."""
+    """`size` incompressible bytes, without the memory for them."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -37,38 +37,38 @@ class SyntheticPayload:
 
 
 class Work(Protocol):
-    """One request on its edge, prefilled."""
+    """One prefilled request at its edge."""
 
     def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
-        """The profile's options, with what is known better of this very request."""
+        """The profile's options, refined by measurements of this request."""
         ...
 
     async def encode(self, mode: str, edge_ms: float) -> Payload:
-        """The payload of a mode, ready to be sent from its beginning."""
+        """Encode the payload of a mode, which takes `edge_ms` where no model runs."""
         ...
 
     async def decode(self, edge_ms: float) -> str:
-        """The answer on the edge (mode `local`); empty where no model runs."""
+        """Decode the answer at the edge (mode `local`); empty if no model runs."""
         ...
 
     def quality(self, answer: str) -> float | None:
-        """Of an answer, as measured, in the profile's basis; None where only the profile knows."""
+        """The measured quality of an answer, in the profile's basis; None if only the profile states it."""
         ...
 
 
 class EdgeRuntime(Protocol):
-    """The edge model of one agent; the agent calls it for one request at a time."""
+    """The edge model of one agent, which calls it for one request at a time."""
 
     async def prefill(self, request_id: int) -> Work:
-        """Prefill the context (and score it)."""
+        """Prefill the context, and score it if a mode selects positions."""
         ...
 
 
 class ProfileEdge:
-    """Takes the profile's time for each stage; being the same for every request, it is its own `Work`.
+    """Sleeps for the profile's stage times. All requests are alike, so it is its own `Work`.
 
-    Prefill comes before the mode is known, so it takes the shortest of the allowed modes' prefills; what a mode needs
-    beyond that is in its option's `edge_ms` (see `agents.offer`).
+    Prefill comes before the mode is known, so it takes the shortest of the allowed modes' prefills; the remainder of a
+    longer one is in its option's `edge_ms` (see `agents.offer`).
     """
 
     def __init__(self, prefill_ms: float, payload_bytes: dict[str, int]) -> None:
@@ -95,5 +95,5 @@ class ProfileEdge:
 
 
 def common_prefill_ms(profile: ModelProfile, modes: list[str]) -> float:
-    """Edge prefill that every one of `modes` needs, in ms."""
+    """The edge prefill time common to all `modes`, in ms."""
     return min(profile.edge_prefill_of(mode) for mode in modes)

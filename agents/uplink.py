@@ -1,4 +1,4 @@
-"""An agent's end of the uplink: its own connections to the cloud workers, and what comes back on them."""
+"""An agent's end of the uplink: its connections to the cloud workers, and their replies."""
 
 import asyncio
 import socket
@@ -29,16 +29,16 @@ SEND_BYTES = 64 * 1024
 
 
 class Refused(Exception):
-    """The cloud worker said no; the text is its reason."""
+    """The cloud worker refused a request; the message is its reason."""
 
 
 class ConnectionLost(Exception):
-    """The connection to a cloud worker broke while a request was on it."""
+    """The connection to a cloud worker broke with a request outstanding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hedge:
-    """What goes ahead of a request, for the worker to answer from if the rest isn't there in time.
+    """A small payload sent ahead of a request's main one; the worker answers from it if the main one would be late.
 
     Attributes:
         mode: its code in the run's list of modes of that model.
@@ -50,13 +50,13 @@ class Hedge:
 
 @dataclass(slots=True)
 class Delivery:
-    """A request that has been sent: the worker's receipt and its answer, when they come.
+    """A sent request: futures of the worker's receipt and answer.
 
-    Both raise Refused or ConnectionLost. A receipt that names the hedge's mode says that the worker answers from it.
+    Both futures raise Refused or ConnectionLost. A receipt with the hedge's mode means that the worker answers from it.
 
     Attributes:
-        sent_bytes: of the payload, without the hedge; fewer than all if the rest was withdrawn.
-        handshake_ms: opening the connection, if there was none.
+        sent_bytes: payload bytes sent, without the hedge; less than the payload if the rest was withdrawn.
+        handshake_ms: the time to open a connection; 0 on a warm one.
     """
 
     receipt: asyncio.Future[CloudStages]
@@ -66,10 +66,10 @@ class Delivery:
 
 
 class Uplink(Protocol):
-    """Sends requests of one agent; one at a time."""
+    """Sends one agent's requests, one at a time."""
 
     async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
-        """Hand all of a request to the link, or as much as the worker still has a use for. Raises ConnectionLost."""
+        """Send a request; stops early if the worker answers from the hedge. Raises ConnectionLost."""
         ...
 
 
@@ -77,8 +77,8 @@ class SocketUplink:
     """TCP connections to the cloud workers, each opened by `connect`.
 
     Args:
-        warm: whether there is one per worker, kept for all requests (and opened again if it broke), or each request
-            opens one of its own, which is closed with its answer.
+        warm: True keeps one connection per worker for all requests (reopened if it breaks); False opens one for each
+            request and closes it with the answer.
     """
 
     def __init__(self, connect: Callable[[int], Awaitable[socket.socket]], warm: bool = True) -> None:
@@ -88,7 +88,7 @@ class SocketUplink:
         self._passing: set[_Connection] = set()
 
     async def open(self, workers: int) -> None:
-        """Connect to every worker ahead of the run, if connections are kept warm."""
+        """Connect to every worker before the run, if connections are warm."""
         if self._warm:
             for worker in range(workers):
                 self._connections[worker] = await self._opened(worker)
@@ -104,7 +104,7 @@ class SocketUplink:
         delivery = await connection.send(header, payload, hedge)
         delivery.handshake_ms = handshake_ms
         if not self._warm:
-            self._let_pass(connection, delivery)
+            self._close_when_answered(connection, delivery)
         return delivery
 
     def close(self) -> None:
@@ -116,8 +116,8 @@ class SocketUplink:
     async def _opened(self, worker: int) -> "_Connection":
         return _Connection(await self._connect(worker))
 
-    def _let_pass(self, connection: "_Connection", delivery: Delivery) -> None:
-        """Close with the answer, or when nobody waits for it any more."""
+    def _close_when_answered(self, connection: "_Connection", delivery: Delivery) -> None:
+        """Close the connection with the answer, or once the request is abandoned."""
 
         def close(_: object) -> None:
             self._passing.discard(connection)
@@ -131,8 +131,7 @@ class SocketUplink:
 class _Connection:
     """One TCP connection with any number of answers outstanding.
 
-    On the wire, requests have numbers of the connection's own, so that nothing that comes late can be taken for the
-    answer to another run's request.
+    Request ids on the wire are numbered per connection, so that a late answer can't match another run's request.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -148,7 +147,7 @@ class _Connection:
         return self._lost.done()
 
     async def send(self, header: Header, payload: Payload, hedge: Hedge | None) -> Delivery:
-        if self._sending is not None:  # a withdrawn request's last piece
+        if self._sending is not None:  # the last piece of a withdrawn request
             await asyncio.wait({self._sending})
         loop = asyncio.get_running_loop()
         delivery = Delivery(loop.create_future(), loop.create_future())
@@ -157,16 +156,16 @@ class _Connection:
         header = replace(header, request_id=number, chunked=hedge is not None)
         self._sending = asyncio.create_task(self._transmit(header, payload, hedge, delivery))
         try:
-            # The peer may hang up while a write waits for room, or answer from the hedge: then nothing but the reading
+            # While a write is blocked, the peer may close the connection or answer from the hedge; only the reading
             # side notices.
             awaited: set[asyncio.Future[Any]] = {self._sending, self._lost, delivery.receipt}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            # Half a frame is on the wire: nothing else can ever follow it on this connection.
+            # Half a frame is on the wire, so this connection can't be used any more.
             self.close()
             raise
         if self._lost.done():
-            await delivery.receipt  # raises what happened
+            await delivery.receipt  # raises the connection's error
         return delivery
 
     async def _transmit(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
@@ -174,18 +173,18 @@ class _Connection:
             await self._write(header, payload, hedge, delivery)
         except OSError as error:
             self.close(str(error))
-        except Exception as error:  # a cache that can't be encoded: half of its frame is out
+        except Exception as error:  # encoding failed with half of the frame sent
             self.close(f"{type(error).__name__}: {error}")
 
     async def _write(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
-        """A frame in as few segments as it needs: header and checksum don't travel in segments of their own."""
+        """Write a frame in as few segments as possible: header and checksum share segments with the payload."""
         loop = asyncio.get_running_loop()
         if hedge is not None:
             await loop.sock_sendall(self._sock, await _hedge_frame(header, hedge))
         checksum = 0
         held = bytearray(header.pack())
         async for piece in payload.pieces():
-            # A receipt before all is sent: the worker answers from the hedge, or not at all.
+            # A receipt before everything is sent: the worker answers from the hedge, or has refused.
             if header.chunked and delivery.receipt.done():
                 held += LENGTH.pack(0)
                 break
@@ -223,7 +222,7 @@ class _Connection:
         if header.kind is Kind.REFUSAL:
             refused = Refused(body.decode("ascii", "replace"))
             if header.request_id == UNREADABLE:
-                self._fail(refused)  # the worker couldn't even read whose request it was
+                self._fail(refused)  # the worker couldn't read the request's id
             elif delivery is not None:
                 self._fail(refused, header.request_id)
         elif delivery is not None:
@@ -239,7 +238,7 @@ class _Connection:
             for future in (delivery.receipt, delivery.answer):
                 if not future.done():
                     future.set_exception(error)
-                    future.exception()  # seen: a request that has given up doesn't await it any more
+                    future.exception()  # mark it as retrieved: an abandoned request doesn't await it
 
 
 async def _hedge_frame(header: Header, hedge: Hedge) -> bytes:

@@ -1,4 +1,4 @@
-"""`scout doctor`: what this machine can do, and for each lack what to do about it."""
+"""`scout doctor`: this machine's capabilities, with a remedy for each missing one."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ MEMORY_GIB = 4
 
 
 def examine() -> list[Capability]:
-    """Python, Ray, machine and GPUs, then the links. Takes about a second and leaves nothing behind."""
+    """Check Python, Ray, the machine, GPUs, then links. Takes about a second and leaves nothing behind."""
     return [_python(), _ray(), _machine(), _gpus(), *probe()]
 
 
 def show(console: Console, findings: list[Capability]) -> None:
-    """Print the findings as a table, what is missing last in each row's own words."""
+    """Print the findings as a table."""
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("", "what", "found", "if you need it"):
         table.add_column(name, overflow="fold")

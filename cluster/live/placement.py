@@ -1,4 +1,4 @@
-"""Do a scenario's actors fit on this node? Asked before anything starts, because Ray would only wait for ever."""
+"""Whether a scenario's actors fit on this node; checked before the start, because Ray would wait for ever."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ ALLOCATOR_CPUS = 0.1
 
 
 class PlacementError(ValueError):
-    """The actors don't fit; the message names the scenario's key, what it asks and what there is."""
+    """The actors don't fit; the message names the scenario's key, the demand and the available resources."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What each actor asks of Ray, and what a user should know about it."""
+    """The resources that each actor requests from Ray, and a notice for the user."""
 
     hosts: int
     agent_cpus: float
@@ -24,12 +24,12 @@ class Placement:
 
 
 def place(scenario: Scenario, cpus: float, gpus: float, gpus_in_all: float) -> Placement:
-    """Decide what the actors ask for on a node with this many free CPUs and GPUs, and GPUs in all.
+    """Decide the actors' resource requests on a node with `cpus` and `gpus` free, of `gpus_in_all` GPUs.
 
-    GPU fractions hold where there are GPUs; without any, agents and workers run on their CPU fractions.
+    On a node without GPUs, agents and workers run on their CPU fractions.
 
     Raises:
-        PlacementError: they don't fit.
+        PlacementError: the actors don't fit.
     """
     agents, cloud = scenario.agents, scenario.cloud
     hosts = -(-len(scenario.agent_profiles) // scenario.agents_per_actor)
@@ -56,7 +56,7 @@ def place(scenario: Scenario, cpus: float, gpus: float, gpus_in_all: float) -> P
 
 
 def fits_on_gpus(asked: list[float], gpus: int) -> bool:
-    """Whether they fit: a fraction stays on one GPU, whole numbers take whole ones (first fit, largest first)."""
+    """Whether requests fit on `gpus` GPUs: a fraction stays on one GPU, integers take whole ones (first fit)."""
     free = [1.0] * gpus
     for amount in sorted(asked, reverse=True):
         if amount >= 1:

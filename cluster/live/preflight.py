@@ -1,17 +1,17 @@
-"""What is to be known of a scenario's real models before a live run starts them."""
+"""Checks of a scenario's real models before a live run starts them."""
 
 from cluster.scenario.schema import Scenario
 
 
 class ModelsUnavailable(ValueError):
-    """A live run's models can't be had or don't fit together; the message names the scenario's key and the remedy."""
+    """A live run's models are missing or incompatible; the message names the scenario's key and the remedy."""
 
 
 def check_models(scenario: Scenario) -> None:
-    """Look at configurations, tokenizers and examples; no weights are loaded. Takes seconds if there are any models.
+    """Check configurations, tokenizers and examples without loading weights. Takes seconds if there are models.
 
     Raises:
-        ModelsUnavailable: one line.
+        ModelsUnavailable: with a one-line message.
     """
     if not scenario.real_models:
         return

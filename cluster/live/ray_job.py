@@ -1,4 +1,4 @@
-"""A run as a Ray job: hand the scenario to a running cluster, follow its log, end as it ends."""
+"""A run as a Ray job: submit the scenario to a running cluster, follow the job's log, return its outcome."""
 
 import asyncio
 import logging
@@ -12,33 +12,33 @@ from typing import Any
 from cluster.live.ray_session import RayUnavailable, in_words
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# Ray leaves out what .gitignore names; these have no business in a job whether or not there is a .gitignore.
+# Ray excludes the files in .gitignore; these are excluded even without one.
 EXCLUDES = [".git", ".venv", "runs", "**/__pycache__"]
 
 
 class SubmitError(ValueError):
-    """The scenario can't be sent as it is; the message says why."""
+    """The scenario can't be submitted; the message says why."""
 
 
 def submit(scenario: Path, allocators: str | None, out: Path, address: str | None) -> bool:
-    """Run `scenario` as a job and print its log as it grows; Ctrl-C stops the job. Whether it succeeded.
+    """Run `scenario` as a job and print its log while it grows; returns whether it succeeded. Ctrl-C stops the job.
 
     Args:
-        allocators: as for `--allocators`.
+        allocators: the value of `--allocators`.
         out: the run folder, on the machine where the job runs.
         address: of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
 
     Raises:
-        SubmitError: the scenario isn't below the working directory, which is what travels.
-        RayUnavailable: no cluster there, or it wants a token.
+        SubmitError: the scenario isn't below the working directory, and only that is uploaded.
+        RayUnavailable: no cluster is reachable, or it requires a token.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every file that it doesn't upload
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs every file that it doesn't upload
     try:
         inside = scenario.resolve().relative_to(Path.cwd())
     except ValueError:
-        raise SubmitError(f"{scenario} is not below {Path.cwd()}, and only the working directory travels") from None
+        raise SubmitError(f"{scenario} is not below {Path.cwd()}, and only the working directory is uploaded") from None
     command = ["python", "-m", "cluster", "run", str(inside), "--out", str(out.resolve())]
     if allocators:
         command += ["--allocators", allocators]
@@ -47,7 +47,7 @@ def submit(scenario: Path, allocators: str | None, out: Path, address: str | Non
         job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": ".", "excludes": EXCLUDES})
     except Exception as error:
         raise RayUnavailable(in_words(error, "is `ray start --head` running, with its dashboard?")) from None
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background processes deaf to it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background processes with it ignored
     print(f"job {job}", file=sys.stderr, flush=True)
     log = _Log()
     try:
@@ -59,7 +59,7 @@ def submit(scenario: Path, allocators: str | None, out: Path, address: str | Non
 
 
 class _Log:
-    """A job's log; what was printed once isn't printed again."""
+    """A job's log, each part of which is printed once."""
 
     def __init__(self) -> None:
         self._printed = 0

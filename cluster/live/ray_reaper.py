@@ -1,9 +1,9 @@
-"""Ends what a run's own Ray cluster leaves behind, when the driver is gone: however it ended.
+"""Ends the remaining processes of a run's private Ray cluster when the driver ends, even if it was killed.
 
 Ray's processes watch one another, but some take half a minute to notice that all others are dead. This small process
-holds the reading end of a pipe whose writing end only the driver has. When the pipe closes, it ends, by its id, every
-process that still has a file open in the cluster's own folder, as all of Ray's have their logs there, and removes the
-folder. (A mark in the environment wouldn't do: Ray's agents overwrite theirs with their titles.)
+holds the reading end of a pipe whose writing end only the driver has. When the pipe closes, it ends, by process id,
+every process that still has a file open in the cluster's folder (all of Ray's processes keep their logs there), and
+removes the folder. An environment variable couldn't identify them: Ray's agents overwrite their environment.
 """
 
 import os
@@ -16,17 +16,17 @@ import time
 from types import TracebackType
 
 GRACE_S = 0.5
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 def holders(folder: str) -> list[int]:
-    """Processes that have a file open below `folder`."""
+    """Ids of the processes that have a file open below `folder`."""
     found = []
     for entry in os.listdir("/proc"):
         try:
             descriptors = os.listdir(f"/proc/{entry}/fd") if entry.isdecimal() else []
         except OSError:
-            continue  # it has ended meanwhile, or is another user's
+            continue  # it has ended, or belongs to another user
         for descriptor in descriptors:
             try:
                 if os.readlink(f"/proc/{entry}/fd/{descriptor}").startswith(folder + "/"):
@@ -38,10 +38,10 @@ def holders(folder: str) -> list[int]:
 
 
 def reap(folder: str, driver: int) -> None:
-    """End all holders of `folder` but the driver: asked first, then killed; those that they start meanwhile too."""
+    """End all holders of `folder` except the driver, by SIGTERM, then SIGKILL; also those started meanwhile."""
     signum = signal.SIGTERM
-    gives_up = time.monotonic() + PATIENCE_S
-    while (processes := [pid for pid in holders(folder) if pid != driver]) and time.monotonic() < gives_up:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while (processes := [pid for pid in holders(folder) if pid != driver]) and time.monotonic() < deadline_s:
         for pid in processes:
             try:
                 os.kill(pid, signum)
@@ -53,7 +53,7 @@ def reap(folder: str, driver: int) -> None:
 
 
 class Reaper:
-    """Gives a Ray cluster its `folder`; `close`, or this process's end, ends everything that lives there."""
+    """Owns the `folder` of a Ray cluster; `close`, or the end of this process, ends all processes that use it."""
 
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="scout-ray-")
@@ -64,11 +64,11 @@ class Reaper:
         )
 
     def close(self) -> None:
-        """End what is left of the cluster, and wait for that."""
+        """End the cluster's remaining processes and wait for that."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)  # what this process wrote there meanwhile
+        shutil.rmtree(self.folder, ignore_errors=True)  # files that this process wrote there meanwhile
 
     def __enter__(self) -> "Reaper":
         return self

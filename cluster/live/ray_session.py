@@ -1,4 +1,4 @@
-"""Ray, as a run uses it: a cluster of its own or one that is there, actors on this node, errors in words."""
+"""A run's connection to Ray: a private or an existing cluster, actors on this node, one-line error messages."""
 
 import atexit
 import logging
@@ -19,12 +19,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.live.ray_reaper import Reaper
 
-# Actors exchange small messages only; payloads go over the link. Ray would reserve 30 % of the machine.
+# Actors exchange only small messages, payloads go over the link; by default Ray would reserve 30 % of the memory.
 OBJECT_STORE_BYTES = 128 * 2**20
 
-
 SHUTDOWN_S = 1.5
-KNOCK_S = 3.0
+CONNECT_TIMEOUT_S = 3.0
 T = TypeVar("T")
 
 NO_CLUSTER = "is `ray start --head` running? Without --address and RAY_ADDRESS, scout starts its own Ray"
@@ -36,7 +35,7 @@ class RayUnavailable(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RaySession:
-    """A connection to Ray, what this node has free, and how many GPUs it has in all."""
+    """A connection to Ray, with this node's free CPUs and GPUs and its total number of GPUs."""
 
     node_id: str
     cpus: float
@@ -44,25 +43,25 @@ class RaySession:
     gpus_in_all: float
 
     def start(self, actor_class: Any, num_cpus: float, num_gpus: float, *args: Any) -> ActorHandle:
-        """Start an actor on this node, because sockets are handed over inside one machine only."""
+        """Start an actor on this node: sockets can only be passed within one machine."""
         here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": here}
         return actor_class.options(**options).remote(*args)
 
 
-def _knock(address: str) -> None:
-    """Ray tries an address where nobody answers for minutes; so ask first. Raises RayUnavailable."""
+def _check_reachable(address: str) -> None:
+    """Check that something listens at `address`, since Ray would retry for minutes. Raises RayUnavailable."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or "/" in host:
         raise RayUnavailable(f"Ray: {address!r} is not `auto` or host:port, as `ray start --head` prints it")
     try:
-        socket.create_connection((host, int(port)), KNOCK_S).close()
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError):
-        raise RayUnavailable(f"Ray: nobody answers at {address}; {NO_CLUSTER}") from None
+        raise RayUnavailable(f"Ray: nothing answers at {address}; {NO_CLUSTER}") from None
 
 
 def in_words(error: Exception, hint: str) -> str:
-    """The first line of what Ray says, and what to do about it."""
+    """The first line of Ray's error message, with a remedy."""
     text = str(error).strip()
     first_line = (text.splitlines() or [type(error).__name__])[0].rstrip(".")
     if "token" in text.lower() or "auth" in text.lower():
@@ -72,31 +71,32 @@ def in_words(error: Exception, hint: str) -> str:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[RaySession]:
-    """A connection to Ray; a cluster of our own ends with it, to its last process, however this process ends.
+    """A connection to Ray. A private cluster ends with it, all its processes included, even if this process is killed.
 
     Args:
-        address: of a running cluster, or `auto`; None for RAY_ADDRESS if that is set (as it is inside a Ray job), else
-            for a cluster of our own that ends with this process.
+        address: of a running cluster, or `auto`; None uses RAY_ADDRESS if set (as inside a Ray job), else starts a
+            private cluster.
 
     Raises:
-        RayUnavailable: with what to do about it.
+        RayUnavailable: Ray can't be started or reached; the message holds a remedy.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     with nullcontext() if address else Reaper() as reaper:
         try:
             yield _connect(address, reaper.folder if reaper else None)
         finally:
-            # With its GCS dead, or while it starts, Ray's own shutdown takes long; the reaper ends what is left then.
+            # Ray's shutdown is slow while Ray starts or if its GCS is dead; the reaper ends the remaining processes.
             try:
-                _beside(ray.shutdown).result(SHUTDOWN_S)
+                _in_daemon_thread(ray.shutdown).result(SHUTDOWN_S)
             except TimeoutError:
-                atexit.unregister(ray.shutdown)  # it would wait for the first one
+                atexit.unregister(ray.shutdown)  # a second shutdown would wait for the first
 
 
-def _beside(call: Callable[[], T]) -> "Future[T]":
-    """Run `call` in a thread that nobody has to wait for, not even the interpreter at its end, to which it lives.
+def _in_daemon_thread(call: Callable[[], T]) -> "Future[T]":
+    """Run `call` in a daemon thread that lives until the process ends.
 
-    Ray's processes are to die with their parent, which for the kernel is the thread that started them.
+    The thread must outlive the call: Ray's processes die with their parent, which for the kernel is the thread that
+    started them.
     """
     outcome: Future[T] = Future()
 
@@ -112,14 +112,14 @@ def _beside(call: Callable[[], T]) -> "Future[T]":
 
 
 def _connect(address: str | None, folder: str | None) -> RaySession:
-    """Join the cluster at `address`, or start one whose files are all in `folder`."""
+    """Join the cluster at `address`, or start one with all its files in `folder`."""
     if address and address != "auto":
-        _knock(address)
+        _check_reachable(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Warns on every start that a future Ray won't hide GPUs from actors without any; ours ask for what they use.
+    # Silences a warning about actors without GPUs; ours request the GPUs that they use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not address:
-        # By default Ray runs its workers at the lowest priority, which makes agents late when the machine is busy.
+        # By default Ray runs workers at the lowest priority, which makes agents late on a busy machine.
         options |= {"include_dashboard": False, "_temp_dir": folder, "_system_config": {"worker_niceness": 0}}
         options["object_store_memory"] = OBJECT_STORE_BYTES
 
@@ -127,11 +127,11 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
         ray.init(address or "local", **options)
         node_id = ray.get_runtime_context().get_node_id()
         node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
-        free = ray.available_resources()  # of the whole cluster: what others use on this node can't be told apart
+        free = ray.available_resources()  # of the whole cluster: Ray doesn't report it by node
         cpus, gpus = (min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU"))
         return RaySession(node_id, cpus, gpus, node.get("GPU", 0.0))
 
-    joining = _beside(join)  # not in this thread: interrupted in there, Ray may wait for ever
+    joining = _in_daemon_thread(join)  # in another thread: an interrupt inside ray.init may block for ever
     try:
         return joining.result()
     except KeyboardInterrupt:
@@ -144,7 +144,7 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
 
 
 def _leave() -> None:
-    """End an interrupted process in which Ray is still starting: finalized under it, Python crashes."""
+    """Exit an interrupted process while Ray is still starting; a normal exit would crash Python."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(128 + signal.SIGINT)

@@ -1,7 +1,7 @@
-"""The dashboard: a page on this machine alone that shows a run folder as it grows, and asks the run for changes.
+"""The dashboard: a page served to this machine only, which shows a growing run folder and requests interventions.
 
-Whoever has the address may do what the page can. It holds a secret, so other users of the machine and other pages of
-the browser don't have it; the checks of Host, Origin and Sec-Fetch-Site also keep out pages that guessed the port.
+The address is the credential: it holds a secret that other users of the machine and other pages of the browser don't
+know. The checks of Host, Origin and Sec-Fetch-Site also keep out pages that guessed the port.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from cluster.run_folder.folder import RunFolderError
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "localhost")
 PERIOD_S = 0.22
-SILENCE_S = 15.0  # then a line without meaning, by which both sides see that the connection stands
+SILENCE_S = 15.0  # then an empty comment line keeps the connection alive
 SEND_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 5.0
 MAX_CLIENTS = 16
@@ -43,7 +43,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Dashboard:
-    """Serves one run folder: the page, its snapshots as server-sent events, and what is asked of the run."""
+    """Serves one run folder: the page, snapshots as server-sent events, and requests for interventions."""
 
     def __init__(self, run_dir: Path, token: str | None = None) -> None:
         """Raises RunFolderError: this isn't a run folder.
@@ -53,7 +53,7 @@ class Dashboard:
         """
         self._run_dir = run_dir.resolve()
         self._watcher = RunWatcher(self._run_dir)
-        self._one_at_a_time = asyncio.Lock()
+        self._snapshot_lock = asyncio.Lock()
         self._page = resources.files("cluster.monitor").joinpath("dashboard.html").read_text(encoding="utf-8")
         self._changed = asyncio.Condition()
         self._latest = ""
@@ -75,17 +75,17 @@ class Dashboard:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Nothing without the token; with it, nothing at the wish of other sites."""
+        """Refuse requests without the token, and requests that other sites initiate."""
         token = request.path.split("/")[1]
         if not hmac.compare_digest(token.encode(), self.token.encode()):
             raise web.HTTPNotFound
         host = request.headers.get("Host", "")
-        if host.partition(":")[0] not in HOSTS:  # a name of somebody's that leads here (DNS rebinding)
+        if host.partition(":")[0] not in HOSTS:  # a foreign name that resolves to this machine (DNS rebinding)
             raise web.HTTPForbidden(text=f"open this as http://{LOOPBACK}:..., not under another name")
         origin = request.headers.get("Origin")
         site = request.headers.get("Sec-Fetch-Site", "none")
         if (origin is not None and origin != f"http://{host}") or site not in ("none", "same-origin"):
-            raise web.HTTPForbidden(text="asked for by another site; type the address into the browser")
+            raise web.HTTPForbidden(text="requested by another site; type the address into the browser")
         return await handler(request)
 
     async def _get_page(self, request: web.Request) -> web.Response:
@@ -95,14 +95,14 @@ class Dashboard:
         return response
 
     async def _get_live(self, request: web.Request) -> web.StreamResponse:
-        """Snapshots as they change; a slow reader misses some and gets the latest."""
+        """Stream changed snapshots; a slow reader skips some and gets the latest."""
         if self._clients >= MAX_CLIENTS:
             raise web.HTTPServiceUnavailable(text=f"{MAX_CLIENTS} pages are open; close one")
         self._clients += 1
         try:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            seen = 0  # the version of a page that has seen nothing
+            seen = 0  # the version before the first snapshot
             while not self._closing:
                 text = f"data: {self._latest}\n\n" if seen != self._version else ":\n\n"
                 seen = self._version
@@ -123,13 +123,13 @@ class Dashboard:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 control = controls.parse(await request.read())
-            snapshot = await self._look()
+            snapshot = await self._snapshot()
             if snapshot["state"] not in (STARTING, RUNNING):
                 raise web.HTTPConflict(text="the run has ended")
             if not snapshot["agents"]:
                 raise web.HTTPConflict(text="the run isn't ready for this yet")
             if snapshot["engine"] == "simulated":
-                raise web.HTTPConflict(text="a simulated run can't be changed while it is on")
+                raise web.HTTPConflict(text="a simulated run can't be changed while it is running")
             _check(control, snapshot)
             controls.ask(self._run_dir, control)
         except controls.BadControl as error:
@@ -140,8 +140,8 @@ class Dashboard:
             raise web.HTTPConflict(text=f"{controls.CONTROLS_FILE}: {error.strerror}") from None
         return web.json_response({"asked": str(control)}, status=202)
 
-    async def _look(self) -> dict[str, Any]:
-        async with self._one_at_a_time:
+    async def _snapshot(self) -> dict[str, Any]:
+        async with self._snapshot_lock:
             return await asyncio.to_thread(self._watcher.snapshot)
 
     async def _watching(self, app: web.Application) -> AsyncIterator[None]:
@@ -151,11 +151,11 @@ class Dashboard:
         await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Look at the run as long as anybody wants to know; what goes wrong is shown instead of it."""
+        """Poll the run while clients are connected; errors are shown in place of the snapshot."""
         while True:
             if self._clients:
                 try:
-                    text = json.dumps(await self._look(), allow_nan=False)
+                    text = json.dumps(await self._snapshot(), allow_nan=False)
                 except (RunFolderError, OSError, ValueError) as error:
                     text = json.dumps({"problem": str(error)})
                 if text != self._latest:
@@ -174,19 +174,19 @@ async def serve(run_dir: Path, port: int, ready: Callable[[str], None]) -> None:
     """Serve a run folder until SIGINT or SIGTERM.
 
     Args:
-        port: on the loopback interface; 0: any that is free.
+        port: on the loopback interface; 0 for any free one.
         ready: called with the address once it can be opened.
 
     Raises:
-        RunFolderError: this isn't a run folder.
-        OSError: the port can't be had.
+        RunFolderError: `run_dir` isn't a run folder.
+        OSError: the port isn't available.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     dashboard = Dashboard(run_dir)
-    # Without a log of requests: the token is in each.
+    # No access log: every request's path contains the token.
     runner = web.AppRunner(dashboard.app(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -198,9 +198,9 @@ async def serve(run_dir: Path, port: int, ready: Callable[[str], None]) -> None:
 
 
 def _check(control: controls.Control, snapshot: dict[str, Any]) -> None:
-    """What only the run knows. Raises BadControl.
+    """Check a control against the run's policies and agents. Raises BadControl.
 
-    A policy may be any that the page offers: `module:Class` would have the run import code that a request names.
+    Only the offered policies are allowed: `module:Class` would make the run import code that a request names.
     """
     policies, agents = snapshot["policies"], len(snapshot["agents"])
     if isinstance(control, controls.SetAllocator) and control.policy not in policies:

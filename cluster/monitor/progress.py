@@ -1,4 +1,4 @@
-"""Progress while a run is on, on standard error: a status line or the whole run on a terminal, lines elsewhere."""
+"""Progress of a run on standard error: a status line or a full view on a terminal, plain lines elsewhere."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ LOG_PERIOD_S = 10.0
 
 
 class _Background:
-    """Something that goes on in a thread of its own while a run is on."""
+    """A task in its own thread for the duration of a run."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
@@ -44,7 +44,7 @@ class _Background:
 
 
 class Watched(_Background):
-    """The run as `cluster.monitor.terminal_view` shows it; knows nothing of actors and can't disturb them."""
+    """Shows the run by `cluster.monitor.terminal_view`; reads files only, so it can't disturb the actors."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Watched(_Background):
 
 
 class Progress(_Background):
-    """Reads the journals as they grow; knows nothing of actors and can't disturb them."""
+    """Counts ended requests from the growing journals; reads files only, so it can't disturb the actors."""
 
     def __init__(self, scenario: Scenario, run_dir: Path) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Progress(_Background):
             for path in journal_folder(self._run_dir, name).glob(REQUEST_JOURNALS):
                 with path.open(encoding="utf-8") as journal:
                     journal.seek(self._read_until.get(path, 0))
-                    lines = journal.read().rpartition("\n")[0].splitlines()  # a line half written comes next time
+                    lines = journal.read().rpartition("\n")[0].splitlines()  # an incomplete line is read next time
                 self._read_until[path] = self._read_until.get(path, 0) + sum(len(line.encode()) + 1 for line in lines)
                 counts.update(entry["status"] for entry in map(json.loads, lines) if "status" in entry)
             if counts:

@@ -1,4 +1,4 @@
-"""A live run on a terminal: one snapshot of the watcher as text that fits any terminal size."""
+"""A live run on a terminal: renders one snapshot of the watcher to fit the terminal's size."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,22 +17,22 @@ USED = ("used", "used_mbps", 3, "green")
 
 
 def render(snapshot: dict[str, Any]) -> ConsoleRenderable:
-    """What `scout run --live` shows: agents are left out at the end, and said so, where the terminal is too low."""
+    """The view of `scout run --live`; on a low terminal it omits the last agents and says so."""
     return LiveView(snapshot)
 
 
 class LiveView:
-    """One snapshot; measures the terminal when it is drawn."""
+    """A view of one snapshot, laid out when it is drawn."""
 
     def __init__(self, snapshot: dict[str, Any]) -> None:
         self._snapshot = snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Header, rates, turns, agents, events; whatever height the others leave is the agents'."""
+        """Yield header, rates, turns, agents and events; the agents get the remaining height."""
         width, height = options.max_width, options.height or console.height
         head = [self._header(), *self._rates(width), self._queues(), *self._turns()]
         tail = self._events()
-        room = height - len(head) - len(tail) - 4  # the table's own head and rule, what it leaves out, the cursor
+        room = height - len(head) - len(tail) - 4  # table header and rule, the line about omitted agents, the cursor
         yield from (_cut(line, width) for line in head)
         if self._snapshot["agents"] and room > 0:
             shown = self._snapshot["agents"][:room]
@@ -125,14 +125,14 @@ class LiveView:
 
 
 def _cut(line: Text, width: int) -> Text:
-    """One line of the terminal, so that heights can be counted."""
+    """Truncate to one terminal line, so that heights are known."""
     line.truncate(width, overflow="ellipsis")
     line.no_wrap = True
     return line
 
 
 def _spark(values: list[float | None], top: float, width: int) -> str:
-    """The values as bars of a character each, the newest on the right, all in proportion to `top`."""
+    """The values as one-character bars relative to `top`, the newest on the right."""
     stride = -(-len(values) // width) or 1
     shown = values[::-1][::stride][::-1]
     steps = len(SPARKS) - 1
@@ -140,12 +140,12 @@ def _spark(values: list[float | None], top: float, width: int) -> str:
 
 
 def _rate(mbps: Any) -> str:
-    """Three digits or so of a rate."""
+    """A rate with about three digits."""
     if not isinstance(mbps, int | float):
         return "–"
     return f"{mbps:.0f}" if mbps >= 100 else f"{mbps:.1f}" if mbps >= 1 else f"{mbps:.2f}"
 
 
 def _printable(text: Any) -> str:
-    """Names come from files, and a terminal obeys control characters."""
+    """Replace control characters, which a terminal would execute: names come from files."""
     return "".join(c if c.isprintable() else "�" for c in str(text))

@@ -1,4 +1,4 @@
-"""Watching a live run from outside, through the files that it writes, and after it has ended or was cut off."""
+"""Observes a run through the files that it writes, while it is live and after it has ended or was cut off."""
 
 import json
 import math
@@ -31,18 +31,18 @@ RECORD = ("agent_id", "status", "mode", "latency_ms", "deadline_ms", "grant_mbps
 
 
 class Tail:
-    """A growing file of JSON lines, each read once: only whole ones, and those that aren't JSON objects left out."""
+    """Reads a growing file of JSON lines: each complete line once, skipping those that aren't JSON objects."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """What came since the last call; nothing where there is no such file, or no longer."""
+        """The entries since the last call; none if the file doesn't exist."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                begun = b""  # of a line that the last chunk didn't end
+                begun = b""  # an incomplete line at the end of the last chunk
                 while chunk := file.read(CHUNK_BYTES):
                     whole, newline, rest = (begun + chunk).rpartition(b"\n")
                     begun = rest
@@ -57,14 +57,14 @@ def _objects(text: bytes) -> Iterator[dict[str, Any]]:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # a kill cut it off, and a later process wrote on
+            continue  # truncated by a kill, before a later process appended
         if isinstance(entry, dict):
             yield entry
 
 
 @dataclass(slots=True)
 class AgentState:
-    """One agent in the present turn: what its latest record said, and how many of its requests came in time."""
+    """One agent in the current turn: its latest record, and how many of its requests met their deadline."""
 
     status: str = ""
     mode: str = ""
@@ -88,7 +88,7 @@ class AgentState:
 
 
 class TurnState:
-    """One allocator's turn, from its journals."""
+    """One allocator's turn, read from its journals."""
 
     def __init__(self, run_dir: Path, name: str, policy: str, agents: int) -> None:
         self.name = name
@@ -104,11 +104,11 @@ class TurnState:
 
     @property
     def begun(self) -> bool:
-        """Whether it has journals, or had when they were last read."""
+        """Whether the turn has or had journals."""
         return bool(self.issued or self.counts or self.latest) or self._folder.is_dir()
 
     def follow(self) -> None:
-        """Read what came since the last call."""
+        """Read the entries since the last call."""
         for path in self._folder.glob(REQUEST_JOURNALS):
             for entry in self._hosts.setdefault(path, Tail(path)).read():
                 if "issued" in entry:
@@ -124,7 +124,7 @@ class TurnState:
                 self.points.popleft()
 
     def replace(self, rows: pd.DataFrame) -> None:
-        """Count again from its part of the ledger, which is complete, where journals went before they were read."""
+        """Recount from the turn's rows of the complete ledger, in case journals were removed before they were read."""
         self.issued, self.counts = len(rows), Counter()
         self.agents = [AgentState() for _ in self.agents]
         for values in rows.itertuples(index=False, name=None):
@@ -137,13 +137,13 @@ class TurnState:
             self.agents[agent_id].take(record)
 
     def summary(self, planned: int | None) -> dict[str, Any]:
-        """Counts by status; compliance is of those that have ended, None before the first."""
+        """Counts by status; compliance is a share of ended requests, None before the first."""
         ended = self.counts.total()
         return {
             "name": self.name,
             "policy": self.policy,
             "planned": planned,
-            "issued": max(self.issued, ended),  # an end may be read before its beginning, from another file
+            "issued": max(self.issued, ended),  # an end may be read before its issue, from another file
             "ended": ended,
             **{status: self.counts[status] for status in STATUSES},
             "compliance": self.counts[Status.MET] / ended if ended else None,
@@ -151,13 +151,13 @@ class TurnState:
 
 
 class RunWatcher:
-    """Reads a run folder as it grows. It writes nothing, so it can neither disturb a run nor be noticed by it.
+    """Reads a growing run folder. It writes nothing, so it can't disturb the run.
 
-    Not for several threads at once.
+    Not thread-safe.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        """Raises RunFolderError: this isn't a run folder."""
+        """Raises RunFolderError if `run_dir` isn't a run folder."""
         self._run_dir = run_dir.resolve()
         if not (self._run_dir / run_folder.SCENARIO_FILE).is_file():
             raise run_folder.RunFolderError(f"{run_dir} is not a run folder: it has no {run_folder.SCENARIO_FILE}")
@@ -172,17 +172,17 @@ class RunWatcher:
         self._ended = False
 
     def snapshot(self) -> dict[str, Any]:
-        """The run as it stands, for JSON: numbers that aren't finite are None. Rates in Mbit/s, link layer.
+        """The present state of the run, for JSON: non-finite numbers are None, rates are in link-layer Mbit/s.
 
         Raises:
-            RunFolderError: the folder's `run.json` or `scenario.yaml` can't be understood.
+            RunFolderError: the folder's `run.json` or `scenario.yaml` is invalid.
         """
         if self._scenario is None and (self._run_dir / run_folder.RUN_FILE).exists():
             self._begin(*run_folder.read(self._run_dir))
-        alive = self._alive()  # before looking for its summary, or a run that ends meanwhile seems cut off
+        alive = self._alive()  # before checking for the summary, or a run that ends meanwhile seems cut off
         if not self._ended and self._scenario and (self._run_dir / run_folder.SUMMARY_FILE).exists():
             self._ended = True
-            self._follow()  # whatever of the journals is still there: the ledger has no timeline
+            self._follow()  # read the remaining journals: the ledger has no timeline
             self._read_ledger()
         elif not self._ended:
             self._follow()
@@ -198,7 +198,7 @@ class RunWatcher:
         try:
             self._planned = len(scenario.schedule())
         except (ArrivalTraceError, ProfileError):
-            self._planned = None  # a trace or a profile has gone; the run read it in time
+            self._planned = None  # a trace or profile file is gone; the run has already read it
 
     def _alive(self) -> bool:
         started = self._facts.get("pid_started")
@@ -213,7 +213,7 @@ class RunWatcher:
         try:
             ledger = pd.read_parquet(self._run_dir / LEDGER_FILE, columns=["allocator", "request_id", *RECORD])
         except (OSError, ValueError):
-            return  # damaged: what the journals gave is what there is
+            return  # damaged: keep the counts from the journals
         by_turn = dict(list(ledger.sort_values("request_id").groupby("allocator")))
         for turn in self._turns:
             if turn.name in by_turn:
@@ -222,7 +222,7 @@ class RunWatcher:
     def _shown(self, alive: bool) -> dict[str, Any]:
         begun = [turn for turn in self._turns if turn.begun]
         now = begun[-1] if begun else None
-        shown = now or (self._turns[0] if self._turns else None)  # its agents are known before it begins
+        shown = now or (self._turns[0] if self._turns else None)  # its agents are known before the turn begins
         latest = now.latest if now else {}
         scenario = self._scenario
         state = ENDED if self._ended else CUT_OFF if not alive else RUNNING if now else STARTING
@@ -268,7 +268,7 @@ class RunWatcher:
 
 
 def newest(runs: Path = Path("runs")) -> Path:
-    """The run that was started last, of those in a folder.
+    """The most recently started run in a folder.
 
     Raises:
         RunFolderError: there is none.
@@ -280,13 +280,13 @@ def newest(runs: Path = Path("runs")) -> Path:
 
 
 def _thinned(points: deque[list[float | None]]) -> list[list[float | None]]:
-    """At most MAX_POINTS of them, evenly, and the last for certain."""
+    """At most MAX_POINTS points, evenly spaced, including the last."""
     stride = -(-len(points) // MAX_POINTS) or 1
     return list(points)[::-1][::stride][::-1]
 
 
 def _number(value: Any) -> float | None:
-    """JSON, as browsers read it, has no NaN and no infinity; Python writes and reads both."""
+    """A finite number or None: standard JSON has no NaN or infinity, though Python writes and reads both."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 

@@ -1,7 +1,7 @@
-"""The uplink as a fluid, for virtual time: no packets, but the same two hops.
+"""A fluid model of the uplink for virtual time: no packets, but the same two hops.
 
-Each agent's transfer flows at most at its grant (hop 1); together they flow at most at the channel's rate, shared
-max-min fairly (hop 2). Rates are piecewise constant, so when a transfer ends is known exactly until the next change.
+Each transfer flows at up to its agent's grant (hop 1); all together flow at up to the channel's rate, shared max-min
+fairly (hop 2). Rates are piecewise constant, so a transfer's end time is exact until the next rate change.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ NO_IMPAIRMENT = AgentPath()
 
 
 class _Flow:
-    """Bits of one agent on their way up."""
+    """One agent's transfer in progress."""
 
     __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "timer", "window")
 
@@ -38,7 +38,7 @@ class _Flow:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def set_rate(self, mbps: float) -> None:
-        """Flow at `mbps` from now on."""
+        """Change the rate to `mbps` from now on."""
         if mbps == self.mbps:
             return
         self.progress()
@@ -50,11 +50,11 @@ class _Flow:
             self.timer = loop.call_later(self.bits_left / (mbps * 1e6), self.finish)
 
     def carried_bits(self, at_s: float) -> float:
-        """What has flowed until `at_s`, which is not before the last change."""
+        """Bits carried until `at_s`, which must not precede the last rate change."""
         return min(self.bits, self.bits - self.bits_left + (at_s - self.at_s) * self.mbps * 1e6)
 
     def progress(self) -> None:
-        """Account for what has flowed until now."""
+        """Account for the bits carried until now."""
         at_s = now_s()
         self.bits_left = max(0.0, self.bits_left - (at_s - self.at_s) * self.mbps * 1e6)
         self.at_s = at_s
@@ -66,37 +66,37 @@ class _Flow:
 
 
 class FluidLink:
-    """All agents' uplinks and the hop they share."""
+    """All agents' links and their shared hop."""
 
     def __init__(self, channel_mbps: float, grant_mbps: float) -> None:
         self._channel_mbps = channel_mbps
         self._first_grant_mbps = grant_mbps
         self._grants_mbps: dict[int, float] = {}
         self._flows: dict[int, _Flow] = {}
-        self._asked_mbps = 0.0
-        self._squeezed = False
+        self._limits_sum_mbps = 0.0
+        self._saturated = False
         self._carried_bits = 0.0  # of flows that have ended
 
     def used_bytes(self) -> float:
-        """Wire bytes carried so far. Looking changes nothing, so that whoever is watched behaves as if not."""
+        """Wire bytes carried so far. Reading has no side effect, so observing a run doesn't change it."""
         at_s = now_s()
         return (self._carried_bits + sum(flow.carried_bits(at_s) for flow in self._flows.values())) / 8
 
     def set_channel(self, mbps: float) -> None:
-        """The true rate of the shared hop from now on, link-layer Mbit/s."""
+        """Change the shared hop's true rate (link-layer Mbit/s)."""
         self._channel_mbps = mbps
         self._share()
 
     async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        """Give these agents these shares of the uplink; the others keep theirs."""
+        """Set these agents' grants (link-layer Mbit/s); the others keep theirs."""
         changed = []
         for agent_id, mbps in grants_mbps.items():
             flow = self._flows.get(agent_id)
             if flow is not None:
-                self._asked_mbps -= self._wish_mbps(flow)
+                self._limits_sum_mbps -= self._limit_mbps(flow)
             self._grants_mbps[agent_id] = mbps
             if flow is not None:
-                self._asked_mbps += self._wish_mbps(flow)
+                self._limits_sum_mbps += self._limit_mbps(flow)
                 changed.append(flow)
         if changed:
             self._share(changed)
@@ -108,16 +108,16 @@ class FluidLink:
         until: "asyncio.Future[CloudStages] | None" = None,
         window: Window | None = None,
     ) -> float:
-        """Carry so many wire bytes of an agent, one call at a time; returns how many were carried.
+        """Carry `size_bytes` wire bytes of an agent; returns the bytes carried: all, unless `until` is done first.
 
-        That is all of them, unless `until` is done first.
+        An agent has at most one call in progress.
 
         Args:
-            window: of the connection, if its path has delay or loss.
+            window: the connection's congestion window, if its path has delay or loss.
         """
         flow = _Flow(agent_id, size_bytes * 8, window)
         self._flows[agent_id] = flow
-        self._asked_mbps += self._wish_mbps(flow)
+        self._limits_sum_mbps += self._limit_mbps(flow)
         self._share([flow])
         growing = asyncio.create_task(self._grow(flow, window)) if window is not None and window.grows else None
         try:
@@ -133,22 +133,22 @@ class FluidLink:
                 flow.timer.cancel()
             del self._flows[agent_id]
             self._carried_bits += flow.carried_bits(now_s())
-            # Sums of differences drift; an idle link asks for nothing.
-            self._asked_mbps = self._asked_mbps - self._wish_mbps(flow) if self._flows else 0.0
+            # Rounding errors of the running sum accumulate; an idle link resets it.
+            self._limits_sum_mbps = self._limits_sum_mbps - self._limit_mbps(flow) if self._flows else 0.0
             self._share(())
         return size_bytes - flow.bits_left / 8
 
     async def _grow(self, flow: _Flow, window: Window) -> None:
-        """Let the window grow, a step each round trip."""
+        """Grow the window once each round trip."""
         while window.grows:
             await sleep_ms(window.path.rtt_s * 1e3)
-            self._asked_mbps -= self._wish_mbps(flow)
+            self._limits_sum_mbps -= self._limit_mbps(flow)
             window.grow(flow.mbps)
-            self._asked_mbps += self._wish_mbps(flow)
+            self._limits_sum_mbps += self._limit_mbps(flow)
             self._share([flow])
 
-    def _wish_mbps(self, flow: _Flow) -> float:
-        """At most so fast, whatever the others do."""
+    def _limit_mbps(self, flow: _Flow) -> float:
+        """The flow's own rate limit: its grant, or its window if that is lower."""
         grant_mbps = self._grant_mbps(flow.agent_id)
         return grant_mbps if flow.window is None else min(grant_mbps, flow.window.mbps)
 
@@ -156,16 +156,16 @@ class FluidLink:
         return self._grants_mbps.get(agent_id, self._first_grant_mbps)
 
     def _share(self, changed: Sequence[_Flow] | None = None) -> None:
-        """New rates: for the changed flows (default: all) if everybody gets their grant, else for everybody."""
-        if self._asked_mbps <= self._channel_mbps * ROUNDING:
-            flows = self._flows.values() if changed is None or self._squeezed else changed
+        """Recompute rates: of the changed flows (default: all) if the channel covers all limits, else of all flows."""
+        if self._limits_sum_mbps <= self._channel_mbps * ROUNDING:
+            flows = self._flows.values() if changed is None or self._saturated else changed
             for flow in flows:
-                flow.set_rate(self._wish_mbps(flow))
-            self._squeezed = False
+                flow.set_rate(self._limit_mbps(flow))
+            self._saturated = False
             return
-        self._squeezed = True
+        self._saturated = True
         flows = list(self._flows.values())
-        shares = max_min_shares(self._channel_mbps, [self._wish_mbps(flow) for flow in flows])
+        shares = max_min_shares(self._channel_mbps, [self._limit_mbps(flow) for flow in flows])
         for flow, mbps in zip(flows, shares, strict=True):
             flow.set_rate(mbps)
 
@@ -174,7 +174,7 @@ class FluidUplink:
     """One agent's end of a fluid link.
 
     Args:
-        path: what delay and loss there are on it.
+        path: the path's delay and loss.
         warm: whether connections, one to each worker, outlast a request.
     """
 
@@ -238,11 +238,11 @@ class FluidUplink:
             for future in (delivery.receipt, delivery.answer):
                 if not future.done():
                     future.set_exception(refused)
-                    future.exception()  # seen: a request that has given up doesn't await it any more
+                    future.exception()  # mark it as retrieved: an abandoned request doesn't await it
         return delivery
 
     async def _connect(self, worker: int, delivery: Delivery) -> Window | None:
-        """The window of the connection to a worker, which takes a round trip to open where there is none yet."""
+        """The window of the connection to a worker; opening a new connection takes a round trip."""
         if not self._path.impaired:
             return None
         if self._warm:
@@ -254,7 +254,7 @@ class FluidUplink:
     async def _carry(
         self, size_bytes: float, until: "asyncio.Future[CloudStages] | None", window: Window | None
     ) -> float:
-        """As `FluidLink.carry`; what is lost on the way is sent again."""
+        """As `FluidLink.carry`, with lost bytes retransmitted."""
         again = 1 / (1 - self._path.loss)
         return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
 

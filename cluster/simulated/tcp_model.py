@@ -1,8 +1,7 @@
-"""What delay and loss do to a simulated transfer, in means: the ways, TCP's slow start, its ceiling under loss.
+"""A mean-value model of TCP for simulated transfers: one-way delays, slow start, and the throughput limit under loss.
 
-Not reckoned with: jitter beyond its mean, reordering, bursts (a loss is its long-run share), timeouts after lost tails,
-the way up of a hedge (only that of what follows it).
-docs/links.md says how far that is from a kernel.
+Not modelled: jitter beyond its mean, reordering, bursts (loss is its long-run rate), retransmission timeouts, and the
+one-way delay of a hedge (only that of the payload after it). docs/links.md compares the model with a kernel.
 """
 
 import math
@@ -13,18 +12,18 @@ from netem.link import CongestionControl
 from netem.wire import FRAME_BYTES, MAX_RATE_MBPS
 
 INITIAL_WINDOW = 10  # segments, RFC 6928
-LEAST_RTT_S = 1e-3  # of a path without delay: what queues and processes take
-MOST_LOSS = 0.99  # beyond, a transfer never ends, and somebody has to give up on it
-REACHED = 2.0  # a window grows to so many times what was in flight, and not beyond (RFC 7661)
+MIN_RTT_S = 1e-3  # of a path without delay: the time in queues and processes
+MAX_LOSS = 0.99  # at a higher loss a transfer would never end
+GROWTH_LIMIT = 2.0  # a window grows to at most this many times the amount in flight (RFC 7661)
 
 
 @dataclass(frozen=True)
 class AgentPath:
-    """One agent's way to the cloud and back.
+    """One agent's path to the cloud and back.
 
     Attributes:
         up_s, down_s: mean one-way delays.
-        loss: share of segments that don't arrive, in the direction of the data.
+        loss: share of segments lost in the direction of the data.
     """
 
     up_s: float = 0.0
@@ -38,34 +37,34 @@ class AgentPath:
         kept = (1 - mean_loss(own.up)) * (1 - mean_loss(shared.up))
         up_ms = own.up.delay_ms + shared.up.delay_ms
         down_ms = own.down.delay_ms + shared.down.delay_ms
-        return cls(up_ms / 1e3, down_ms / 1e3, min(MOST_LOSS, 1 - kept))
+        return cls(up_ms / 1e3, down_ms / 1e3, min(MAX_LOSS, 1 - kept))
 
     @property
     def impaired(self) -> bool:
-        """Whether there is anything to reckon with."""
+        """Whether the path has any delay or loss."""
         return bool(self.up_s or self.down_s or self.loss)
 
     @property
     def rtt_s(self) -> float:
-        """Round-trip time without queues."""
-        return max(LEAST_RTT_S, self.up_s + self.down_s)
+        """Round-trip time without queueing."""
+        return max(MIN_RTT_S, self.up_s + self.down_s)
 
     def ceiling_mbps(self, congestion: CongestionControl) -> float:
-        """What loss leaves of any rate, link-layer Mbit/s: MSS / RTT * sqrt(3 / 2 / p) (Mathis et al. 1997).
+        """The throughput limit under loss, in link-layer Mbit/s: MSS / RTT * sqrt(3 / 2 / p) (Mathis et al. 1997).
 
-        That is Reno's, and here CUBIC's, which is never slower than it; BBR goes by the rate of arrivals instead.
+        The formula is for Reno, and used for CUBIC, which is never slower; BBR doesn't react to loss and has no limit.
         """
         if not self.loss or congestion == "bbr":
             return MAX_RATE_MBPS
         return min(MAX_RATE_MBPS, self.window_mbps(math.sqrt(1.5 / self.loss)))
 
     def window_mbps(self, segments: float) -> float:
-        """The rate of a window of so many segments."""
+        """The link-layer rate (Mbit/s) of a window of `segments`."""
         return segments * FRAME_BYTES * 8 / 1e6 / self.rtt_s
 
 
 def mean_loss(way: Impairment) -> float:
-    """The share of packets lost in the long run."""
+    """The long-run share of packets lost."""
     loss = way.loss
     if loss is None:
         return 0.0
@@ -76,11 +75,7 @@ def mean_loss(way: Impairment) -> float:
 
 
 class Window:
-    """A connection's congestion window, as the rate that it allows; it outlasts a transfer.
-
-    Args:
-        path: of the connection.
-    """
+    """A connection's congestion window, as the rate (Mbit/s) that it allows; it persists between transfers."""
 
     def __init__(self, path: AgentPath, congestion: CongestionControl) -> None:
         self.path = path
@@ -93,6 +88,6 @@ class Window:
         return self.mbps < self._ceiling_mbps
 
     def grow(self, used_mbps: float) -> None:
-        """A round trip has passed in which the transfer went at `used_mbps`."""
-        if used_mbps * REACHED > self.mbps:
+        """Grow after a round trip in which the transfer's rate was `used_mbps`."""
+        if used_mbps * GROWTH_LIMIT > self.mbps:
             self.mbps = min(self._ceiling_mbps, 2 * self.mbps)

@@ -1,4 +1,4 @@
-"""An event loop on virtual time: nothing ever waits, the clock jumps to the next thing that is due."""
+"""An event loop on virtual time: instead of waiting, the clock jumps to the next timer."""
 
 import asyncio
 import contextvars
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class Stalled(RuntimeError):
-    """Everything waits for something that can't happen any more: a defect of the emulator."""
+    """Deadlock: tasks are waiting, but no callback or timer is left. A defect of the emulator."""
 
 
 class _Handle:
-    """A callback to be; cancelled, it has none."""
+    """A scheduled callback; None once cancelled."""
 
     __slots__ = ("args", "callback", "context")
 
@@ -32,13 +32,13 @@ class _Handle:
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Runs the live engine's own coroutines on a clock that starts at 0 and takes no time to pass.
+    """Runs the live engine's coroutines on a virtual clock that starts at 0.
 
-    Of what is due at the same time, that runs first which was asked for first; what is asked for at once runs before
-    other timers of that moment. So two runs of one program schedule alike.
+    Timers with the same due time run in the order of scheduling; `call_soon` callbacks run before any further timer. So
+    scheduling is deterministic.
 
-    Sockets, subprocesses and threads have no place here, which is what makes it several times faster than asyncio's own
-    loop: it is all that a long simulation does between two lines of ours.
+    Without support for sockets, subprocesses and threads it is several times faster than asyncio's own loop, whose
+    overhead would dominate a long simulation.
     """
 
     punctual = True  # see `models.clock`
@@ -48,14 +48,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s = 0.0
         self._soon: deque[_Handle] = deque()
         self._timers: list[tuple[float, int, _Handle]] = []
-        self._asked = 0
+        self._timer_count = 0
         self._halted = False
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Virtual seconds since the loop was created."""
         return self._now_s
 
-    # Any: asyncio's own types (of TypeVarTuples, and of handles that know more) say more than a loop needs.
+    # Any: asyncio's own annotations (TypeVarTuples, richer handles) are stricter than this loop needs.
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Any:
@@ -72,8 +72,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Any:
         handle = _Handle(callback, args, context or contextvars.copy_context())
-        self._asked += 1
-        heappush(self._timers, (when, self._asked, handle))
+        self._timer_count += 1
+        heappush(self._timers, (when, self._timer_count, handle))
         return handle
 
     def call_later(  # type: ignore[override]
@@ -101,7 +101,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     if handle.callback is not None and when > self._now_s:
                         self._now_s = when
                 else:
-                    raise Stalled("the simulation has nothing left to do, and isn't done")
+                    raise Stalled("the simulation is deadlocked: nothing is scheduled, but it hasn't finished")
                 if handle.callback is not None:
                     try:
                         handle.context.run(handle.callback, *handle.args)
@@ -111,7 +111,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 @contextmanager
 def _running(loop: VirtualLoop) -> Iterator[None]:
-    """Be the loop that `asyncio.get_running_loop()` finds, as implementers of loops must."""
+    """Register the loop for `asyncio.get_running_loop()`, as every event loop must."""
     asyncio._set_running_loop(loop)
     try:
         yield

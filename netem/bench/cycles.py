@@ -1,4 +1,4 @@
-"""Links started and stopped over and over, some killed at a random moment: what is left of them on this machine?"""
+"""Starts and stops links repeatedly, killing some at random moments, to find leaked resources."""
 
 import os
 import random
@@ -14,19 +14,19 @@ from rich.table import Table
 
 from netem.helper.session import LinkKind, LinkSession, LinkUnavailable
 
-KILLED = 0.3  # of all cycles: their helper gets SIGKILL, somewhere between its start and 50 ms after the link is built
+KILLED = 0.3  # share of cycles whose helper gets SIGKILL, between its start and 50 ms after the link is built
 LATEST_KILL_S = 0.4
 SETTLE_S = 1.0
-WARM_UP = 3  # what the first ones load stays
+WARM_UP = 3  # the first cycles load modules that stay in memory
 
 
 def bench_cycles(
     count: int, kind: LinkKind = "auto", agents: int = 4, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Start and stop `count` links; what this process and the machine hold before and after goes into JSON as it is.
+    """Start and stop `count` links; returns the resources held before and after, ready for JSON.
 
     Raises:
-        LinkUnavailable: no link of this kind can be had here.
+        LinkUnavailable: this machine can't provide this kind of link.
     """
     rng = random.Random(0)
     kinds = {"kind": kind, "agents": agents, "workers": 1, "channel_mbps": 50.0, "grant_mbps": 10.0}
@@ -58,7 +58,7 @@ def bench_cycles(
 
 
 def _killed_cycle(kinds: dict[str, Any], after_s: float) -> bool:
-    """Start a link whose helper is killed meanwhile or soon after; whether it was still there to be killed."""
+    """Start a link and kill its helper at `after_s`; returns whether it was still alive to be killed."""
     done = threading.Event()
     hit = False
 
@@ -78,7 +78,7 @@ def _killed_cycle(kinds: dict[str, Any], after_s: float) -> bool:
     try:
         session = LinkSession.start(**kinds)
     except LinkUnavailable:
-        pass  # it was killed while it started
+        pass  # the helper was killed while it started
     else:
         done.wait(0.05)
         session.stop()
@@ -88,7 +88,7 @@ def _killed_cycle(kinds: dict[str, Any], after_s: float) -> bool:
 
 
 def _held() -> dict[str, int]:
-    """What a leak would add to: of this process, and network namespaces that any process holds."""
+    """Resources that a leak would increase: this process's own, and the network namespaces held by any process."""
     namespaces = set()
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -116,7 +116,7 @@ def _descriptors(process: Path) -> list[str]:
 
 
 def _children() -> list[int]:
-    """Of all threads of this process."""
+    """Child processes of all threads of this process."""
     found = []
     for thread in Path("/proc/self/task").iterdir():
         try:
@@ -127,7 +127,7 @@ def _children() -> list[int]:
 
 
 def cycles_table(found: dict[str, Any]) -> Table:
-    """What `bench_cycles` found, for a terminal."""
+    """The result of `bench_cycles` as a table."""
     table = Table(
         title=f"{found['link']} link by {found['privilege']}, {found['agents']} agents: {found['cycles']} starts and "
         f"stops, {found['killed']} killed, in {found['took_s']:g} s",

@@ -1,4 +1,4 @@
-"""What the bench measures, in which order, and what it leaves out for want of time."""
+"""The bench's measurements, their order, and the combinations that it skips because they take too long."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ SETTLE_S = 0.3
 DELAYS_MS = (1.0, 5.0, 20.0, 100.0, 200.0)
 
 REPLAY_SEED = 42
-REPLAY_LEAD_S = 0.5  # at the trace's first rate, so that the window is open when it begins
+REPLAY_LEAD_S = 0.5  # at the trace's first rate, so that the window is open when the trace begins
 REGRANT_S = 0.1
 
 
@@ -56,15 +56,14 @@ def bench_links(
     quick: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure a link of this kind; the result goes into JSON as it is.
+    """Measure a link of this kind; the result is ready for JSON.
 
-    `rows` holds one dict for each combination, of these sorts (`measure`): `transfer` (n agents at once, each granted
-    rate/n of a channel of `rate`), `reaction` (until a changed grant or channel acts), `overcommitted` (grants that add
-    up to four times the channel), `replay` (a cellular trace as the channel), `regranting` (grants that change ten
-    times a second) and `delay` (where the kernel has netem). Errors are relative to `wire.ideal_transfer_s` and pool
-    agents and repeats. A row with `skipped` says why it wasn't measured. Times are taken where the bytes arrive. The
-    default takes some six minutes, `quick` (smaller loads, fewer repeats, its own sizes and numbers of agents) one.
-    Raises LinkUnavailable.
+    `rows` holds one dict for each combination. Its `measure` is `transfer` (n agents at once, each granted rate/n of a
+    channel of `rate`), `reaction` (the time until a changed grant or channel acts), `overcommitted` (grants that add up
+    to four times the channel), `replay` (a cellular trace as the channel), `regranting` (grants that change ten times a
+    second) or `delay` (if the kernel has netem). Errors are relative to `wire.ideal_transfer_s` and pool agents and
+    repeats. A row with `skipped` says why it wasn't measured. Times are taken at the receiver. The default takes about
+    six minutes, `quick` (smaller loads, fewer repeats, fewer sizes and agents) one. Raises LinkUnavailable.
     """
     overcommitted_s, longest_s, budget_s = 4.0, LONGEST_TRANSFER_S, REPEATS_BUDGET_S
     if quick:
@@ -94,13 +93,13 @@ def bench_links(
             if count == 1:
                 progress("reaction times")
                 rows.extend(_reaction_rows(rig, repeats))
-                progress("a trace replayed")
+                progress("replay of a trace")
                 rows.append(_replay_row(rig, 5.0 if quick else 30.0))
             else:
                 for rate_mbps in rates_mbps:
                     progress(f"{count} agents, overcommitted {rate_mbps:g} Mbit/s")
                     rows.append(_overcommitted_row(rig, rate_mbps, overcommitted_s))
-                progress(f"{count} agents, grants that change ten times a second")
+                progress(f"{count} agents, grants changed ten times a second")
                 rows.append(_regranting_row(rig, 2.0 if quick else 10.0))
     if result["link"] == "kernel":
         progress("delays")
@@ -162,7 +161,7 @@ def _reaction_rows(rig: Rig, repeats: int) -> list[Row]:
 
 
 def _reaction_ms(rig: Rig, what: str, before_mbps: float, after_mbps: float) -> float:
-    """From the call that changes the rate to the end of the first bin at the new rate, the next one being so too."""
+    """Time (ms) from the call that changes the rate to the end of the first of two successive bins at the new rate."""
     free_mbps = 2 * max(before_mbps, after_mbps)
 
     def set_rate(mbps: float) -> None:
@@ -211,7 +210,7 @@ def _overcommitted_row(rig: Rig, rate_mbps: float, duration_s: float) -> Row:
 
 
 def delay_rows(privilege: Privilege = "auto") -> list[Row]:
-    """Round trips of delayed paths, less that of one without; where netem is missing, a row that says so."""
+    """Round trips of delayed paths relative to an undelayed one; without netem, a row with `skipped`."""
     rows: list[Row] = []
     for delay_ms in (0.0, *DELAYS_MS):
         impairments = Impairments(shared=LinkImpairments(up=Impairment(delay_ms=delay_ms)))
@@ -235,7 +234,7 @@ def delay_rows(privilege: Privilege = "auto") -> list[Row]:
 
 
 def _replay_row(rig: Rig, duration_s: float) -> Row:
-    """A cellular trace as the channel: what came, by the second all told, and in the trace's own bins of 20 ms."""
+    """Replay a cellular trace: error of the cumulative bytes at each second, and of the trace's 20 ms bins."""
     changes = list(
         itertools.islice(
             CellularChannel.model_validate({"cell": "lte_driving"}).play(REPLAY_SEED), round(duration_s / 0.02)
@@ -272,7 +271,7 @@ def _replay_row(rig: Rig, duration_s: float) -> Row:
 
 
 def _regranting_row(rig: Rig, duration_s: float) -> Row:
-    """Grants of all agents change ten times a second while all send: each agent's bytes against its grants' sum."""
+    """Change all grants ten times a second while all agents send: each agent's bytes against its granted bytes."""
     channel_mbps = 200.0
     rng = np.random.default_rng(0)
     steps = round(duration_s / REGRANT_S)
@@ -305,5 +304,5 @@ def _regranting_row(rig: Rig, duration_s: float) -> Row:
 
 
 def _all_busy(reception: Reception) -> tuple[float, float]:
-    """The stretch in which every agent was sending, without the first moments."""
+    """The interval in which every agent was sending, without the first SETTLE_S seconds."""
     return max(reception.starts_s) + SETTLE_S, min(reception.ends_s)

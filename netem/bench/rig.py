@@ -1,4 +1,4 @@
-"""A link with a sending process and this, the receiving one, and the stopwatch between them."""
+"""The bench's rig: a link, a sending process, this receiving process, and the timing between them."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ STALLED_S = 30.0
 
 @dataclass
 class Reception:
-    """What came in for one send: by agent, start and end on the monotonic clock; and every read as it happened."""
+    """The arrivals of one send: start and end by agent (monotonic clock, s), and every read in order."""
 
     starts_s: list[float] = field(default_factory=list)
     ends_s: list[float] = field(default_factory=list)
@@ -31,11 +31,11 @@ class Reception:
     """(time in s, agent, bytes), in order."""
 
     def durations_s(self) -> list[float]:
-        """Transfer time of each agent: from its first send to its last byte's arrival."""
+        """Transfer time of each agent (s): from its first send to the arrival of its last byte."""
         return [end - start for start, end in zip(self.starts_s, self.ends_s, strict=True)]
 
     def received_bytes(self, from_s: float, until_s: float) -> list[int]:
-        """Bytes of each agent that arrived in a stretch of time."""
+        """Bytes of each agent that arrived in (from_s, until_s]."""
         totals = [0] * len(self.ends_s)
         for at_s, agent, count in self.reads:
             if from_s < at_s <= until_s:
@@ -44,10 +44,10 @@ class Reception:
 
 
 class Rig:
-    """Warm connections from every agent of a session to one worker, here."""
+    """Warm connections from every agent of a session to one worker, in this process."""
 
     def __init__(self, session: LinkSession, agents: int) -> None:
-        """Raises RuntimeError if the sending process doesn't come up."""
+        """Raises RuntimeError if the sending process doesn't start."""
         self.agents = agents
         self._buffer = bytearray(RECEIVE_BYTES)
         self._runner = asyncio.Runner()
@@ -76,7 +76,7 @@ class Rig:
         self.close()
 
     def close(self) -> None:
-        """End the sending process and drop the connections."""
+        """End the sending process and close the connections."""
         assert self._sender.stdin and self._sender.stdout
         self._sender.stdin.close()
         self._sender.terminate()
@@ -88,23 +88,23 @@ class Rig:
         self._runner.close()
 
     def set_rates(self, channel_mbps: float, grant_mbps: float) -> None:
-        """One channel, the same grant for every agent."""
+        """Set the channel, and the same grant for every agent (Mbit/s)."""
         self._runner.run(self._client.set_channel(channel_mbps))
         self._runner.run(self._client.set_grants(dict.fromkeys(range(self.agents), grant_mbps)))
 
     def set_channel(self, mbps: float) -> None:
-        """The shared hop's rate."""
+        """Set the shared hop's rate (Mbit/s)."""
         self._runner.run(self._client.set_channel(mbps))
 
     def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        """Shares of some agents."""
+        """Set the grants of some agents (Mbit/s)."""
         self._runner.run(self._client.set_grants(grants_mbps))
 
     def transfer(self, payload_bytes: int, schedule: Sequence[tuple[float, Callable[[], None]]] = ()) -> Reception:
-        """Send `payload_bytes` from every agent at once and receive it all.
+        """Send `payload_bytes` from every agent at once and receive all of it.
 
-        `schedule` = (seconds, call), in order: each call is made that long after the send command, if the transfer is
-        still on. If nothing arrives for half a minute, raises LinkLost if the helper has ended, RuntimeError if not.
+        `schedule` = (seconds, call), in order: each call is made that long after the send command, while the transfer
+        lasts. If nothing arrives for STALLED_S, raises LinkLost if the helper has ended, else RuntimeError.
         """
         assert self._sender.stdin and self._sender.stdout
         reception = Reception(ends_s=[0.0] * self.agents)
@@ -159,4 +159,4 @@ class Rig:
                 connection.setblocking(False)
                 self._connections.append(connection)
         if self._sender.stdout.readline() != "ready\n":
-            raise RuntimeError("the bench's sending process didn't come up")
+            raise RuntimeError("the bench's sending process didn't start")

@@ -1,8 +1,8 @@
-"""The sending side of the bench, a process of its own so that it takes no time from the receiving one.
+"""The sending side of the bench, in its own process so that it doesn't slow down the receiving one.
 
-Connects agents 0..N-1 to worker 0 and prints `ready`. Then, for each line on standard input holding a payload size in
-bytes, sends that much from every agent at once and prints a JSON list: for each agent the time (monotonic clock, s)
-just before its first send. Ends with its input.
+Connects agents 0..N-1 to worker 0 and prints `ready`. Then it reads payload sizes (bytes) from standard input, one a
+line, sends that many bytes from every agent at once, and prints a JSON list with each agent's time (monotonic clock, s)
+just before its first send. It ends at the end of its input.
 """
 
 import asyncio

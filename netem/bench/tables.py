@@ -8,7 +8,7 @@ from netem.wire import SEGMENT_PAYLOAD_BYTES
 
 
 def bench_tables(result: dict[str, Any]) -> list[Table]:
-    """Tables of what `bench_links` returned; print them with rich."""
+    """The result of `bench_links` as tables, to be printed with rich."""
     rows = result["rows"]
     title = f"{result['link']} link by {result['privilege']}, Linux {result['kernel']}"
     return [

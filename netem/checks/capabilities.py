@@ -1,4 +1,4 @@
-"""What this machine can do for links, for `scout doctor`: tried out, not guessed, and nothing left behind."""
+"""This machine's capabilities for links, for `scout doctor`: each one is tried, and nothing is left behind."""
 
 import json
 import os
@@ -15,7 +15,7 @@ TRIAL_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Capability:
-    """One thing that links may use: whether it is there, what was seen, and what to do about a lack (else empty)."""
+    """One capability: whether it is available, the finding in words, and the remedy if it is missing (else empty)."""
 
     name: str
     available: bool
@@ -23,7 +23,7 @@ class Capability:
     remedy: str
 
 
-# Kernel features: name -> (what for, what gets it). `netem.checks.trials` tries each under the same name.
+# Kernel features: name -> (purpose, remedy). `netem.checks.trials` tries each under the same name.
 FEATURES = {
     "network namespaces": ("one for each agent", "sysctl user.max_net_namespaces=4096"),
     "veth": ("joins the namespaces", "modprobe veth, or a kernel with CONFIG_VETH"),
@@ -46,7 +46,7 @@ USERNS_REMEDY = (
 
 
 def probe() -> list[Capability]:
-    """Try everything in scratch namespaces of child processes. Takes about half a second; raises nothing."""
+    """Try all features in scratch namespaces of child processes. Takes about half a second; raises nothing."""
     if sys.platform != "linux":
         return [
             Capability("linux", False, sys.platform, "live links need Linux; simulated runs work anywhere"),
@@ -87,21 +87,21 @@ def _sudo() -> Capability:
 
 
 def _link() -> Capability:
-    """The kind of link that `auto` would take, by building a small one."""
+    """Find the kind of link that `auto` chooses, by building a small one."""
     try:
         with LinkSession.start(agents=1, workers=1, channel_mbps=1.0, grant_mbps=1.0) as session:
             if session.kind == "kernel":
                 return Capability("link", True, f"kernel, by {session.privilege}", "")
-            remedy = "runs are possible but paced less exactly; get what is missing above"
+            remedy = "live runs work, but pacing is less exact; install what is missing above"
             return Capability("link", False, f"paced: {session.fallback_reason}", remedy)
     except (LinkUnavailable, OSError) as error:
-        return Capability("link", False, f"none: {error}", "get what is missing above")
+        return Capability("link", False, f"none: {error}", "install what is missing above")
 
 
 def _try_features(privilege: str) -> dict[str, str]:
-    """Feature -> why it doesn't work, empty if it does; `failed` -> why nothing could be tried.
+    """Map each feature to the reason why it doesn't work (empty if it does), or `failed` to why none could be tried.
 
-    In a child process: entering namespaces takes a single thread, and would change the caller for good.
+    Runs in a child process, because entering namespaces needs a single thread and can't be undone.
     """
     try:
         done = subprocess.run(
@@ -115,4 +115,4 @@ def _try_features(privilege: str) -> dict[str, str]:
         result: dict[str, str] = json.loads(done.stdout)
         return result
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        return {"failed": f"the trial didn't end well: {error}"}
+        return {"failed": f"the trial failed: {error}"}

@@ -1,6 +1,7 @@
-"""Kernel features tried out in a scratch network namespace, which ends with this process; `probe` runs it as a child.
+"""Tries kernel features in a scratch network namespace, which ends with this process; `probe` runs it as a child.
 
-Prints a JSON object: feature -> why it doesn't work (empty if it does), or only `failed` -> why nothing could be tried.
+Prints a JSON object that maps each feature to the reason why it doesn't work (empty if it does), or only `failed` to
+the reason why none could be tried.
 """
 
 import errno
@@ -27,7 +28,7 @@ def _refusal(trial: Callable[..., object], *arguments: object, **settings: objec
 
 
 def try_features(privilege: str) -> dict[str, str]:
-    """See the module's docstring. Raises OSError if there is no scratch namespace to be had."""
+    """See the module's docstring. Raises OSError if no scratch namespace can be made."""
     if privilege == "userns":
         namespaces.enter_user_namespace()
     with namespaces.NetworkNamespace().entered():

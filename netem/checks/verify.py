@@ -1,4 +1,4 @@
-"""A link measured before it is trusted: the rates and round trips of a few agents against what was asked for."""
+"""Verification of a link before a run: measures rates and round trips of a few agents against the requested ones."""
 
 import asyncio
 import contextlib
@@ -19,29 +19,29 @@ MOST_AGENTS = 3
 TRIES = 3
 PINGS = 5
 TRANSFER_S = 0.15
-LEAST_MBPS = 2.0  # of each agent: slower ones let too few frames through in this time to tell their rate
-MOST_MBPS = 200.0  # of all together: what this one process can send and receive with certainty
-# TCP starts with ten segments on a delayed path and then waits for a round trip: only these tell the rate of the link,
-# at a rate at which they take long enough to be timed.
+LEAST_MBPS = 2.0  # of each agent: at lower rates too few frames arrive in TRANSFER_S for a measurement
+MOST_MBPS = 200.0  # of all agents together: one process can reliably send and receive this much
+# On a delayed path TCP sends ten segments and then waits for a round trip: only these segments measure the link's rate,
+# at a rate low enough to time them.
 FIRST_WINDOW_SEGMENTS = 10
 FIRST_WINDOW_MBPS = 4.0
-# Of hundreds of transfers on two busy cores, single ones were off by 23 % (docs/links.md), never three in a row. A link
-# that is built wrong is off by far more: unshaped, or with segmentation offload, or with a delay missing.
+# Of hundreds of transfers on two busy cores, single ones deviated by 23 % (docs/links.md), never three in a row. A
+# misbuilt link (unshaped, with segmentation offload, or without its delay) deviates far more.
 RATE_BOUND = 0.15
 ROUND_TRIP_BOUND_MS = 5.0
 ROUND_TRIP_BOUND = 0.05
 TIMEOUT_S = 30.0
 STALLED_S = 5.0  # of a transfer: more than the longest delay
-LINGER_NOT = struct.pack("ii", 1, 0)
+NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class LinkDeviates(LinkUnavailable):
-    """The link isn't what was asked for; the text says what was measured."""
+    """The link deviates from its settings; the message holds the measurements."""
 
 
 @dataclass
 class AgentVerified:
-    """Of one agent's link: rates on the wire (None where loss, jitter or reordering hide them), times in ms."""
+    """Measurements of one agent's link: wire rates (None if impairments make them unmeasurable) and round trips."""
 
     agent: int
     asked_mbps: float | None
@@ -51,7 +51,7 @@ class AgentVerified:
     round_trip_ms: float
 
     def complaints(self) -> list[str]:
-        """What is beyond the bounds."""
+        """Texts about measurements that exceed the bounds."""
         found = []
         if self.asked_mbps and self.achieved_mbps and abs(self.achieved_mbps / self.asked_mbps - 1) > RATE_BOUND:
             found.append(f"agent {self.agent} got {self.achieved_mbps:.3g} Mbit/s of {self.asked_mbps:.3g}")
@@ -63,20 +63,20 @@ class AgentVerified:
         return found
 
     def beyond_ms(self) -> float:
-        """How far the round trip is from what was asked for."""
+        """The distance of the round trip from the requested range, in ms."""
         return max(self.least_round_trip_ms - self.round_trip_ms, self.round_trip_ms - self.most_round_trip_ms, 0.0)
 
 
 async def verify_link(
     session: LinkSession, agents: int, channel_mbps: float, grant_mbps: float, impairments: Impairments
 ) -> dict[str, Any]:
-    """Measure up to three agents at once, of different links if there are any, in some 0.2 s and three round trips.
+    """Measure up to three agents at once, with different links if possible, in about 0.2 s and three round trips.
 
-    They share the channel for that time; then the rates are again those that are given, as at the start. A measurement
-    out of bounds is made again, twice. Worker 0 must not listen yet. The result goes into JSON as it is.
+    They share the channel during the measurement; then the given rates are restored. A measurement out of bounds is
+    repeated up to twice. Worker 0 must not listen yet. The result is ready for JSON.
 
     Raises:
-        LinkDeviates: something is out of bounds each time, with what was measured; or the link is gone.
+        LinkDeviates: a measurement was out of bounds each time, or the link is gone.
     """
     began_s = time.monotonic()
     chosen = _choose(agents, impairments)
@@ -91,13 +91,13 @@ async def verify_link(
             await client.set_channel(channel_mbps)
             await client.set_grants(dict.fromkeys(chosen, grant_mbps))
     except TimeoutError:
-        raise LinkDeviates(f"the link carries nothing: no answer within {TIMEOUT_S:g} s") from None
+        raise LinkDeviates(f"the link carries no traffic: no answer within {TIMEOUT_S:g} s") from None
     except (OSError, LinkRefused) as error:  # LinkLost is one
         raise LinkDeviates(f"the link can't be used: {error}") from error
     if complaints := [complaint for each in found for complaint in each.complaints()]:
         raise LinkDeviates(
-            f"the link isn't what was asked for, measured {TRIES} times: {'; '.join(complaints)}. Is this machine too "
-            "busy? `uplink.verify: false` runs it all the same"
+            f"the link deviates from its settings, measured {TRIES} times: {'; '.join(complaints)}. Is this machine "
+            "too busy? `uplink.verify: false` skips this check"
         )
     return {
         "agents": [asdict(each) for each in found],
@@ -109,7 +109,7 @@ async def verify_link(
 
 
 def _choose(agents: int, impairments: Impairments) -> list[int]:
-    """One of each different link, as far as there is room; then the last one."""
+    """Choose one agent of each distinct link, then the last agent, up to MOST_AGENTS."""
     chosen: list[int] = []
     seen = []
     for agent in range(agents):
@@ -122,7 +122,7 @@ def _choose(agents: int, impairments: Impairments) -> list[int]:
 
 
 def _asked_mbps(agent: int, share_mbps: float, impairments: Impairments) -> float | None:
-    """The rate at which an agent is measured, None where TCP can't tell the link's rate in so short a time."""
+    """The rate at which to measure an agent; None if so short a TCP transfer can't measure the link's rate."""
     if not impairments.touch(agent):
         return share_mbps
     ways = [way for link in (impairments.shared, impairments.of(agent)) for way in (link.up, link.down)]
@@ -136,7 +136,7 @@ Ends = tuple[socket.socket, socket.socket]
 
 @contextlib.asynccontextmanager
 async def _connections(client: LinkClient, agents: list[int]) -> AsyncIterator[dict[int, Ends]]:
-    """(the agent's end, the worker's end) by agent; nothing of them is left on the link afterwards."""
+    """Map each agent to (its end, the worker's end) of a connection; all are closed afterwards."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(await client.listen(0))
@@ -145,9 +145,9 @@ async def _connections(client: LinkClient, agents: list[int]) -> AsyncIterator[d
             near = stack.enter_context(await client.connect(agent, 0))
             far, _ = await loop.sock_accept(listener)
             stack.enter_context(far)
-            # Closed at once, without a last exchange that would be in the run's counters.
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
-            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+            # Close with a reset: a normal close would add packets to the run's counters.
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             ends[agent] = near, far
         yield ends
@@ -156,13 +156,13 @@ async def _connections(client: LinkClient, agents: list[int]) -> AsyncIterator[d
 async def _measure(
     ends: dict[int, Ends], asked: dict[int, float | None], impairments: Impairments
 ) -> list[AgentVerified]:
-    """Round trips of all at once, then transfers of all at once; again for those out of bounds."""
+    """Measure transfers of all agents at once, then round trips; repeat for those out of bounds."""
     found = []
     for agent in ends:
         ways = [way for link in (impairments.shared, impairments.of(agent)) for way in (link.up, link.down)]
         least_ms, most_ms = (sum(bounds) for bounds in zip(*(way.delay_range_ms for way in ways), strict=True))
         found.append(AgentVerified(agent, asked[agent], None, least_ms, most_ms, float("inf")))
-    # Transfers first: on a delayed path a connection's first window is what tells the rate, and only once.
+    # Transfers first: on a delayed path only a new connection's initial window measures the rate.
     for attempt in range(TRIES):
         if rated := [each for each in found if each.asked_mbps and (attempt == 0 or _off_rate(each))]:
             sizes = [_transfer_bytes(each.asked_mbps or 0.0, impairments.touch(each.agent)) for each in rated]
@@ -202,8 +202,8 @@ async def _all(measurements: list[Coroutine[Any, Any, float]]) -> list[float]:
 
 
 async def _achieved_mbps(near: socket.socket, far: socket.socket, size: int) -> float:
-    """The rate on the wire at which `size` bytes arrive, from the first piece to the last."""
-    # In threads, which wait in the kernel: the event loop's own detours would look like a slow link.
+    """The wire rate (Mbit/s) at which `size` bytes arrive, from the first read to the last."""
+    # In threads, which block in the kernel: delays of the event loop would look like a slow link.
     for end in (near, far):
         end.settimeout(STALLED_S)
     try:
@@ -227,13 +227,13 @@ def _receive(far: socket.socket, size: int) -> float:
         if not received:
             first, first_s = count, last_s
         received += count
-    if last_s == first_s:  # all in one piece: nothing held it back
+    if last_s == first_s:  # all in one read: the link didn't limit it
         return float("inf")
     return (size - first) * 8 / 1e6 / (last_s - first_s) * FRAME_BYTES / SEGMENT_PAYLOAD_BYTES
 
 
 async def _round_trip_ms(near: socket.socket, far: socket.socket) -> float:
-    """The median of a few."""
+    """The median of a few round trips, in ms."""
     loop = asyncio.get_running_loop()
     times_ms = []
     for _ in range(PINGS):

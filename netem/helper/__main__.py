@@ -1,9 +1,8 @@
-"""The helper process: the only part with privilege, the owner of all namespaces and all shaping.
+"""The helper process: the only privileged part, and the owner of all namespaces and all shaping.
 
-`session.LinkSession` starts it; nobody needs to run it by hand. It lives as long as its standard input stays open, and
-when it ends, however it ends, the kernel removes every namespace with it. Its first and only line on standard output
-says whether it is ready: `{"ready": true, "link": "kernel", "privilege": "root", "pid": 123}` or
-`{"ready": false, "error": "..."}`.
+`session.LinkSession` starts it; it is not meant to be run by hand. It runs until its standard input closes. When it
+ends, even if it is killed, the kernel removes all its namespaces. Its only line on standard output says whether it is
+ready: `{"ready": true, "link": "kernel", "privilege": "root", "pid": 123}` or `{"ready": false, "error": "..."}`.
 """
 
 import argparse
@@ -27,18 +26,18 @@ from netem.paced import PacedLink
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m netem.helper", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="where to listen, in a directory of its own")
+    parser.add_argument("--socket", type=Path, required=True, help="the socket path, in a directory of its own")
     parser.add_argument("--uid", type=int, required=True, help="the user whose processes may connect")
     parser.add_argument("--link", choices=["kernel", "paced"], required=True)
     parser.add_argument("--privilege", choices=["root", "userns", "sudo", "none"], required=True)
-    parser.add_argument("--parent", type=int, help="end with this process, which must be the parent")
+    parser.add_argument("--parent", type=int, help="the parent process, with which the helper ends")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Serve until standard input closes or SIGTERM arrives; exit status 1 if this machine can't."""
+    """Serve until standard input closes or SIGTERM arrives. Returns 1 if this machine can't shape links."""
     arguments = _arguments()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the driver, which decides when to stop
     _raise_descriptor_limit()
     try:
         _acquire(arguments.link, arguments.privilege)
@@ -47,14 +46,14 @@ def main() -> int:
         print(json.dumps({"ready": False, "error": explain(error)}), flush=True)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if arguments.parent:  # only now: entering a user namespace would have undone it
+    if arguments.parent:  # not earlier: entering a user namespace would reset it
         namespaces.die_with_parent(arguments.parent)
     ready = {"ready": True, "link": arguments.link, "privilege": arguments.privilege, "pid": os.getpid()}
     print(json.dumps(ready), flush=True)
     try:
         server.run()
     finally:
-        # The launcher does this too, unless it was killed.
+        # The session removes them too, unless its process was killed.
         with contextlib.suppress(OSError):
             arguments.socket.unlink()
             arguments.socket.parent.rmdir()
@@ -65,7 +64,7 @@ def _listen(arguments: argparse.Namespace) -> Server:
     def build(request: protocol.Build, selector: selectors.BaseSelector) -> Link:
         if arguments.link == "paced":
             if request.impairments.active:
-                raise LinkError("the paced link can't delay or lose anything")
+                raise LinkError("the paced link can't delay or lose packets")
             return PacedLink(request.agents, request.workers, request.channel_mbps, request.grant_mbps, selector)
         return KernelLink(
             request.agents,
@@ -91,7 +90,7 @@ def _listen(arguments: argparse.Namespace) -> Server:
 
 
 def _acquire(link: str, privilege: str) -> None:
-    """Get the privilege and try it on the smallest link. Raises OSError."""
+    """Acquire the privilege and test it by building the smallest link. Raises OSError."""
     if link == "paced":
         return
     if privilege == "userns":
@@ -102,7 +101,7 @@ def _acquire(link: str, privilege: str) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """A run holds two descriptors for each agent (paced: three for each connection) and one for each client."""
+    """Raise the limit: a run needs two descriptors per agent (paced: three per connection) and one per client."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 16384 if hard == resource.RLIM_INFINITY else min(hard, 16384)
     if soft < wanted:
@@ -110,7 +109,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def explain(error: OSError) -> str:
-    """The error and what a person can do about it."""
+    """The error's text with a remedy for the user."""
     remedies = {
         errno.EPERM: "run as root, allow unprivileged user namespaces, or give the container CAP_SYS_ADMIN and "
         "CAP_NET_ADMIN",

@@ -1,4 +1,4 @@
-"""Talking to the helper from any process of the same user, inside its own event loop."""
+"""An asyncio client of the helper, for any process of the same user."""
 
 import array
 import asyncio
@@ -21,21 +21,21 @@ class LinkLost(ConnectionError):
 
 
 class LinkRefused(RuntimeError):
-    """The helper refused a request; the text is its reason."""
+    """The helper refused a request; the message is its reason."""
 
 
 @dataclass(frozen=True)
 class LinkCounters:
-    """Everything sent on the link so far, and what the helper refused. `agents` is indexed by the agent's number."""
+    """All traffic of the link so far, and the helper's refusals. `agents` is indexed by the agent's number."""
 
     agents: list[AgentCounters]
     direct_packets: int
-    """Packets that got past the shaping: always 0, or the measurement is worth nothing."""
+    """Packets that bypassed the shaping; the measurement is valid only if this is 0."""
     refused_connections: int
     refused_requests: int
 
     def since(self, before: Self) -> Self:
-        """What has been sent and refused after `before`; what waits is what waits now."""
+        """The difference to `before`; backlogs are the present ones."""
         agents = [
             replace(
                 now,
@@ -57,20 +57,20 @@ class LinkCounters:
 
 
 class LinkClient:
-    """One connection to the helper. Requests from several tasks wait for one another.
+    """One connection to the helper. Concurrent requests are serialized.
 
-    Every request raises LinkLost if the helper has ended and LinkRefused if it says no.
+    Every request raises LinkLost if the helper has ended, and LinkRefused if the helper refuses it.
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        """Over a connected, non-blocking SOCK_SEQPACKET socket; `open` makes one."""
+        """Wrap a connected, non-blocking SOCK_SEQPACKET socket; use `open` to make one."""
         self._connection = connection
         self._lock = asyncio.Lock()
         self._last_id = 0
 
     @classmethod
     async def open(cls, socket_path: str) -> Self:
-        """Connect to the helper of a `session.LinkSession`. Raises LinkLost if nobody listens there."""
+        """Connect to the helper of a `session.LinkSession`. Raises LinkLost if no helper listens there."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             await asyncio.get_running_loop().sock_connect(connection, socket_path)
@@ -80,7 +80,7 @@ class LinkClient:
         return cls(connection)
 
     async def listen(self, worker: int) -> socket.socket:
-        """The listening, non-blocking TCP socket of a cloud worker; what it accepts is for the caller to serve."""
+        """A listening, non-blocking TCP socket for a cloud worker; the caller accepts its connections."""
         return await self._ask_for_socket({"op": "listen", "worker": worker})
 
     async def connect(self, agent: int, worker: int) -> socket.socket:
@@ -100,9 +100,9 @@ class LinkClient:
         return connection
 
     async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        """Give these agents these shares of the uplink (link-layer Mbit/s); the others keep theirs.
+        """Set these agents' grants (link-layer Mbit/s); the others keep theirs.
 
-        A share below what the kernel can shape (in an outage, among many) becomes that.
+        A grant below the kernel's minimum (for example in an outage, among many agents) is raised to it.
         """
         rounded = {str(agent): max(round(mbps, 6), MIN_SHAPED_MBPS) for agent, mbps in grants_mbps.items()}
         await self._ask({"op": "grants", "mbps": rounded})
@@ -112,7 +112,7 @@ class LinkClient:
         await self._ask({"op": "channel", "mbps": mbps})
 
     async def counters(self) -> LinkCounters:
-        """Read what went through both hops so far."""
+        """Read the counters of both hops."""
         found = await self._ask({"op": "counters"})
         found["agents"] = [AgentCounters(*numbers) for numbers in found["agents"]]
         return LinkCounters(**found)
@@ -122,10 +122,10 @@ class LinkClient:
         return await self._ask({"op": "used"})
 
     async def until_lost(self) -> None:
-        """Return when the helper has ended. Keeps the client busy meanwhile: give this a client of its own.
+        """Return when the helper has ended. Occupies the client meanwhile: use a separate one.
 
-        Connections through a lost link aren't reset, for nobody is left to do so: they fall silent. Whoever waits on
-        one without a time limit should wait for this as well.
+        Connections through a lost link aren't reset, they fall silent. Code that waits on one without a timeout should
+        wait for this as well.
         """
         async with self._lock:
             with contextlib.suppress(OSError):  # LinkLost is one
@@ -133,7 +133,7 @@ class LinkClient:
                     await self._receive()
 
     def close(self) -> None:
-        """Drop the connection; sockets obtained through it live on."""
+        """Close the connection; sockets obtained through it stay open."""
         self._connection.close()
 
     async def __aenter__(self) -> Self:
@@ -165,13 +165,13 @@ class LinkClient:
                 await loop.sock_sendall(self._connection, message)
                 while True:
                     answer, attached = await self._receive()
-                    # A request whose caller was cancelled leaves its answer behind for the next one to skip.
+                    # The answer to a request whose caller was cancelled is still queued: skip it.
                     if answer["id"] in (None, self._last_id):
                         break
                     if attached:
                         attached.close()
             except OSError as error:
-                raise LinkLost(f"the helper has gone: {error}") from error
+                raise LinkLost(f"the helper is gone: {error}") from error
         if not answer["ok"]:
             raise LinkRefused(answer["error"])
         return answer["result"], attached

@@ -1,8 +1,8 @@
-"""What clients say to the helper: small JSON messages over a unix SOCK_SEQPACKET socket, one message each way.
+"""The protocol of clients and helper: JSON messages over a unix SOCK_SEQPACKET socket, one request and one answer.
 
-A request is `{"id": 7, "op": "channel", "mbps": 20.0}`; its answer `{"id": 7, "ok": true, "result": null}` or
-`{"id": 7, "ok": false, "error": "..."}` (`id` null if the request couldn't be read). A socket that was asked for
-travels with the answer as SCM_RIGHTS.
+A request is `{"id": 7, "op": "channel", "mbps": 20.0}`; its answer is `{"id": 7, "ok": true, "result": null}` or
+`{"id": 7, "ok": false, "error": "..."}` (`id` is null if the request couldn't be parsed). A requested socket travels
+with the answer as SCM_RIGHTS.
 """
 
 import json
@@ -31,7 +31,7 @@ class _Request(BaseModel):
 
 
 class Build(_Request):
-    """Make the link; once only."""
+    """Build the link; allowed once."""
 
     op: Literal["build"]
     agents: Annotated[int, Field(ge=1, le=MAX_AGENTS)]
@@ -49,14 +49,14 @@ class Build(_Request):
 
 
 class Listen(_Request):
-    """A listening socket for a worker."""
+    """Request a listening socket for a worker."""
 
     op: Literal["listen"]
     worker: Worker
 
 
 class Connect(_Request):
-    """A socket from an agent to a worker."""
+    """Request a socket from an agent to a worker."""
 
     op: Literal["connect"]
     agent: Agent
@@ -64,33 +64,33 @@ class Connect(_Request):
 
 
 class SetGrants(_Request):
-    """New grants for some agents."""
+    """Change the grants of some agents."""
 
     op: Literal["grants"]
     mbps: dict[Agent, Rate]
 
 
 class SetChannel(_Request):
-    """A new true rate of the shared hop."""
+    """Change the true rate of the shared hop."""
 
     op: Literal["channel"]
     mbps: Rate
 
 
 class Counters(_Request):
-    """What went through both hops so far."""
+    """Read the counters of both hops."""
 
     op: Literal["counters"]
 
 
 class Used(_Request):
-    """What all agents together sent through the shared hop so far; cheaper than all counters."""
+    """Read the bytes that all agents together sent through the shared hop; cheaper than `Counters`."""
 
     op: Literal["used"]
 
 
 class Close(_Request):
-    """The client is done; the helper closes the connection."""
+    """End the conversation; the helper closes the connection."""
 
     op: Literal["close"]
 
@@ -100,10 +100,10 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discrimina
 
 
 def parse_request(message: bytes) -> Request:
-    """Raises pydantic.ValidationError (a ValueError) for anything but a well-formed request within bounds."""
+    """Parse a request. Raises pydantic.ValidationError (a ValueError) if it is malformed or out of bounds."""
     return _REQUEST.validate_json(message)
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One message, as compact JSON."""
+    """Encode one message as compact JSON."""
     return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()

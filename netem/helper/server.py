@@ -1,7 +1,7 @@
-"""The helper's loop: clients' requests in, answers and sockets out, everything in one thread.
+"""The helper's event loop, in one thread: receives clients' requests, sends answers and sockets.
 
-Nothing here blocks and nothing a client sends may end the loop: what can't be understood is refused and counted, and a
-client that doesn't read its answers is dropped.
+Nothing here blocks, and no client can end the loop: malformed requests are refused and counted, and a client that
+doesn't read its answers is dropped.
 """
 
 import logging
@@ -19,16 +19,16 @@ from pydantic import ValidationError
 from netem.helper import protocol
 from netem.link import Link, LinkError
 
-MAX_CLIENTS = 1100  # each of 1024 agents on its own, and then some
+MAX_CLIENTS = 1100  # one for each of 1024 agents, and a margin
 PEER_CREDENTIALS = struct.Struct("=iII")  # pid, uid, gid
 
 BuildLink = Callable[[protocol.Build, selectors.BaseSelector], Link]
 
 
 class Server:
-    """Serves the clients of one user at a socket path until `stop` is called or what `watch` watches ends.
+    """Serves the clients of one user at a socket path until `stop` is called.
 
-    `build_link` makes the link on the first `build` request. Raises OSError if the path can't be bound.
+    `build_link` builds the link on the first `build` request. Raises OSError if the path can't be bound.
     """
 
     def __init__(self, path: Path, allowed_uid: int, build_link: BuildLink) -> None:
@@ -46,7 +46,7 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def stop(self) -> None:
-        """End `run` after the event in hand."""
+        """End `run` after the current event."""
         self._running = False
 
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
@@ -63,7 +63,7 @@ class Server:
     def _accept(self) -> None:
         try:
             client, _ = self._listener.accept()
-        except OSError as error:  # the client has gone again, or descriptors have run out: keep serving the others
+        except OSError as error:  # the client is gone, or descriptors have run out: keep serving the others
             logging.warning("accept: %s", error)
             time.sleep(0.01)
             return
@@ -87,8 +87,8 @@ class Server:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            # One byte more than allowed tells an oversized message from the largest one. Plain recv: the kernel closes
-            # any descriptors that a client sends along.
+            # One byte more than allowed distinguishes an oversized message from the largest one. With plain recv, the
+            # kernel closes any descriptors that a client attaches.
             message = client.recv(protocol.MAX_REQUEST_BYTES + 1)
         except BlockingIOError:
             return
@@ -111,7 +111,7 @@ class Server:
                 socket.send_fds(client, [protocol.encode(answer)], descriptors)
             else:
                 client.send(protocol.encode(answer))
-        except OSError:  # gone, or doesn't read its answers
+        except OSError:  # the client is gone, or doesn't read its answers
             self._drop(client)
 
     def _answer(self, message: bytes) -> tuple[dict[str, Any], socket.socket | None]:
@@ -139,7 +139,7 @@ class Server:
         match request:
             case protocol.Build():
                 if self._link:
-                    raise LinkError("the link is built already")
+                    raise LinkError("the link is already built")
                 self._link = self._build_link(request, self._selector)
             case protocol.Close():
                 pass  # the client closes its end once it has the answer

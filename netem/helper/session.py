@@ -1,4 +1,4 @@
-"""Starting and stopping the helper process, from the process that drives a run."""
+"""Starts and stops the helper process, from the process that drives a run."""
 
 import contextlib
 import json
@@ -29,22 +29,25 @@ STOP_TIMEOUT_S = 5.0
 
 
 class LinkUnavailable(RuntimeError):
-    """No link of the kind asked for can be had on this machine; the text says why and what to do about it."""
+    """This machine can't provide the requested kind of link; the message says why, and the remedy."""
 
 
 class LinkSession:
-    """A built link, there until it is stopped or its process ends, however it ends. Make one with `start`.
+    """A built link, which exists until it is stopped or this process ends. Make one with `start`.
 
-    `kind` is `kernel` or `paced`; `privilege` what the helper runs by (`root`, `userns`, `sudo`; `none` if paced);
-    `fallback_reason` why the link is paced although nobody asked for that, else None; `socket_path` where a
-    `client.LinkClient` connects; `pid` the helper's process.
+    Attributes:
+        kind: `kernel` or `paced`.
+        privilege: the helper's privilege: `root`, `userns` or `sudo`; `none` for a paced link.
+        fallback_reason: why `auto` fell back to a paced link, else None.
+        socket_path: where a `client.LinkClient` connects.
+        pid: the helper's process.
 
-    When the helper ends, TCP connections through the kernel link aren't reset but fall silent, for the namespaces
-    between their ends are gone; `LinkClient.until_lost` tells.
+    When the helper ends, TCP connections through the kernel link aren't reset but fall silent, because the namespaces
+    between their ends are gone; `LinkClient.until_lost` reports it.
     """
 
     def __init__(self, kind: str, privilege: str, build: protocol.Build, fallback_reason: str | None = None) -> None:
-        """Start one kind of helper by one privilege and build the link. Raises LinkUnavailable."""
+        """Start one kind of helper with one privilege and build the link. Raises LinkUnavailable."""
         self.kind = kind
         self.privilege = privilege
         self.fallback_reason = fallback_reason
@@ -79,10 +82,10 @@ class LinkSession:
     ) -> Self:
         """Start the helper and build a link on which every agent has `grant_mbps` of a channel of `channel_mbps`.
 
-        `auto` takes the kernel link by the first privilege that works, and the paced link only where none does. Blocks
-        for some 0.3 s. Only the kernel link has a choice of congestion controls, and only it delays and loses packets:
-        with any but Reno, and with `impairments`, `auto` is `kernel`.
-        Raises ValueError for numbers out of bounds, LinkUnavailable.
+        `auto` takes the kernel link with the first privilege that works, and the paced link only if none does. Blocks
+        for about 0.3 s. Only the kernel link offers a choice of congestion controls and impairs packets: with any but
+        Reno, or with `impairments`, `auto` means `kernel`.
+        Raises ValueError for numbers out of bounds, and LinkUnavailable.
         """
         build = protocol.Build(
             id=0,
@@ -116,7 +119,7 @@ class LinkSession:
         return cls("paced", "none", build, fallback_reason=why)
 
     def stop(self) -> None:
-        """End the helper, and with it every namespace and the connections in them. Again: nothing happens."""
+        """End the helper, its namespaces and the connections in them. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
@@ -126,13 +129,13 @@ class LinkSession:
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(PermissionError):  # by sudo: not ours to kill
+            with contextlib.suppress(PermissionError):  # started by sudo, so we may not kill it
                 self._process.kill()
                 self._process.wait()
         self._process.stdout.close()
         complaint = self._complaint()
         if complaint:
-            logging.getLogger(__name__).warning("the link's helper said: %s", complaint)
+            logging.getLogger(__name__).warning("the link's helper reported: %s", complaint)
         self._clean_up()
 
     def __enter__(self) -> Self:
@@ -154,7 +157,7 @@ class LinkSession:
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=Path(__file__).parents[2],  # where `-m netem.helper` is found, however the project is installed
-            start_new_session=True,  # Ctrl-C in the terminal is for the driver only
+            start_new_session=True,  # Ctrl-C in the terminal is meant for the driver only
         )
 
     def _command(self) -> list[str]:
@@ -162,14 +165,14 @@ class LinkSession:
         command += ["--link", self.kind, "--privilege", self.privilege]
         if self.privilege == "sudo":
             return ["sudo", "-n", "--", *command]
-        # The kernel takes the thread that starts a process for its parent, so this is only for the thread that lasts
-        # as long as the process. In other threads the end of the helper's standard input has to do.
+        # For the kernel, a process's parent is the thread that started it, so pass --parent only from the thread that
+        # lasts as long as the process. From other threads, the helper relies on the end of its standard input.
         if threading.current_thread() is threading.main_thread():
             command += ["--parent", str(os.getpid())]
         return command
 
     def _wait_until_ready(self) -> int:
-        """The helper's process id, which is not the child's if that is sudo."""
+        """Wait for the helper's process id; it differs from the child's if that is sudo."""
         assert self._process.stdout
         deadline_s = time.monotonic() + READY_TIMEOUT_S
         line = b""
@@ -179,7 +182,7 @@ class LinkSession:
                 raise LinkUnavailable(f"the helper wasn't ready after {READY_TIMEOUT_S:.0f} s")
             data = os.read(self._process.stdout.fileno(), 4096)
             if not data:
-                raise LinkUnavailable(self._complaint() or "the helper ended without a word")
+                raise LinkUnavailable(self._complaint() or "the helper ended without a message")
             line += data
         status = json.loads(line)
         if not status["ready"]:
@@ -202,7 +205,7 @@ class LinkSession:
             raise LinkUnavailable(answer["error"])
 
     def _complaint(self) -> str:
-        """The end of what the helper wrote to standard error, for people."""
+        """The end of the helper's output on standard error."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace").strip()[-2000:]
 

@@ -265,4 +265,4 @@ def test_as_a_ray_job(ray_head: str, scenario: Write, tmp_path: Path) -> None:
 
 def test_submit_refuses_what_would_not_travel(tmp_path: Path, scenario: Write) -> None:
     done = scout("submit", str(scenario()))
-    assert done.returncode == 2 and "only the working directory travels" in done.stderr
+    assert done.returncode == 2 and "only the working directory is uploaded" in done.stderr

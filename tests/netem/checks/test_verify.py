@@ -75,7 +75,7 @@ async def test_a_link_that_carries_nothing_is_noticed(session: LinkSession, monk
     unheard: list[socket.socket] = []
     monkeypatch.setattr(LinkClient, "connect", nowhere)
     monkeypatch.setattr(verify, "TIMEOUT_S", 0.5)
-    with pytest.raises(LinkDeviates, match="carries nothing"):
+    with pytest.raises(LinkDeviates, match="carries no traffic"):
         await verify_link(session, 4, 200, 50, NO_IMPAIRMENTS)
 
 
