@@ -109,7 +109,7 @@ async def test_the_page_and_its_headers(fake: FakeRun) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_writes_no_html() -> None:
-    page = (REPOSITORY / "cluster" / "dashboard.html").read_text(encoding="utf-8")
+    page = (REPOSITORY / "cluster" / "monitor" / "dashboard.html").read_text(encoding="utf-8")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?://", page)
 
     class Attributes(html.parser.HTMLParser):
