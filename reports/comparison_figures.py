@@ -7,43 +7,44 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.drawing import COLOURS, HEIGHT_IN, INK, MARKERS, Drawn, draw_axes, label, legend, line, safe_name, short
+from reports.schema import ComparisonPoint, Interval, Metric
 
 
-def load(points: Sequence[dict[str, Any]], compared: Sequence[str]) -> list[Drawn]:
+def load(points: Sequence[ComparisonPoint], compared: Sequence[str]) -> list[Drawn]:
     """Compliance against what was swept, with bands; one figure for every key that takes several numbers."""
     drawn = []
-    keys = dict.fromkeys(key for point in points for key in point["point"])
+    keys = dict.fromkeys(key for point in points for key in point.point)
     for key in keys:
-        others = [{k: v for k, v in point["point"].items() if k != key} for point in points]
+        others = [{k: v for k, v in point.point.items() if k != key} for point in points]
         mine = [p for p, other in zip(points, others, strict=True) if other == others[0]]
-        numbers = [p["point"].get(key) for p in mine]
+        numbers = [p.point.get(key) for p in mine]
         if len(mine) < 2 or not all(isinstance(n, int | float) for n in numbers):
             continue
-        mine = sorted(mine, key=lambda p: p["point"][key])
+        mine = sorted(mine, key=lambda p: p.point[key])
         fixed = ", ".join(f"{k} {v}" for k, v in others[0].items())
         drawn.append(_load(key, mine, compared, fixed))
     return drawn
 
 
-def _load(key: str, points: Sequence[dict[str, Any]], compared: Sequence[str], fixed: str) -> Drawn:
-    names = list(dict.fromkeys(name for p in points for name in p["figures"]))
+def _load(key: str, points: Sequence[ComparisonPoint], compared: Sequence[str], fixed: str) -> Drawn:
+    names = list(dict.fromkeys(name for p in points for name in p.figures))
 
     def draw(ax: Axes) -> pd.DataFrame:
         rows = []
         for number, name in enumerate(names):
-            own = [(p["point"][key], p["figures"][name]["compliance"]) for p in points if name in p["figures"]]
+            own = [(p.point[key], p.figures[name].compliance) for p in points if name in p.figures]
             x = [value for value, _ in own]
             style = line(number) | ({} if name in compared else {"linestyle": ":"})
-            ax.plot(x, [f["mean"] for _, f in own], marker=MARKERS[number % 8], markersize=4, label=name, **style)
+            ax.plot(x, [f.mean for _, f in own], marker=MARKERS[number % 8], markersize=4, label=name, **style)
             ax.fill_between(
                 x,
-                [f["low"] for _, f in own],
-                [f["high"] for _, f in own],
+                [f.low for _, f in own],
+                [f.high for _, f in own],
                 color=COLOURS[number % 8],
                 alpha=0.15,
                 linewidth=0,
             )
-            rows += [(name, value, f["mean"], f["low"], f["high"]) for value, f in own]
+            rows += [(name, value, f.mean, f.low, f.high) for value, f in own]
         ax.set_ylim(-3, 103)
         label(ax, key, "met (%)")
         legend(ax, len(names))
@@ -54,17 +55,17 @@ def _load(key: str, points: Sequence[dict[str, Any]], compared: Sequence[str], f
     return draw_axes(f"load_{safe_name(key)}", f"Compliance against {key}", read, draw, wide=True)
 
 
-def tradeoff(point: dict[str, Any], compared: Sequence[str], number: int) -> Drawn:
+def tradeoff(point: ComparisonPoint, compared: Sequence[str], number: int) -> Drawn:
     """Delivered quality against compliance."""
 
     def draw(ax: Axes) -> pd.DataFrame:
         rows = []
-        for i, (name, f) in enumerate(point["figures"].items()):
-            x, y = f["compliance"], f["delivered_quality"]
+        for i, (name, f) in enumerate(point.figures.items()):
+            x, y = f.compliance, f.delivered_quality
             hollow: dict[str, Any] = {} if name in compared else {"markerfacecolor": "none"}
             ax.errorbar(
-                x["mean"],
-                y["mean"],
+                x.mean,
+                y.mean,
                 xerr=_bars(x),
                 yerr=_bars(y),
                 marker=MARKERS[i % 8],
@@ -75,9 +76,9 @@ def tradeoff(point: dict[str, Any], compared: Sequence[str], number: int) -> Dra
                 label=name,
                 **hollow,
             )
-            rows.append((name, x["mean"], y["mean"]))
+            rows.append((name, x.mean, y.mean))
         label(ax, "met (%)", "quality delivered")
-        legend(ax, len(point["figures"]))
+        legend(ax, len(point.figures))
         return pd.DataFrame(rows, columns=["allocator", "met_percent", "quality"])
 
     read = (
@@ -87,29 +88,29 @@ def tradeoff(point: dict[str, Any], compared: Sequence[str], number: int) -> Dra
     return draw_axes(f"tradeoff_{number}", "Quality against compliance", read, draw)
 
 
-def differences(point: dict[str, Any], metric: str, title: str, unit: str, number: int) -> list[Drawn]:
+def differences(point: ComparisonPoint, metric: Metric, title: str, unit: str, number: int) -> list[Drawn]:
     """Paired differences with their intervals."""
-    verdicts = [v for v in point["verdicts"] if v["metric"] == metric]
+    verdicts = [v for v in point.verdicts if v.metric == metric]
     if not verdicts:
         return []
 
     def draw(ax: Axes) -> pd.DataFrame:
         for i, v in enumerate(verdicts):
-            shown = v["low"] > 0 or v["high"] < 0
+            shown = v.low > 0 or v.high < 0
             ax.errorbar(
-                v["mean"],
+                v.mean,
                 i,
-                xerr=[[v["mean"] - v["low"]], [v["high"] - v["mean"]]],
+                xerr=[[v.mean - v.low], [v.high - v.mean]],
                 marker="o",
                 markersize=5,
                 color=COLOURS[0] if shown else COLOURS[7],
                 capsize=3,
             )
         ax.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-        ax.set_yticks(range(len(verdicts)), [f"{short(v['first'])}\n− {short(v['second'])}" for v in verdicts])
+        ax.set_yticks(range(len(verdicts)), [f"{short(v.first)}\n− {short(v.second)}" for v in verdicts])
         ax.set_ylim(len(verdicts) - 0.5, -0.5)
         label(ax, f"difference in {title} ({unit})", "")
-        return pd.DataFrame(verdicts)
+        return pd.DataFrame([v.model_dump() for v in verdicts])
 
     read = f"Right of the dashed line the first is better; an interval that holds zero shows no difference.{_at(point)}"
     return [
@@ -123,10 +124,9 @@ def differences(point: dict[str, Any], metric: str, title: str, unit: str, numbe
     ]
 
 
-def _bars(f: dict[str, float]) -> list[list[float]]:
-    return [[max(0.0, f["mean"] - f["low"])], [max(0.0, f["high"] - f["mean"])]]
+def _bars(f: Interval) -> list[list[float]]:
+    return [[max(0.0, f.mean - f.low)], [max(0.0, f.high - f.mean)]]
 
 
-def _at(point: dict[str, Any]) -> str:
-    swept = ", ".join(f"{key} {value}" for key, value in point["point"].items())
-    return f" At {swept}." if swept else ""
+def _at(point: ComparisonPoint) -> str:
+    return f" At {point.swept()}." if point.point else ""

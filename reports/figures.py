@@ -1,7 +1,6 @@
 """The figures of runs, each with the line that says what to read off it. Static SVG: works offline, prints well."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports import metrics
 from reports.drawing import (
     COLOURS,
     GRID,
@@ -28,6 +28,7 @@ from reports.drawing import (
     thinned,
 )
 from reports.runs import Run
+from reports.schema import AllocatorSummary
 
 MAX_AGENT_LINES = 12  # shares of more agents are drawn as a sum of the largest and the rest
 STAGE_GROUPS = {
@@ -56,7 +57,7 @@ def run_figures(runs: Sequence[Run]) -> list[Drawn]:
         predicted(ledger),
         *bandwidth(runs),
         modes(ledger),
-        *solving(runs[0].summary["allocators"]),
+        *solving(runs[0].allocators),
     ]
 
 
@@ -124,7 +125,7 @@ def agents(ledger: pd.DataFrame) -> Drawn:
     def draw(ax: Axes) -> pd.DataFrame:
         tables = []
         for number, (name, own) in enumerate(_by_allocator(ledger)):
-            met = 100 * (own.status == "met").groupby(own.agent_id).mean()
+            met = metrics.compliance_by_agent(own)
             sorted_met = met.sort_values(kind="stable")
             thin = thinned(len(met))
             ax.plot(
@@ -263,9 +264,9 @@ def modes(ledger: pd.DataFrame) -> Drawn:
     )
 
 
-def solving(allocators: dict[str, Any]) -> list[Drawn]:
+def solving(allocators: dict[str, AllocatorSummary]) -> list[Drawn]:
     """How long allocators took to decide."""
-    curves = {name: s["solve_curve_ms"] for name, s in allocators.items() if s.get("solve_curve_ms")}
+    curves = {name: s.solve_curve_ms for name, s in allocators.items() if s.solve_curve_ms}
     if not curves:
         return []
 
@@ -302,7 +303,7 @@ def _timeline(run: Run, name: str, colours: dict[str, str]) -> Drawn:
     until_s = float(rows.intended_s.iloc[MAX_POINTS]) if cut else float("inf")
     rows, moments = rows[rows.intended_s < until_s], moments[moments.at_s < until_s]
     thin = moments.iloc[thinned(len(moments))]
-    events = [e for e in run.events if e.get("allocator") == name and float(e.get("at_s", 0)) < until_s]
+    events = [e for e in run.events if e.allocator == name and e.at_s < until_s]
 
     def draw(figure: Figure) -> pd.DataFrame:
         top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 4))
@@ -326,7 +327,7 @@ def _timeline(run: Run, name: str, colours: dict[str, str]) -> Drawn:
         for mode, colour in colours.items():
             own = rows[rows["mode"] == mode]
             bottom.hlines(own.agent_id, own.intended_s, ended_s[own.index], colors=colour, linewidth=2.2, label=mode)
-        missed = rows[rows.status != "met"]
+        missed = rows[~metrics.is_met(rows)]
         bottom.plot(
             ended_s[missed.index],
             missed.agent_id,
@@ -344,10 +345,10 @@ def _timeline(run: Run, name: str, colours: dict[str, str]) -> Drawn:
         bottom.legend(ncols=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), borderaxespad=0)
         for axis in (top, middle, bottom):
             for event in events:
-                axis.axvline(float(event["at_s"]), color="#d62728", linewidth=0.8, linestyle=":")
+                axis.axvline(event.at_s, color="#d62728", linewidth=0.8, linestyle=":")
         return moments.drop(columns=["paused"], errors="ignore")
 
-    told = "".join(f" {float(e['at_s']):.1f} s: {e['text']}." for e in events[:12])
+    told = "".join(f" {e.at_s:.1f} s: {e.text}." for e in events[:12])
     shown = f" The first {until_s:.0f} s, {len(rows):,} requests." if cut else ""
     read = (
         "A line is a request, from intended start to end, coloured by mode; × missed its deadline. Blue up to black: a "

@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from reports import comparison_figures, drawing, figures
+from netem.checks.verify import AgentVerified
+from reports import comparison_figures, drawing, figures, files, metrics
 from reports.comparison import METRICS, UNITS, read_comparison
 from reports.drawing import Drawn
 from reports.figures import jain
 from reports.runs import ReportError, Run, read_run
+from reports.schema import Comparison, ComparisonPoint, Summary
+from reports.table import rounds_shown
 
 PAGE, MARKDOWN = "report.html", "report.md"
 MAX_POINTS_DRAWN = 12  # of a sweep, with figures of their own
@@ -52,11 +55,10 @@ class Page:
 
 def run_page(run: Run) -> Page:
     """The report on one run."""
-    allocators = run.summary["allocators"]
-    title = run.summary.get("title") or run.name
+    title = run.summary.title or run.name
     agents = run.ledger.agent_id.nunique()
     subtitle = (
-        f"{agents} agents, {len(allocators)} turns with the same arrivals and channel, {len(run.ledger):,} requests"
+        f"{agents} agents, {len(run.allocators)} turns with the same arrivals and channel, {len(run.ledger):,} requests"
     )
     return Page(
         title,
@@ -77,34 +79,19 @@ BALANCE = (
 )
 
 
-def comparison_page(found: dict[str, Any]) -> Page:
-    """The report on a comparison, of what `reports.comparison.read_comparison` found."""
-    points, compared = found["points"], found["compared"]
-    warnings = list(found["warnings"])
+def comparison_page(found: Comparison) -> Page:
+    """The report on a comparison."""
+    points, compared = found.points, found.compared
+    warnings = list(found.warnings)
     runs: list[Run] = []
-    for folder in found["folders"]:
+    for folder in found.folders:
         try:
             runs.append(read_run(Path(folder)))
         except ReportError as error:
             warnings.append(f"left out of the figures: {error}")
-    sections = []
     overview = comparison_figures.load(points, compared)
-    if overview:
-        sections.append(Section("Across the sweep", figures=overview))
-    for number, point in enumerate(points):
-        swept = ", ".join(f"{key} {value}" for key, value in point["point"].items())
-        drawn: list[Drawn] = []
-        if number < MAX_POINTS_DRAWN:
-            drawn.append(comparison_figures.tradeoff(point, compared, number))
-            for metric, title in METRICS.items():
-                drawn += comparison_figures.differences(point, metric, title, UNITS[metric], number)
-        sections.append(
-            Section(
-                swept or "Who is better",
-                tables=[_point_table(point, compared, number), *_verdict_table(point, number)],
-                figures=drawn,
-            )
-        )
+    sections = [Section("Across the sweep", figures=overview)] if overview else []
+    sections += [_point_section(point, compared, number) for number, point in enumerate(points)]
     if len(points) > MAX_POINTS_DRAWN:
         warnings.append(f"figures of the first {MAX_POINTS_DRAWN} points of {len(points)}; the tables are of all")
     if runs:
@@ -112,17 +99,29 @@ def comparison_page(found: dict[str, Any]) -> Page:
         seed = same[0].scenario.get("seed")
         note = f"All requests of {len(same)} runs together; the timelines are those of seed {seed}."
         sections.append(Section("Inside the runs", notes=[note], figures=figures.run_figures(same)))
-    title = f"{found['scenario']}: {', '.join(compared)}"
-    seeds = max((point["seeds"] for point in points), default=0)
-    engine = found.get("engine") or "?"
-    subtitle = f"{seeds} seeds, {engine}; all allocators had the same arrivals and channels; statistics are over runs"
-    facts = [("command", str(found.get("command")))] if found.get("command") else []
+    title = f"{found.scenario}: {', '.join(compared)}"
+    seeds = max((point.seeds for point in points), default=0)
+    subtitle = (
+        f"{seeds} seeds, {found.engine}; all allocators had the same arrivals and channels; statistics are over runs"
+    )
+    facts = [("command", found.command)] if found.command else []
     facts += _run_facts(runs[0]) if runs else []
     if runs:
-        lateness = [s["lateness_ms"]["max"] or 0.0 for run in runs for s in run.summary["allocators"].values()]
+        lateness = [s.lateness_ms.max or 0.0 for run in runs for s in run.allocators.values()]
         facts.append(("emulator late, all runs", f"at most {max(lateness):.1f} ms"))
     facts.append(("statistics", STATISTICS))
     return Page(title, subtitle, sections, list(dict(facts).items()), warnings)
+
+
+def _point_section(point: ComparisonPoint, compared: Sequence[str], number: int) -> Section:
+    """Tables of one point of a sweep and, for the first ones, figures."""
+    drawn: list[Drawn] = []
+    if number < MAX_POINTS_DRAWN:
+        drawn.append(comparison_figures.tradeoff(point, compared, number))
+        for metric, title in METRICS.items():
+            drawn += comparison_figures.differences(point, metric, title, UNITS[metric], number)
+    tables = [_point_table(point, compared, number), *_verdict_table(point, number)]
+    return Section(point.swept() or "Who is better", tables=tables, figures=drawn)
 
 
 STATISTICS = (
@@ -160,15 +159,15 @@ def write_report(page: Page, out: Path) -> Path:
     return out / PAGE
 
 
-def report_on(folders: Sequence[Path]) -> tuple[dict[str, Any], Page]:
-    """A run, a comparison, or several runs of one scenario: what was found, fit for JSON, and the report on it.
+def report_on(folders: Sequence[Path]) -> tuple[Summary | Comparison, Page]:
+    """Read a run, a comparison, or several runs of one scenario, and make the report on it.
 
     Raises:
         ReportError, reports.comparison.ComparisonError: nothing there can be read.
     """
-    if len(folders) == 1 and not (folders[0] / "compare.json").exists():
+    if len(folders) == 1 and not (folders[0] / files.COMPARISON).exists():
         run = read_run(folders[0])
-        return run.summary | {"warnings": run.warnings}, run_page(run)
+        return run.summary, run_page(run)
     found = read_comparison(*folders)
     return found, comparison_page(found)
 
@@ -177,24 +176,22 @@ def _main_table(run: Run) -> Table:
     columns = ["allocator", "issued", "met", "late", "rejected", "failed", "met %", "rounds all met"]
     columns += ["quality credited", "delivered", "latency p50 ms", "p95", "p99", "sent MB"]
     rows = []
-    for name, s in run.summary["allocators"].items():
-        rounds = "–" if s["rounds_all_met"] is None else f"{s['rounds_all_met']:.0%} of {s['rounds']}"
-        counts = [f"{s[key]:,}" for key in ("issued", "met", "late", "rejected", "failed")]
-        latency = [_ms(s["latency_ms"][p]) for p in ("p50", "p95", "p99")]
-        quality = [f"{s[key]:.1f}" for key in ("credited_quality", "delivered_quality")]
-        rows.append(
-            [name, *counts, f"{100 * s['compliance']:.1f}", rounds, *quality, *latency, f"{s['wire_bytes'] / 1e6:,.1f}"]
-        )
+    for name, s in run.allocators.items():
+        counts = [f"{count:,}" for count in s.counts().values()]
+        latency = [_ms(ms) for ms in (s.latency_ms.p50, s.latency_ms.p95, s.latency_ms.p99)]
+        quality = [f"{value:.1f}" for value in (s.credited_quality, s.delivered_quality)]
+        met = f"{100 * s.compliance:.1f}"
+        rows.append([name, *counts, met, rounds_shown(s), *quality, *latency, f"{s.wire_bytes / 1e6:,.1f}"])
     return Table("allocators", columns, rows)
 
 
 def _agents_table(run: Run) -> Table:
     rows = []
     for name, own in run.ledger.groupby("allocator", sort=False):
-        met = 100 * (own.status == "met").groupby(own.agent_id).mean()
+        met = metrics.compliance_by_agent(own)
         worst = met.idxmin()
-        solve = run.summary["allocators"][name].get("solve_ms") or {}
-        times = [_ms(solve.get("p50"), 2), _ms(solve.get("p99"), 2)]
+        solve = run.allocators[str(name)].solve_ms
+        times = [_ms(solve.p50, 2), _ms(solve.p99, 2)]
         switched = f"{figures.switch_share(own):.1f}"
         rows.append([str(name), f"agent {worst}: {met.min():.1f} %", f"{jain(met.to_numpy()):.3f}", switched, *times])
     columns = ["allocator", "worst agent, met", "Jain's index", "modes switched %", "solving p50 ms", "p99"]
@@ -203,70 +200,65 @@ def _agents_table(run: Run) -> Table:
 
 def _event_section(run: Run) -> Iterator[Section]:
     if run.events:
-        rows = [[e["allocator"], f"{e['at_s']:.1f}", e["kind"], e["text"]] for e in run.events]
+        rows = [[e.allocator, f"{e.at_s:.1f}", e.kind, e.text] for e in run.events]
         table = Table("events", ["turn", "at s", "what", ""], rows, frozenset({0, 2, 3}))
         yield Section("What was done to it, and what befell it", tables=[table])
 
 
-def _point_table(point: dict[str, Any], compared: Sequence[str], number: int) -> Table:
+def _point_table(point: ComparisonPoint, compared: Sequence[str], number: int) -> Table:
     columns = ["allocator", "issued", "met", "late", "rejected", "failed", "met %", "95 %", "quality delivered", "95 %"]
     rows = []
-    for name, f in point["figures"].items():
-        counts = [f"{f[key]:,}" for key in ("issued", "met", "late", "rejected", "failed")]
-        cells = [cell for m in METRICS for cell in (f"{f[m]['mean']:.1f}", f"{f[m]['low']:.1f} to {f[m]['high']:.1f}")]
+    for name, f in point.figures.items():
+        counts = [f"{count:,}" for count in f.counts().values()]
+        means = f.compliance, f.delivered_quality
+        cells = [cell for m in means for cell in (f"{m.mean:.1f}", f"{m.low:.1f} to {m.high:.1f}")]
         rows.append([name if name in compared else f"({name})", *counts, *cells])
     return Table(f"allocators_{number}", columns, rows)
 
 
-def _verdict_table(point: dict[str, Any], number: int) -> Iterator[Table]:
-    if point["verdicts"]:
-        rows = []
-        for v in point["verdicts"]:
-            rows.append([METRICS[v["metric"]], f"{v['first']} / {v['second']}", v["verdict"], f"{v['holm_p']:.4f}"])
+def _verdict_table(point: ComparisonPoint, number: int) -> Iterator[Table]:
+    if point.verdicts:
+        rows = [[METRICS[v.metric], f"{v.first} / {v.second}", v.verdict, f"{v.holm_p:.4f}"] for v in point.verdicts]
         yield Table(
             f"differences_{number}", ["in", "first / second", "the first is", "Holm's p"], rows, frozenset({0, 1, 2})
         )
 
 
 def _run_facts(run: Run) -> Iterator[tuple[str, str]]:
-    facts, summary = run.facts, run.summary
     yield "run folder", _near(run.folder)
-    for name in ("command", "started", "engine"):
-        if facts.get(name):
-            yield name, facts[name]
+    if facts := run.facts:
+        yield from (("command", facts.command), ("started", facts.started), ("engine", facts.engine))
     if "seed" in run.scenario:
         yield "seed", str(run.scenario["seed"])
-    if facts.get("link"):
-        reason = f"; {facts['fallback_reason']}" if facts["fallback_reason"] else ""
-        yield "link", f"{facts['link']} ({facts['privilege']}){reason}"
-    if summary.get("verified"):
-        yield "link verified", "; ".join(map(_verified, summary["verified"]["agents"]))
-    if facts.get("machine"):
-        cores, memory = f"{facts['cpus']} cores", f"{facts['memory_gib']:g} GiB"
-        yield "machine", f"{cores}, {memory}, {facts['machine']}, Linux {facts['kernel']}"
-        versions = {"python": facts["python"], **facts["versions"]}
+    if facts and facts.link:
+        reason = f"; {facts.fallback_reason}" if facts.fallback_reason else ""
+        yield "link", f"{facts.link} ({facts.privilege}){reason}"
+    if verified := run.summary.verified:
+        yield "link verified", "; ".join(map(_verified, verified.agents))
+    if facts:
+        cores, memory = f"{facts.cpus} cores", f"{facts.memory_gib:g} GiB"
+        yield "machine", f"{cores}, {memory}, {facts.machine}, Linux {facts.kernel}"
+        versions = {"python": facts.python, **facts.versions}
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
-    lateness = [s["lateness_ms"]["p99"] for s in summary["allocators"].values() if s["lateness_ms"]["p99"] is not None]
-    if lateness:
-        yield (
-            "emulator late",
-            f"p99 {max(lateness):.1f} ms in the worst turn",
-        )
-    stolen = [s["stolen"] for s in summary["allocators"].values() if s.get("stolen") is not None]
-    if stolen and facts.get("engine") == "live":
-        yield "CPU time taken by the host", f"at most {100 * max(stolen):.1f} % in a turn"
-    if summary.get("footnote"):
-        yield "note", str(summary["footnote"])
+    turns = run.allocators.values()
+    if lateness := [s.lateness_ms.p99 for s in turns if s.lateness_ms.p99 is not None]:
+        yield "emulator late", f"p99 {max(lateness):.1f} ms in the worst turn"
+    if facts and facts.engine == "live" and turns:
+        yield "CPU time taken by the host", f"at most {100 * max(s.stolen for s in turns):.1f} % in a turn"
+    if run.summary.footnote:
+        yield "note", run.summary.footnote
 
 
-def _verified(agent: dict[str, Any]) -> str:
+def _verified(agent: AgentVerified) -> str:
     """What was measured of one agent's link before the run."""
-    rate = f"{agent['achieved_mbps']:.2f} of {agent['asked_mbps']:.2f} Mbit/s, " if agent["achieved_mbps"] else ""
-    return f"agent {agent['agent']}: {rate}round trip {agent['round_trip_ms']:.2f} ms"
+    rate = ""
+    if agent.achieved_mbps and agent.asked_mbps:
+        rate = f"{agent.achieved_mbps:.2f} of {agent.asked_mbps:.2f} Mbit/s, "
+    return f"agent {agent.agent}: {rate}round trip {agent.round_trip_ms:.2f} ms"
 
 
 def _near(folder: Path) -> str:
-    """A folder as one would name it here; of others, what tells them apart: where they are is nobody's business."""
+    """A folder's path relative to the working directory; of folders elsewhere the name alone, to keep paths private."""
     folder = folder.resolve()
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else f"…/{folder.name}"
 

@@ -1,16 +1,17 @@
-"""A run folder as a report needs it: what is there is read, what is missing or damaged is said."""
+"""Reads a run folder for a report. Missing and damaged files become warnings; only the ledger must be there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict
 
-from reports.summary import STAGES, STATUSES, summarize
+from reports import files
+from reports.schema import MAX_DOCUMENT_BYTES, AllocatorSummary, LinkUse, RunFacts, Summary, TimelineEvent
+from reports.summary import STAGES, summarize
 
-MAX_FILE_BYTES = 64 * 2**20  # of JSON and YAML
 MAX_TABLE_BYTES = 2**31
 LEDGER_COLUMNS = {
     "allocator", "request_id", "agent_id", "round", "intended_s", "deadline_ms", "status", "reason", "mode",
@@ -26,145 +27,132 @@ class ReportError(ValueError):
     """Nothing to report on; the message says why in a line."""
 
 
-class _File(BaseModel):
-    """What a report needs of a file, of the types that it needs; whatever else is there stays."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-
-    @classmethod
-    def read(cls, path: Path) -> dict[str, Any]:
-        """Raises OSError, ValueError."""
-        return cls.model_validate_json(path.read_bytes()).model_dump()
-
-
-class _Facts(_File):
-    command: str = ""
-    started: str = ""
-    engine: str = ""
-    link: str = ""
-    privilege: str = ""
-    fallback_reason: str | None = None
-    python: str = ""
-    kernel: str = ""
-    machine: str = ""
-    cpus: int = 0
-    memory_gib: float = 0.0
-    versions: dict[str, str] = {}
-
-
-class _Told(_File):
-    issued: int
-    met: int
-    late: int
-    rejected: int
-    failed: int
-    solve_ms: dict[str, float] = {}
-    solve_curve_ms: list[float] = []
-    stolen: float = 0.0
-
-
-class _Event(_File):
-    allocator: str
-    at_s: float
-    kind: str
-    text: str
-
-
-class _VerifiedAgent(_File):
-    agent: int
-    asked_mbps: float | None
-    achieved_mbps: float | None
-    round_trip_ms: float
-
-
-class _Verified(_File):
-    agents: list[_VerifiedAgent]
-
-
-class _Summary(_File):
-    title: str = ""
-    footnote: str = ""
-    warnings: list[str] = []
-    allocators: dict[str, _Told] = {}
-    events: list[_Event] = []
-    verified: _Verified | None = None
-
-
 @dataclass(frozen=True)
 class Run:
     """One run folder.
 
     Attributes:
-        facts: of run.json; scenario: as resolved; summary: of summary.json, or made from the ledger if that is missing.
+        facts: None if run.json is missing or damaged.
+        scenario: as resolved.
+        summary: as in summary.json, with figures and warnings from the files that are there.
         ledger: a row for each request and allocator, in the order of turns.
         timeline: a row for each moment of a turn (empty if there is none).
-        events: interventions and faults.
-        warnings: what a reader must know before believing it.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    facts: RunFacts | None
     scenario: dict[str, Any]
-    summary: dict[str, Any]
+    summary: Summary
     ledger: pd.DataFrame
     timeline: pd.DataFrame
-    events: list[dict[str, Any]]
-    warnings: list[str]
 
     @property
     def name(self) -> str:
-        """The scenario's."""
+        """The scenario's name."""
         return str(self.scenario.get("name") or self.folder.name)
+
+    @property
+    def allocators(self) -> dict[str, AllocatorSummary]:
+        """Figures by allocator, in the order of turns."""
+        return self.summary.allocators
+
+    @property
+    def events(self) -> list[TimelineEvent]:
+        """Interventions and faults."""
+        return self.summary.events
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons to doubt the figures."""
+        return self.summary.warnings
+
+
+Found = TypeVar("Found")
 
 
 def read_run(folder: Path) -> Run:
-    """Everything that can be read of a run.
+    """Read all that can be read of a run.
 
     Raises:
-        ReportError: not even its ledger can.
+        ReportError: there is no ledger, or it can't be read.
     """
-    if not folder.is_dir():
-        raise ReportError(f"{folder}: no such folder")
-    path = folder / "ledger.parquet"
-    try:
-        if not path.exists():
-            raise ReportError(f"{folder}: {_without_ledger(folder)}")
-        _bounded(path, MAX_TABLE_BYTES)
-        ledger = pd.read_parquet(path)
-        _has(ledger, LEDGER_COLUMNS)
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, ReportError) else ReportError(f"{path}: damaged: {one_line(error)}") from None
+    ledger = _read_ledger(folder)
     warnings: list[str] = []
 
-    def read(name: str, parse: Any, otherwise: Any) -> Any:
-        """What a file says; the reason why not goes to the warnings."""
+    def read(name: str, parse: Callable[[Path], Found]) -> Found | None:
+        """The file's content, or None with a warning."""
         try:
-            _bounded(folder / name, MAX_FILE_BYTES)
-            found = parse(folder / name)
-            if not isinstance(found, type(otherwise)):
-                raise ValueError(f"not a {type(otherwise).__name__}")
-            return found
+            return parse(folder / name)
         except FileNotFoundError:
-            warnings.append(f"{name} is missing: what it tells is left out")
+            warnings.append(f"{name} is missing: its part of the report is left out")
         except (OSError, ValueError, yaml.YAMLError) as error:
-            warnings.append(f"{name} is damaged ({one_line(error)}): what it tells is left out")
-        return otherwise
+            warnings.append(f"{name} is damaged ({one_line(error)}): its part of the report is left out")
+        return None
 
-    facts = read("run.json", _Facts.read, {})
-    scenario = read("scenario.yaml", lambda p: yaml.safe_load(p.read_text("utf-8")), {})
-    summary = read("summary.json", _Summary.read, {})
-    timeline = read("timeline.parquet", lambda p: _has(pd.read_parquet(p), TIMELINE_COLUMNS), pd.DataFrame())
+    facts = read(files.RUN, RunFacts.read)
+    scenario = read(files.SCENARIO, _read_scenario) or {}
+    summary = read(files.SUMMARY, Summary.read) or _without_summary(folder, facts, scenario)
+    timeline = read(files.TIMELINE, lambda path: _has(_read_table(path), TIMELINE_COLUMNS))
     counted = summarize(ledger)
-    told = summary.get("allocators", {})
     for name, one in counted.items():
-        if name in told:
-            differing = [key for key in ("issued", *STATUSES) if told[name][key] != one[key]]
+        if told := summary.allocators.get(name):
+            differing = [key for key, value in one.counts().items() if told.counts()[key] != value]
             if differing:
-                warnings.append(f"{name}: ledger and summary differ in {', '.join(differing)}; the ledger counts here")
-            counted[name] |= {key: told[name][key] for key in ("solve_ms", "solve_curve_ms", "stolen")}
-    summary = summary | {"allocators": counted}
-    events = summary.get("events") or []
-    return Run(folder, facts, scenario, summary, ledger, timeline, events, [*summary.get("warnings", []), *warnings])
+                warnings.append(
+                    f"{name}: ledger and summary differ in {', '.join(differing)}; the report counts the ledger"
+                )
+            one.solve_ms, one.solve_curve_ms, one.stolen = told.solve_ms, told.solve_curve_ms, told.stolen
+    summary.allocators, summary.issued = counted, len(ledger)
+    summary.warnings = summary.warnings + warnings
+    return Run(folder, facts, scenario, summary, ledger, pd.DataFrame() if timeline is None else timeline)
+
+
+def _read_ledger(folder: Path) -> pd.DataFrame:
+    if not folder.is_dir():
+        raise ReportError(f"{folder}: no such folder")
+    path = folder / files.LEDGER
+    if not path.exists():
+        raise ReportError(f"{folder}: {_without_ledger(folder)}")
+    try:
+        return _has(_read_table(path), LEDGER_COLUMNS)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: damaged: {one_line(error)}") from None
+
+
+def _read_scenario(path: Path) -> dict[str, Any]:
+    _bounded(path, MAX_DOCUMENT_BYTES)
+    found = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("not a mapping")
+    return found
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    _bounded(path, MAX_TABLE_BYTES)
+    return pd.read_parquet(path)
+
+
+def _without_summary(folder: Path, facts: RunFacts | None, scenario: dict[str, Any]) -> Summary:
+    """A summary of a run without one: whether it was cut short or valid is not known."""
+    return Summary(
+        title="",
+        scenario=str(scenario.get("name") or folder.name),
+        engine=facts.engine if facts else "",
+        run_dir=str(folder),
+        partial=False,
+        valid=True,
+        warnings=[],
+        footnote="",
+        quality_bases=[],
+        issued=0,
+        allocators={},
+        ready_s=0.0,
+        events=[],
+        workers=[],
+        memory_mb={},
+        verified=facts.verified if facts else None,
+        link=LinkUse(kind=facts.link if facts else None, privilege=facts.privilege if facts else None),
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -173,11 +161,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _without_ledger(folder: Path) -> str:
-    if (folder / "journal").is_dir():
+    if (folder / files.JOURNAL).is_dir():
         return "this run hasn't ended: it is still on, or was killed and `scout recover` completes it"
-    if (folder / "run.json").exists():
-        return "no ledger.parquet: this run ended before any request did, or the file was removed"
-    return "not a run folder: no ledger.parquet"
+    if (folder / files.RUN).exists():
+        return f"no {files.LEDGER}: this run ended before any request did, or the file was removed"
+    return f"not a run folder: no {files.LEDGER}"
 
 
 def _has(table: pd.DataFrame, columns: set[str]) -> pd.DataFrame:
@@ -189,4 +177,4 @@ def _has(table: pd.DataFrame, columns: set[str]) -> pd.DataFrame:
 
 def _bounded(path: Path, most: int) -> None:
     if path.stat().st_size > most:
-        raise ReportError(f"{path}: larger than {most >> 20} MiB")
+        raise ValueError(f"larger than {most >> 20} MiB")

@@ -1,17 +1,15 @@
 """The final table of a run, for a terminal."""
 
-from typing import Any
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from reports.schema import AllocatorSummary, Summary
 
-def print_summary(console: Console, summary: dict[str, Any]) -> None:
-    """Print the table of a `summary.json` and, below it, whatever a reader must know before believing it."""
-    table = Table(
-        title=summary.get("title", ""), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
-    )
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """Print a run's table and, below it, its warnings."""
+    table = Table(title=summary.title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("allocator", no_wrap=True)
     for name in (
         "met",
@@ -26,22 +24,27 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         "emulator late\np99 ms",
     ):
         table.add_column(name, justify="right", no_wrap=True)
-    for allocator, s in summary["allocators"].items():
+    for allocator, s in summary.allocators.items():
         table.add_row(
             allocator,
-            f"{s['compliance']:.1%}",
-            "–" if s["rounds_all_met"] is None else f"{s['rounds_all_met']:.0%} of {s['rounds']}",
-            f"{s['credited_quality']:.1f}",
-            f"{s['delivered_quality']:.1f}",
-            *(_shown(s["latency_ms"][p]) for p in ("p50", "p95", "p99")),
-            f"{s['wire_bytes'] / 1e6:.1f}",
-            f"{s['late']}/{s['rejected']}/{s['failed']}",
-            _shown(s["lateness_ms"]["p99"], 1),
+            f"{s.compliance:.1%}",
+            rounds_shown(s),
+            f"{s.credited_quality:.1f}",
+            f"{s.delivered_quality:.1f}",
+            *(_shown(ms) for ms in (s.latency_ms.p50, s.latency_ms.p95, s.latency_ms.p99)),
+            f"{s.wire_bytes / 1e6:.1f}",
+            f"{s.late}/{s.rejected}/{s.failed}",
+            _shown(s.lateness_ms.p99, 1),
         )
     console.print(table)
-    console.print(f"[dim]{summary.get('footnote', '')}[/dim]", highlight=False)
-    for warning in summary["warnings"]:
+    console.print(f"[dim]{summary.footnote}[/dim]", highlight=False)
+    for warning in summary.warnings:
         console.print(f"[bold red]{warning}[/bold red]", highlight=False)
+
+
+def rounds_shown(s: AllocatorSummary) -> str:
+    """Synchronized rounds in which every request met its deadline."""
+    return "–" if s.rounds_all_met is None else f"{s.rounds_all_met:.0%} of {s.rounds}"
 
 
 def _shown(value: float | None, digits: int = 0) -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,16 +34,25 @@ def compare(
     from cluster.run_folder import folder as run_folder
     from cluster.scenario.yaml_document import Document, DocumentError
     from cluster.simulated.engine import run_simulated
+    from reports.machine import describe_machine
+    from reports.schema import ComparisonRuns, Summary
 
     result = ResultStream(as_json)
-    run_one: Callable[..., dict[str, Any]]
+    run_one: Callable[..., Summary]
     try:
         sweeps = [Sweep.parse(each) for each in sweep or ()]
         planned = plan(Document.read(scenario), names(allocators), seeds, sweeps)
         first = planned.runs[0].scenario
         folder = run_folder.claim(out or run_folder.default_folder(first))
-        facts: dict[str, Any] = {"scenario": first.name, "engine": engine, "command": shlex.join(sys.argv)}
-        facts["machine"] = run_folder.describe_machine()
+        document = ComparisonRuns(
+            scenario=first.name,
+            engine=engine,
+            command=shlex.join(sys.argv),
+            machine=describe_machine(),
+            compared=planned.compared,
+            planned=len(planned.runs),
+            runs=[],
+        )
         stop = threading.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda *_: stop.set())  # acts between runs; a live run handles signals itself
@@ -53,7 +62,7 @@ def compare(
             run_one = partial(run_live_or_fail, address=None)
         else:
             run_one = run_simulated
-        run_all(planned, folder, run_one, facts, progress, stop.is_set)
+        run_all(planned, folder, run_one, document, progress, stop.is_set)
     except (DocumentError, run_folder.RunFolderError) as error:
         fail(error)
     whole = _show(result, [folder])
@@ -79,12 +88,14 @@ def _show(result: ResultStream, folders: list[Path], out: Path | None = None) ->
     """Write the report and print its tables; returns whether there were no warnings."""
     from cluster.cli.reporting import report_or_fail
     from reports.comparison import comparison_tables
+    from reports.schema import Comparison
     from reports.table import print_summary
 
-    found = report_or_fail(folders, out)
-    if "points" in found:
-        result.write(found, lambda: console.print(*comparison_tables(found), sep="\n"))
+    found, path, warnings = report_or_fail(folders, out)
+    document = found.model_dump() | {"warnings": warnings, "report": str(path)}
+    if isinstance(found, Comparison):
+        result.write(document, lambda: console.print(*comparison_tables(found), sep="\n"))
     else:
-        shown = found | {"warnings": []}  # printed already
-        result.write(found, lambda: print_summary(console, shown))
-    return not found["warnings"]
+        shown = found.model_copy(update={"warnings": []})  # printed already
+        result.write(document, lambda: print_summary(console, shown))
+    return not warnings

@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 
@@ -30,12 +32,12 @@ class ResultStream:
             self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
             os.dup2(2, 1)
 
-    def write(self, document: Any, show: Any) -> None:
-        """Write the document as JSON, or call `show` if JSON wasn't requested."""
+    def write(self, document: Any, show: Callable[[], None]) -> None:
+        """Write the document (models and dataclasses become objects) as JSON, or call `show` without `--json`."""
         if self._file is None:
             show()
         else:
-            self._file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            self._file.write(json.dumps(to_jsonable_python(document), indent=2, allow_nan=False) + "\n")
             self._file.close()
 
 

@@ -29,16 +29,16 @@ def fidelity(
         folder = out or run_folder.default_folder(loaded)
         live = run_live_or_fail(loaded, run_folder.create(folder / LIVE_FOLDER, loaded), address)
         again = None
-        if twice and not live["partial"]:
+        if twice and not live.partial:
             again = run_live_or_fail(loaded, run_folder.create(folder / AGAIN_FOLDER, loaded), address)
         found = against_live(folder, live, loaded, again)
     except (DocumentError, run_folder.RunFolderError) as error:
         fail(error)
     result.write(found, lambda: print_fidelity(console, found))
-    for warning in found["warnings"]:
+    for warning in found.warnings:
         messages.print(f"[bold red]{warning}[/bold red]", highlight=False)
     messages.print(f"run folders: {folder}", highlight=False, soft_wrap=True)
-    if found["partial"] or not found["valid"]:
+    if found.partial or not found.valid:
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from cluster.cli.console import fail, messages
 
+if TYPE_CHECKING:
+    from reports.schema import Comparison, Summary
+
 REPORT_FOLDER = "report"
 
 
-def report_or_fail(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+def report_or_fail(folders: Sequence[Path], out: Path | None = None) -> "tuple[Summary | Comparison, Path, list[str]]":
     """Write the report on these folders, by default into the first, and print its path and warnings.
 
-    Returns the report's numbers, with the page's path under `report` and all warnings.
+    Returns the reported results, the page's path and its warnings.
     """
     from reports.comparison import ComparisonError
     from reports.page import report_on, write_report
@@ -28,4 +31,4 @@ def report_or_fail(folders: Sequence[Path], out: Path | None = None) -> dict[str
     for warning in page.warnings:
         messages.print(f"[bold red]{escape(warning)}[/bold red]", highlight=False)
     messages.print(f"report: {path}", highlight=False, soft_wrap=True)
-    return found | {"warnings": list(page.warnings), "report": str(path)}
+    return found, path, list(page.warnings)

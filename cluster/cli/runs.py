@@ -1,14 +1,16 @@
 """Commands that run scenarios: here, as a Ray job, or to the end after a crash; and what this machine can run."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 from cluster.cli.live import run_live_or_fail
 from cluster.cli.options import Address, Allocators, Engine, Out, ScenarioPath, names
+
+if TYPE_CHECKING:
+    from reports.schema import Summary
 
 
 def run(
@@ -41,20 +43,20 @@ def run(
         _show_run(result, run_live_or_fail(loaded, run_dir, address, live and messages.is_terminal), report)
 
 
-def _show_run(result: ResultStream, summary: dict[str, Any], report: bool) -> None:
+def _show_run(result: ResultStream, summary: "Summary", report: bool) -> None:
     """Print the table, write the report if wanted, and exit with the run's exit code."""
     from cluster.run_folder.accounting import INTERRUPTED
     from reports.table import print_summary
 
     result.write(summary, lambda: print_summary(console, summary))
-    messages.print(f"run folder: {summary['run_dir']}", highlight=False, soft_wrap=True)
+    messages.print(f"run folder: {summary.run_dir}", highlight=False, soft_wrap=True)
     if report:
         from cluster.cli.reporting import report_or_fail
 
-        report_or_fail([Path(summary["run_dir"])])
-    if f"PARTIAL: {INTERRUPTED}" in summary["warnings"]:
+        report_or_fail([Path(summary.run_dir)])
+    if f"PARTIAL: {INTERRUPTED}" in summary.warnings:
         raise typer.Exit(EXIT_INTERRUPTED)
-    if summary["partial"] or not summary["valid"]:
+    if summary.partial or not summary.valid:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -103,4 +105,4 @@ def doctor(as_json: Json = False) -> None:
 
     result = ResultStream(as_json)
     findings = examine()
-    result.write([asdict(finding) for finding in findings], lambda: show(console, findings))
+    result.write(findings, lambda: show(console, findings))

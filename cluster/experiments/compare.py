@@ -11,7 +11,8 @@ import yaml
 from cluster.run_folder import folder as run_folder
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document, DocumentError, Where
-from reports.comparison import COMPARE_FILE
+from reports import files
+from reports.schema import ComparedRun, ComparisonRuns, Summary
 
 MAX_RUNS = 10_000
 OURS = {"seed": "seeds", "allocators": "allocators"}
@@ -19,7 +20,7 @@ OURS = {"seed": "seeds", "allocators": "allocators"}
 CLAIRVOYANT = {"policy": "deadline", "label": "clairvoyant", "estimator": {"kind": "oracle"}}
 """The near-exact policy that is told the channel's present rate: what a perfect estimator would bring."""
 
-Run = Callable[[Scenario, Path], dict[str, Any]]
+Run = Callable[[Scenario, Path], Summary]
 
 
 @dataclass(frozen=True)
@@ -119,21 +120,20 @@ def run_all(
     planned: Plan,
     folder: Path,
     run: Run,
-    facts: dict[str, Any],
+    document: ComparisonRuns,
     report: Callable[[str], None],
     stopped: Callable[[], bool],
 ) -> None:
-    """Run what was planned, each in its folder; `compare.json` always says what is there so far.
+    """Make the planned runs, each in its folder. `document` is written to `compare.json` after each of them.
 
-    Ends early, with what there is, after a run that was cut short or when `stopped` says so.
+    Ends early after a run that was cut short, or when `stopped` says so.
     """
-    document: dict[str, Any] = facts | {"compared": planned.compared, "planned": len(planned.runs), "runs": []}
-    run_folder.write_json(folder / COMPARE_FILE, document)
+    document.write(folder / files.COMPARISON)
     for number, each in enumerate(planned.runs, start=1):
         run_dir = run_folder.create(folder / each.folder, each.scenario)
         summary = run(each.scenario, run_dir)
-        document["runs"].append({"folder": each.folder, "seed": each.seed, "point": each.point})
-        run_folder.write_json(folder / COMPARE_FILE, document)
+        document.runs.append(ComparedRun(folder=each.folder, seed=each.seed, point=each.point))
+        document.write(folder / files.COMPARISON)
         report(f"{number} of {len(planned.runs)}: {each.folder}")
-        if summary["partial"] or stopped():
+        if summary.partial or stopped():
             return

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cluster.run_folder import folder as run_folder
 from kvcache.modes import MIXED, OperatingMode
 from kvcache.plans import Plan, quantized
 from kvcache.selection import SELECTIONS, Selection
@@ -23,6 +22,7 @@ from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import LoadedModel, same_tokenizer
 from models.hf.measure import MAX_NEW_TOKENS
 from models.hf.words import context_tokens, query_tokens, text_of
+from reports.machine import describe_machine
 
 RETENTIONS = (0.75, 0.5, 0.25, 0.1)
 SIDES = ("edge", "cloud")
@@ -74,7 +74,7 @@ class Comparison:
                 progress(f"example {number} of {len(examples)}")
             self._ask(example)
         return {
-            "machine": run_folder.describe_machine(),
+            "machine": describe_machine(),
             "edge": self._models["edge"].loaded.spec.name,
             "cloud": self._models["cloud"].loaded.spec.name,
             "dtype": self._models["edge"].loaded.spec.dtype,

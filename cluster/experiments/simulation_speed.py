@@ -8,10 +8,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cluster.run_folder import folder as run_folder
 from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
+from reports import metrics
+from reports.machine import describe_machine
 
 # (agents, requests, allocators): 64 agents for speed, others for size. `deadline` looks at all that is in flight with
 # every request, so it gets fewer of them.
@@ -53,7 +54,7 @@ def bench_simulate(quick: bool, progress: Callable[[str], None]) -> dict[str, An
             progress(f"{agents} agents, {requests} requests, {allocator}")
             alone = Scenario.model_validate(scenario.model_dump() | {"allocators": [allocator]})
             runs.append({"agents": agents, "allocator": allocator, **_measure(alone)})
-    return {"machine": run_folder.describe_machine(), "runs": runs}
+    return {"machine": describe_machine(), "runs": runs}
 
 
 def _measure(scenario: Scenario) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _measure(scenario: Scenario) -> dict[str, Any]:
         "requests_per_s": round(len(ledger) / wall_s),
         "requests_per_cpu_s": round(len(ledger) / cpu_s),
         "solve_share": round(sum(result.turns[0].solve_ms) / 1e3 / wall_s, 3),
-        "compliance": round(float((ledger.status == "met").mean()), 4),
+        "compliance": round(metrics.compliance(ledger), 4),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
@@ -77,7 +78,7 @@ def simulate_table(found: dict[str, Any]) -> Table:
     """What `bench_simulate` found, for a terminal."""
     machine = found["machine"]
     table = Table(
-        title=f"simulated engine, one of {machine['cpus']} cores, Linux {machine['kernel']}, {machine['started']}",
+        title=f"simulated engine, one of {machine.cpus} cores, Linux {machine.kernel}, {machine.started}",
         title_justify="left",
         box=SIMPLE_HEAD,
     )

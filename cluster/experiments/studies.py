@@ -9,12 +9,13 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cluster.run_folder import folder as run_folder
 from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import SimulatedEngine
 from netem.channels.ar1 import PUBLISHED as PUBLISHED_5G
+from reports import metrics
+from reports.machine import describe_machine
 
 PROMPT_VS_CACHE_RATES_MBPS = (25, 50, 100, 200, 400, 800)
 PROMPT_VS_CACHE_LOADS = (0.8, 1.0, 1.2, 1.4)
@@ -34,7 +35,7 @@ def study_5g(quick: bool = False) -> dict[str, Any]:
         uplink = data["uplink"] | {"channel": data["uplink"]["channel"] | {"scenario": channel}}
         arrivals = data["arrivals"] | ({"rounds": 100} if quick else {})
         rows += _run(data | {"uplink": uplink, "arrivals": arrivals}, {"channel": channel})
-    return {"study": "5g", "machine": run_folder.describe_machine(), "rows": rows}
+    return {"study": "5g", "machine": describe_machine(), "rows": rows}
 
 
 def study_prompt_vs_cache(quick: bool = False) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def study_prompt_vs_cache(quick: bool = False) -> dict[str, Any]:
             }
             name = channel.get("scenario") or f"{channel['mbps']} Mbit/s"
             rows += _run(varied, {"channel": name, "load": load})
-    return {"study": "prompt_vs_cache", "machine": run_folder.describe_machine(), "rows": rows}
+    return {"study": "prompt_vs_cache", "machine": describe_machine(), "rows": rows}
 
 
 STUDIES = {"5g": study_5g, "prompt_vs_cache": study_prompt_vs_cache}
@@ -80,9 +81,9 @@ def _run(data: dict[str, Any], labels: Row) -> Iterator[Row]:
 def _figures(rows: pd.DataFrame) -> Row:
     return {
         "requests": len(rows),
-        "compliance": float((rows.status == "met").mean()),
-        "delivered_quality": float(rows.quality_delivered.mean()),
-        "credited_quality": float(rows.quality_credited.mean()),
+        "compliance": metrics.compliance(rows),
+        "delivered_quality": metrics.delivered_quality(rows),
+        "credited_quality": metrics.credited_quality(rows),
         "caches": float(rows["mode"].isin(CACHES).mean()),
         "local": float((rows["mode"] == "local").mean()),
         "from_hedge": float(((rows.hedge != "") & (rows.answered == rows.hedge)).mean()),
@@ -93,7 +94,7 @@ def study_table(found: dict[str, Any]) -> Table:
     """A table with one line for each channel (and load), and one column for each allocator."""
     machine = found["machine"]
     table = Table(
-        title=f"{found['study']}: delivered quality (met), simulated, {machine['started'][:10]}",
+        title=f"{found['study']}: delivered quality (met), simulated, {machine.started[:10]}",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,10 @@ from cloud.actor import WorkerActor
 from cluster.channel_player import play
 from cluster.live.interventions import Channel, Squeezer
 from cluster.live.placement import ALLOCATOR_CPUS, Placement
-from cluster.live.processes import children, ended, parent
 from cluster.live.ray_metrics import UplinkMetrics
 from cluster.live.ray_session import RaySession
-from cluster.live.steal import StealMeter
+from cluster.processes import StealMeter, children, ended, parent
 from cluster.run_folder.controls import Inbox
-from cluster.run_folder.ledger import journal_folder
 from cluster.run_folder.result import RunResult, Turn
 from cluster.run_folder.timeline import PERIOD_S, Event, Timeline
 from cluster.scenario.schema import AllocatorSettings, Scenario
@@ -38,6 +35,7 @@ from cluster.wiring import make_allocator, make_host, make_reception, make_terms
 from models.clock import sleep_until
 from netem.helper.client import LinkClient, LinkLost, LinkRefused
 from netem.helper.session import LinkSession
+from reports import files
 
 READY_TIMEOUT_S = 120.0
 MODELS_TIMEOUT_S = 900.0  # to load them, and on a GPU to compile how they decode
@@ -103,7 +101,7 @@ class LiveEngine:
                 asked = [worker.counts.remote() for worker in self._workers]
                 counts: asyncio.Future[list[dict[str, int]]] = asyncio.gather(*asked)
                 self.result.workers = await self._unless_stopped(counts, READY_TIMEOUT_S)
-                self.result.link = asdict((await client.counters()).since(before))
+                self.result.link = (await client.counters()).since(before)
                 for kind, actors in (("agents", self._hosts), ("workers", self._workers)):
                     used: asyncio.Future = asyncio.gather(*[actor.memory_mb.remote() for actor in actors])
                     self.result.memory_mb[kind] = await self._unless_stopped(used, READY_TIMEOUT_S)
@@ -142,7 +140,7 @@ class LiveEngine:
     async def _take_turn(self, settings: AllocatorSettings, client: LinkClient) -> None:
         """One allocator's turn, from the first arrival to the last record."""
         s, name = self._scenario, settings.name
-        folder = journal_folder(self._run_dir, name)
+        folder = files.turn_journal(self._run_dir, name)
         turn = Turn(name, Timeline(name, settings.policy, s.deadline_ms, folder))
         self.result.turns.append(turn)
         folder.mkdir(parents=True)

@@ -2,15 +2,13 @@
 
 import asyncio
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from cluster.live.engine import LiveEngine, Report
 from cluster.live.placement import PlacementError, place
 from cluster.live.preflight import check_models
 from cluster.live.ray_session import ray_session
-from cluster.monitor.progress import Progress, Watched
-from cluster.run_folder import folder as run_folder
 from cluster.run_folder import ledger
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
 from cluster.run_folder.result import RunResult
@@ -19,6 +17,8 @@ from netem.checks.verify import verify_link
 from netem.helper.session import LinkSession, LinkUnavailable
 from netem.impairments import Impairment, Impairments, LinkImpairments
 from netem.wire import MIN_SHAPED_MBPS
+from reports import files
+from reports.schema import Summary
 
 MAX_LIVE_AGENTS = 1024
 TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
@@ -52,13 +52,13 @@ def run_live(
     address: str | None,
     report: Report,
     interrupts: Interrupts,
-    watched: bool = False,
-) -> dict[str, Any]:
+    watching: AbstractContextManager[object],
+) -> Summary:
     """Run `scenario` live; the run folder and the returned summary are complete even if the run was cut short.
 
     Args:
         report: takes what happens, in lines.
-        watched: whether to show the run on the terminal as it goes, instead of a line.
+        watching: entered while the agents ask; shows the user how the run goes.
 
     Raises:
         ModelsUnavailable, RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
@@ -91,15 +91,15 @@ def run_live(
         ) as link:
             if link.fallback_reason:
                 report(f"link: user-space pacing, less exact than the kernel's: {link.fallback_reason}")
-            facts |= {"link": link.kind, "privilege": link.privilege, "fallback_reason": link.fallback_reason}
+            facts.link, facts.privilege, facts.fallback_reason = link.kind, link.privilege, link.fallback_reason
             interrupts.check()
             if scenario.uplink.verify:
                 verifying = verify_link(link, agents, first_mbps, grant_mbps, scenario.impairments)
-                facts["verified"] = asyncio.run(verifying)
-            run_folder.write_json(run_dir / run_folder.RUN_FILE, facts)
+                facts.verified = asyncio.run(verifying)
+            facts.write(run_dir / files.RUN)
             interrupts.check()
             engine = LiveEngine(scenario, run_dir, session, placement, link, report)
-            result = asyncio.run(_until_done_or_stopped(engine, scenario, run_dir, watched))
+            result = asyncio.run(_until_done_or_stopped(engine, watching))
             for signum in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(signum, signal.SIG_IGN)  # what is left takes seconds, and a report must come of it
     for turn in result.turns:
@@ -132,9 +132,9 @@ def check_impairments(scenario: Scenario) -> None:
         ) from None
 
 
-async def _until_done_or_stopped(engine: LiveEngine, scenario: Scenario, run_dir: Path, watched: bool) -> RunResult:
+async def _until_done_or_stopped(engine: LiveEngine, watching: AbstractContextManager[object]) -> RunResult:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, engine.stop, INTERRUPTED)
-    with Watched(run_dir) if watched else Progress(scenario, run_dir):
+    with watching:
         return await engine.run()

@@ -20,6 +20,7 @@ from aiohttp import web
 from cluster.monitor.watcher import RUNNING, STARTING, RunWatcher
 from cluster.run_folder import controls
 from cluster.run_folder.folder import RunFolderError
+from reports import files
 
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "localhost")
@@ -137,7 +138,7 @@ class Dashboard:
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
         except OSError as error:
-            raise web.HTTPConflict(text=f"{controls.CONTROLS_FILE}: {error.strerror}") from None
+            raise web.HTTPConflict(text=f"{files.CONTROLS}: {error.strerror}") from None
         return web.json_response({"asked": str(control)}, status=202)
 
     async def _snapshot(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Progress of a run on standard error: a status line or a full view on a terminal, plain lines elsewhere."""
 
-import json
 import threading
 import time
 from collections import Counter
@@ -11,11 +10,11 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from cluster.cli.console import messages
 from cluster.monitor.terminal_view import render
 from cluster.monitor.watcher import RunWatcher
-from cluster.run_folder.ledger import REQUEST_JOURNALS, journal_folder
+from cluster.run_folder.jsonl import Tail
 from cluster.scenario.schema import Scenario
+from reports import files
 
 TERMINAL_PERIOD_S = 0.5
 LIVE_PERIOD_S = 0.25
@@ -46,12 +45,13 @@ class _Background:
 class Watched(_Background):
     """Shows the run by `cluster.monitor.terminal_view`; reads files only, so it can't disturb the actors."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, console: Console) -> None:
         super().__init__()
+        self._console = console
         self._watcher = RunWatcher(run_dir)
 
     def _watch(self) -> None:
-        with Live(console=messages, auto_refresh=False, transient=True) as live:
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not self._done.wait(LIVE_PERIOD_S):
                 live.update(render(self._watcher.snapshot()), refresh=True)
 
@@ -59,14 +59,14 @@ class Watched(_Background):
 class Progress(_Background):
     """Counts ended requests from the growing journals; reads files only, so it can't disturb the actors."""
 
-    def __init__(self, scenario: Scenario, run_dir: Path) -> None:
+    def __init__(self, scenario: Scenario, run_dir: Path, console: Console) -> None:
         super().__init__()
         self._planned = len(scenario.schedule())
         self._allocators = scenario.allocator_names
         self._run_dir = run_dir
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in scenario.allocator_names}
-        self._read_until: dict[Path, int] = {}
-        self._console = Console(stderr=True)
+        self._tails: dict[Path, Tail] = {}
+        self._console = console
 
     def _watch(self) -> None:
         if self._console.is_terminal:
@@ -85,12 +85,9 @@ class Progress(_Background):
         parts = []
         for name in self._allocators:
             counts = self._counts[name]
-            for path in journal_folder(self._run_dir, name).glob(REQUEST_JOURNALS):
-                with path.open(encoding="utf-8") as journal:
-                    journal.seek(self._read_until.get(path, 0))
-                    lines = journal.read().rpartition("\n")[0].splitlines()  # an incomplete line is read next time
-                self._read_until[path] = self._read_until.get(path, 0) + sum(len(line.encode()) + 1 for line in lines)
-                counts.update(entry["status"] for entry in map(json.loads, lines) if "status" in entry)
+            for path in files.turn_journal(self._run_dir, name).glob(files.TURN_REQUESTS):
+                entries = self._tails.setdefault(path, Tail(path)).objects()
+                counts.update(entry["status"] for entry in entries if "status" in entry)
             if counts:
                 statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
                 parts.append(f"{name}: {counts.total()} of {self._planned} ended ({statuses})")

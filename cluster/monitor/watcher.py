@@ -1,9 +1,7 @@
 """Observes a run through the files that it writes, while it is live and after it has ended or was cut off."""
 
-import json
 import math
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,53 +11,21 @@ import pandas as pd
 from agents.arrivals import ArrivalTraceError
 from agents.record import Status
 from allocator.policies import POLICIES
-from cluster.live.processes import started_at
 from cluster.run_folder import folder as run_folder
-from cluster.run_folder.ledger import LEDGER_FILE, REQUEST_JOURNALS, journal_folder
-from cluster.run_folder.timeline import EVENTS_FILE, TIMELINE_JOURNAL
+from cluster.run_folder.jsonl import Tail
 from cluster.scenario.schema import Scenario
 from models.profiles import ProfileError
+from reports import files
+from reports.metrics import attainment
+from reports.schema import RunFacts
 
 WINDOW_S = 60.0
 MAX_POINTS = 300
 MAX_EVENTS = 20
-CHUNK_BYTES = 2**20
 STARTING, RUNNING, ENDED, CUT_OFF = "starting", "running", "ended", "cut off"
 STATUSES = tuple(str(status) for status in Status)
 POINT = ("at_s", "channel_mbps", "estimate_mbps", "used_mbps", "in_flight")
 RECORD = ("agent_id", "status", "mode", "latency_ms", "deadline_ms", "grant_mbps", "estimate_mbps")
-
-
-class Tail:
-    """Reads a growing file of JSON lines: each complete line once, skipping those that aren't JSON objects."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """The entries since the last call; none if the file doesn't exist."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                begun = b""  # an incomplete line at the end of the last chunk
-                while chunk := file.read(CHUNK_BYTES):
-                    whole, newline, rest = (begun + chunk).rpartition(b"\n")
-                    begun = rest
-                    self._offset += len(whole) + len(newline)
-                    yield from _objects(whole)
-        except FileNotFoundError:
-            return
-
-
-def _objects(text: bytes) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # truncated by a kill, before a later process appended
-        if isinstance(entry, dict):
-            yield entry
 
 
 @dataclass(slots=True)
@@ -98,9 +64,9 @@ class TurnState:
         self.agents = [AgentState() for _ in range(agents)]
         self.latest: dict[str, Any] = {}
         self.points: deque[list[float | None]] = deque()
-        self._folder = journal_folder(run_dir, name)
+        self._folder = files.turn_journal(run_dir, name)
         self._hosts: dict[Path, Tail] = {}
-        self._timeline = Tail(self._folder / TIMELINE_JOURNAL)
+        self._timeline = Tail(self._folder / files.TURN_TIMELINE)
 
     @property
     def begun(self) -> bool:
@@ -109,13 +75,13 @@ class TurnState:
 
     def follow(self) -> None:
         """Read the entries since the last call."""
-        for path in self._folder.glob(REQUEST_JOURNALS):
-            for entry in self._hosts.setdefault(path, Tail(path)).read():
+        for path in self._folder.glob(files.TURN_REQUESTS):
+            for entry in self._hosts.setdefault(path, Tail(path)).objects():
                 if "issued" in entry:
                     self.issued += 1
                 else:
                     self._ended(entry)
-        for line in self._timeline.read():
+        for line in self._timeline.objects():
             if (at_s := _number(line.get("at_s"))) is None:
                 continue
             self.latest = _finite(line)
@@ -146,7 +112,7 @@ class TurnState:
             "issued": max(self.issued, ended),  # an end may be read before its issue, from another file
             "ended": ended,
             **{status: self.counts[status] for status in STATUSES},
-            "compliance": self.counts[Status.MET] / ended if ended else None,
+            "compliance": attainment(self.counts[Status.MET], ended),
         }
 
 
@@ -159,15 +125,15 @@ class RunWatcher:
     def __init__(self, run_dir: Path) -> None:
         """Raises RunFolderError if `run_dir` isn't a run folder."""
         self._run_dir = run_dir.resolve()
-        if not (self._run_dir / run_folder.SCENARIO_FILE).is_file():
-            raise run_folder.RunFolderError(f"{run_dir} is not a run folder: it has no {run_folder.SCENARIO_FILE}")
-        self._facts: dict[str, Any] = {}
+        if not (self._run_dir / files.SCENARIO).is_file():
+            raise run_folder.RunFolderError(f"{run_dir} is not a run folder: it has no {files.SCENARIO}")
+        self._facts: RunFacts | None = None
         self._scenario: Scenario | None = None
         self._planned: int | None = None
         self._profiles: list[str] = []
         self._policies: list[str] = []
         self._turns: list[TurnState] = []
-        self._events_file = Tail(self._run_dir / EVENTS_FILE)
+        self._events_file = Tail(self._run_dir / files.EVENTS)
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._ended = False
 
@@ -177,10 +143,10 @@ class RunWatcher:
         Raises:
             RunFolderError: the folder's `run.json` or `scenario.yaml` is invalid.
         """
-        if self._scenario is None and (self._run_dir / run_folder.RUN_FILE).exists():
+        if self._scenario is None and (self._run_dir / files.RUN).exists():
             self._begin(*run_folder.read(self._run_dir))
         alive = self._alive()  # before checking for the summary, or a run that ends meanwhile seems cut off
-        if not self._ended and self._scenario and (self._run_dir / run_folder.SUMMARY_FILE).exists():
+        if not self._ended and self._scenario and (self._run_dir / files.SUMMARY).exists():
             self._ended = True
             self._follow()  # read the remaining journals: the ledger has no timeline
             self._read_ledger()
@@ -188,7 +154,7 @@ class RunWatcher:
             self._follow()
         return self._shown(alive)
 
-    def _begin(self, facts: dict[str, Any], scenario: Scenario) -> None:
+    def _begin(self, facts: RunFacts, scenario: Scenario) -> None:
         self._facts, self._scenario = facts, scenario
         self._profiles = [group.profile for group in scenario.agents.groups for _ in range(group.count)]
         self._policies = list(dict.fromkeys([*(each.policy for each in scenario.allocators), *POLICIES]))
@@ -201,17 +167,16 @@ class RunWatcher:
             self._planned = None  # a trace or profile file is gone; the run has already read it
 
     def _alive(self) -> bool:
-        started = self._facts.get("pid_started")
-        return not self._facts or (started is not None and started_at(self._facts["pid"]) == started)
+        return self._facts is None or run_folder.is_running(self._facts)
 
     def _follow(self) -> None:
         for turn in self._turns:
             turn.follow()
-        self._events.extend(_finite(event) for event in self._events_file.read())
+        self._events.extend(_finite(event) for event in self._events_file.objects())
 
     def _read_ledger(self) -> None:
         try:
-            ledger = pd.read_parquet(self._run_dir / LEDGER_FILE, columns=["allocator", "request_id", *RECORD])
+            ledger = pd.read_parquet(self._run_dir / files.LEDGER, columns=["allocator", "request_id", *RECORD])
         except (OSError, ValueError):
             return  # damaged: keep the counts from the journals
         by_turn = dict(list(ledger.sort_values("request_id").groupby("allocator")))
@@ -230,7 +195,7 @@ class RunWatcher:
             "run": self._run_dir.name,
             "scenario": scenario.name if scenario else "",
             "description": scenario.description if scenario else "",
-            "engine": self._facts.get("engine", ""),
+            "engine": self._facts.engine if self._facts else "",
             "state": state,
             "allocators": [turn.name for turn in self._turns],
             "allocator": now.name if now else None,
@@ -273,7 +238,7 @@ def newest(runs: Path = Path("runs")) -> Path:
     Raises:
         RunFolderError: there is none.
     """
-    begun = [(path.stat().st_mtime, path.parent) for path in runs.glob(f"*/{run_folder.SCENARIO_FILE}")]
+    begun = [(path.stat().st_mtime, path.parent) for path in runs.glob(f"*/{files.SCENARIO}")]
     if not begun:
         raise run_folder.RunFolderError(f"no run folder in {runs}/; name one, or start a run first")
     return max(begun)[1]

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-CONTROLS_FILE = "controls.jsonl"
+from cluster.run_folder.jsonl import Tail
+from reports import files
+
 MAX_LINE_BYTES = 16_384
 MAX_STEPS = 100
 
@@ -93,7 +95,7 @@ def parse(text: str | bytes) -> Control:
 def ask(run_dir: Path, control: Control) -> None:
     """Have a live run do this soon. One write, so that lines of several askers don't mix."""
     line = control.model_dump_json().encode() + b"\n"
-    file = os.open(run_dir / CONTROLS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = os.open(run_dir / files.CONTROLS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.write(file, line)
     finally:
@@ -101,24 +103,15 @@ def ask(run_dir: Path, control: Control) -> None:
 
 
 class Inbox:
-    """Reads what was asked, line by line as it comes."""
+    """Reads the controls of a run as they come."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / CONTROLS_FILE
-        self._offset = 0
+        self._tail = Tail(run_dir / files.CONTROLS)
 
     def read(self) -> list[Control | BadControl]:
-        """What came since the last call; a line that can't be understood is an error among them."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                text = file.read(2**20)
-        except FileNotFoundError:
-            return []
-        end = text.rfind(b"\n") + 1
-        self._offset += end
+        """The controls since the last call, with an error in the place of each line that isn't one."""
         found: list[Control | BadControl] = []
-        for line in text[:end].splitlines():
+        for line in self._tail.lines():
             try:
                 found.append(parse(line))
             except BadControl as error:

@@ -1,24 +1,14 @@
-"""The run folder: what a run was, so that it can be told apart and understood later."""
+"""Run folders: one is made for each run, and read again to recover or to watch it."""
 
-import json
-import os
-import platform
-import shlex
-import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from cluster.processes import started_at
 from cluster.scenario.schema import Scenario
-
-RUN_FILE = "run.json"
-SUMMARY_FILE = "summary.json"
-SCENARIO_FILE = "scenario.yaml"
-CHANNEL_FILE = "channel.csv"
-PACKAGES = ("scout-emulator", "ray", "pyroute2", "numpy", "pandas", "pyarrow", "pydantic")
+from reports import files
+from reports.schema import RunFacts
 
 
 class RunFolderError(ValueError):
@@ -33,7 +23,7 @@ def create(out: Path | None, scenario: Scenario) -> Path:
     """
     folder = claim(out or default_folder(scenario))
     try:
-        (folder / SCENARIO_FILE).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
+        (folder / files.SCENARIO).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"{folder}: {error.strerror}") from None
     return folder
@@ -56,8 +46,8 @@ def claim(folder: Path) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it began; nothing but what this module wrote goes."""
-    for name in (SCENARIO_FILE, RUN_FILE):
+    """Remove the folder of a run that was refused before it began, unless it holds other files."""
+    for name in (files.SCENARIO, files.RUN):
         (folder / name).unlink(missing_ok=True)
     try:
         folder.rmdir()
@@ -65,18 +55,18 @@ def discard(folder: Path) -> None:
         pass  # somebody else put something there
 
 
-def read(folder: Path) -> tuple[dict[str, Any], Scenario]:
-    """What `run.json` says, and the scenario as it was resolved.
+def read(folder: Path) -> tuple[RunFacts, Scenario]:
+    """The facts about a run, and its scenario as it was resolved.
 
     Raises:
         RunFolderError: they can't be read.
     """
     try:
-        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        data = yaml.safe_load((folder / SCENARIO_FILE).read_text(encoding="utf-8"))
-        base_dir = facts["base_dir"]
+        facts = RunFacts.read(folder / files.RUN)
+        data = yaml.safe_load((folder / files.SCENARIO).read_text(encoding="utf-8"))
+        base_dir = facts.base_dir
         return facts, Scenario.model_validate(data | {"base_dir": base_dir}, context={"base_dir": base_dir})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RunFolderError(f"{folder} is not a run folder: {' '.join(str(error).split())}") from None
 
 
@@ -85,29 +75,6 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{scenario.name}"
 
 
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions, as far as they matter to a result."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "versions": {package: _version(package) for package in PACKAGES},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"  # as in a job, which may run from its working directory alone
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write in one step: a reader sees the old file or the new one."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+def is_running(facts: RunFacts) -> bool:
+    """Whether the driver of a run is still there: a process of its number that was started when it was."""
+    return facts.pid_started is not None and started_at(facts.pid) == facts.pid_started

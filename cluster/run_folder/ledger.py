@@ -1,6 +1,5 @@
 """The ledger of a run: one row per request and allocator, and the promise that none is missing."""
 
-import json
 import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,29 +11,23 @@ import pandas as pd
 
 from agents.arrivals import Arrival
 from agents.record import Record, Status
+from cluster.run_folder.jsonl import Tail
 from cluster.run_folder.result import Turn
 from cluster.scenario.schema import Scenario
+from reports import files
 
 FIELDS = [field.name for field in fields(Record)]
 COLUMNS = ["allocator", *FIELDS, "interventions"]
 _values = attrgetter(*FIELDS)
-LEDGER_FILE = "ledger.parquet"
-JOURNAL_FOLDER = "journal"
-REQUEST_JOURNALS = "host-*.jsonl"  # one of each host of agents
 
 
 class Unbalanced(AssertionError):
     """Issued is not met + late + rejected + failed: a defect of the emulator, never of a scenario."""
 
 
-def journal_folder(run_dir: Path, allocator: str) -> Path:
-    """Where the actors of one allocator's turn write their records."""
-    return run_dir / JOURNAL_FOLDER / allocator
-
-
 def journalled_allocators(run_dir: Path, allocators: list[str]) -> list[str]:
     """Those of `allocators` whose turn has left journals."""
-    return [name for name in allocators if any(journal_folder(run_dir, name).glob(REQUEST_JOURNALS))]
+    return [name for name in allocators if any(files.turn_journal(run_dir, name).glob(files.TURN_REQUESTS))]
 
 
 def read_journals(run_dir: Path, turn: Turn) -> None:
@@ -42,12 +35,8 @@ def read_journals(run_dir: Path, turn: Turn) -> None:
 
     A last line that a kill cut off is left out.
     """
-    for path in sorted(journal_folder(run_dir, turn.allocator).glob(REQUEST_JOURNALS)):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+    for path in sorted(files.turn_journal(run_dir, turn.allocator).glob(files.TURN_REQUESTS)):
+        for entry in Tail(path).objects():
             if "issued" in entry:
                 turn.issued.add(entry["issued"])
             else:
@@ -82,12 +71,12 @@ def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.
 
 def write(run_dir: Path, ledger: pd.DataFrame) -> None:
     """Write the Parquet file."""
-    ledger.to_parquet(run_dir / LEDGER_FILE, index=False)
+    ledger.to_parquet(run_dir / files.LEDGER, index=False)
 
 
 def remove_journals(run_dir: Path) -> None:
-    """Ledger and summary are written: the journals have done their work."""
-    shutil.rmtree(run_dir / JOURNAL_FOLDER, ignore_errors=True)  # there is none if no turn began
+    """Remove the journals of a run whose ledger and summary are written."""
+    shutil.rmtree(run_dir / files.JOURNAL, ignore_errors=True)  # there is none if no turn began
 
 
 def check_balance(ledger: pd.DataFrame, issued: int) -> None:

@@ -1,11 +1,11 @@
 """What a run leaves behind in memory; its requests are in journals (live) or in the turns (simulated)."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from agents.record import Record
 from cluster.channel_player import ChannelLog
 from cluster.run_folder.timeline import Timeline
+from netem.helper.client import LinkCounters
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class RunResult:
     """What a run left behind. `problems` is empty after an undisturbed one.
 
     Attributes:
+        link: everything sent on the link (live only).
         memory_mb: the most that each actor used (live only), by kind of actor.
     """
 
@@ -39,5 +40,5 @@ class RunResult:
     problems: list[str] = field(default_factory=list)
     ready_s: float = 0.0
     workers: list[dict[str, int]] = field(default_factory=list)
-    link: dict[str, Any] = field(default_factory=dict)
+    link: LinkCounters | None = None
     memory_mb: dict[str, list[dict[str, float]]] = field(default_factory=dict)

@@ -1,19 +1,17 @@
 """How things stood in a turn, five times a second: channel, use, belief, queue, shares; and what was done to it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
 from allocator.online.service import Snapshot
+from cluster.run_folder.jsonl import Tail, append
+from reports import files
 
 PERIOD_S = 0.2
-TIMELINE_FILE = "timeline.parquet"  # of a run that has ended
-TIMELINE_JOURNAL = "timeline.jsonl"  # of a turn that is on, beside the journals of its requests
-EVENTS_FILE = "events.jsonl"
 
 
 @dataclass(slots=True)
@@ -87,21 +85,21 @@ class Timeline:
         )
         self.moments.append(moment)
         if self.journal is not None:
-            _append(self.journal / TIMELINE_JOURNAL, asdict(moment))
+            append(self.journal / files.TURN_TIMELINE, asdict(moment))
         return moment
 
     def happened(self, event: Event) -> None:
         """Keep an event."""
         self.events.append(event)
         if self.journal is not None:  # <run>/journal/<allocator>
-            _append(self.journal.parents[1] / EVENTS_FILE, {"allocator": self.allocator, **asdict(event)})
+            append(self.journal.parents[1] / files.EVENTS, {"allocator": self.allocator, **asdict(event)})
 
 
 def read_journal(run_dir: Path, folder: Path, allocator: str) -> Timeline:
-    """What a turn whose driver was killed left; a last line that was cut off is left out."""
+    """The timeline of a turn whose driver was killed; a last line that was cut off is left out."""
     found = Timeline(allocator, "", 0.0)
-    found.moments = [Moment(**entry) for entry in _entries(folder / TIMELINE_JOURNAL)]
-    for entry in _entries(run_dir / EVENTS_FILE):
+    found.moments = [Moment(**entry) for entry in Tail(folder / files.TURN_TIMELINE).objects()]
+    for entry in Tail(run_dir / files.EVENTS).objects():
         if entry.pop("allocator", None) == allocator:
             found.events.append(Event(**entry))
     return found
@@ -116,19 +114,4 @@ def write(run_dir: Path, timelines: Sequence[Timeline]) -> None:
     frame = pd.DataFrame(rows, columns=["allocator", *names])
     for name in ("cloud_ms", "grants_mbps", "paused"):
         frame[name] = frame[name].map(list)
-    frame.to_parquet(run_dir / TIMELINE_FILE, index=False)
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    frame.to_parquet(run_dir / files.TIMELINE, index=False)

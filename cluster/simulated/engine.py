@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from agents.arrivals import Arrival
 from agents.record import Record
 from allocator.online.service import Allocator, Decision
 from allocator.problem import Request
 from cluster.channel_player import play
-from cluster.run_folder import folder as run_folder
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
 from cluster.run_folder.result import RunResult, Turn
 from cluster.run_folder.timeline import PERIOD_S, Timeline
@@ -28,6 +26,8 @@ from cluster.simulated.virtual_loop import VirtualLoop
 from cluster.wiring import make_allocator, make_host, make_terms, make_worker
 from models.clock import now_s, sleep_ms, sleep_until
 from netem.channels import RateChange
+from reports import files
+from reports.schema import Summary
 
 
 class _TurnLedger:
@@ -167,21 +167,21 @@ def _seldom_collected() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-def run_simulated(scenario: Scenario, run_dir: Path, ask_ms: Mapping[str, float] | None = None) -> dict[str, Any]:
+def run_simulated(scenario: Scenario, run_dir: Path, ask_ms: Mapping[str, float] | None = None) -> Summary:
     """Run `scenario` on virtual time; the run folder and the returned summary are as those of a live run.
 
     Args:
         ask_ms: see `SimulatedEngine`.
     """
-    facts = begin(scenario, run_dir, "simulated") | {"link": "fluid", "privilege": "none needed"}
-    facts["ask_ms"] = dict(ask_ms or {})
-    run_folder.write_json(run_dir / run_folder.RUN_FILE, facts)
+    facts = begin(scenario, run_dir, "simulated")
+    facts.link, facts.privilege, facts.ask_ms = "fluid", "none needed", dict(ask_ms or {})
+    facts.write(run_dir / files.RUN)
     engine = SimulatedEngine(scenario, ask_ms)
     with _stopped_by_signals(engine):
         began_s = time.perf_counter()
         result = engine.run()
-        facts["wall_s"] = round(time.perf_counter() - began_s, 3)
-        run_folder.write_json(run_dir / run_folder.RUN_FILE, facts)
+        facts.wall_s = round(time.perf_counter() - began_s, 3)
+        facts.write(run_dir / files.RUN)
         return finish(scenario, run_dir, facts, result)
 
 

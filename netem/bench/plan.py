@@ -227,8 +227,8 @@ def delay_rows(privilege: Privilege = "auto") -> list[Row]:
                 found = asyncio.run(verify_link(session, 1, 20.0, 20.0, impairments))
         except LinkUnavailable as error:  # LinkDeviates is one
             return [*rows, {"measure": "delay", "asked_ms": delay_ms, "skipped": str(error)}]
-        (agent,) = found["agents"]
-        rows.append({"measure": "delay", "asked_ms": delay_ms, "round_trip_ms": agent["round_trip_ms"]})
+        (agent,) = found.agents
+        rows.append({"measure": "delay", "asked_ms": delay_ms, "round_trip_ms": agent.round_trip_ms})
         rows[-1]["error_ms"] = rows[-1]["round_trip_ms"] - rows[0]["round_trip_ms"] - delay_ms
     return rows
 

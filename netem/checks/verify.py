@@ -7,7 +7,7 @@ import statistics
 import struct
 import time
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from netem.helper.client import LinkClient, LinkRefused
@@ -67,13 +67,24 @@ class AgentVerified:
         return max(self.least_round_trip_ms - self.round_trip_ms, self.round_trip_ms - self.most_round_trip_ms, 0.0)
 
 
+@dataclass
+class LinkVerification:
+    """A link's measurements before a run, within these bounds (relative, except for the one in ms)."""
+
+    agents: list[AgentVerified]
+    rate_bound: float
+    round_trip_bound_ms: float
+    round_trip_bound: float
+    took_s: float
+
+
 async def verify_link(
     session: LinkSession, agents: int, channel_mbps: float, grant_mbps: float, impairments: Impairments
-) -> dict[str, Any]:
+) -> LinkVerification:
     """Measure up to three agents at once, with different links if possible, in about 0.2 s and three round trips.
 
     They share the channel during the measurement; then the given rates are restored. A measurement out of bounds is
-    repeated up to twice. Worker 0 must not listen yet. The result is ready for JSON.
+    repeated up to twice. Worker 0 must not listen yet.
 
     Raises:
         LinkDeviates: a measurement was out of bounds each time, or the link is gone.
@@ -99,13 +110,8 @@ async def verify_link(
             f"the link deviates from its settings, measured {TRIES} times: {'; '.join(complaints)}. Is this machine "
             "too busy? `uplink.verify: false` skips this check"
         )
-    return {
-        "agents": [asdict(each) for each in found],
-        "rate_bound": RATE_BOUND,
-        "round_trip_bound_ms": ROUND_TRIP_BOUND_MS,
-        "round_trip_bound": ROUND_TRIP_BOUND,
-        "took_s": round(time.monotonic() - began_s, 3),
-    }
+    took_s = round(time.monotonic() - began_s, 3)
+    return LinkVerification(found, RATE_BOUND, ROUND_TRIP_BOUND_MS, ROUND_TRIP_BOUND, took_s)
 
 
 def _choose(agents: int, impairments: Impairments) -> list[int]:

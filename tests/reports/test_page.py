@@ -18,6 +18,7 @@ from cluster.simulated.engine import run_simulated
 from reports.figures import jain, switch_share
 from reports.page import Page, _agents_table, _event_section, _main_table, _run_facts, report_on, write_report
 from reports.runs import ReportError, read_run
+from reports.schema import Comparison
 
 CONGESTED = """
 name: congested
@@ -182,8 +183,9 @@ def test_what_can_t_be_reported_on_is_refused_in_a_line(run_dir: Path, tmp_path:
 def test_several_runs_are_a_comparison(simulated: Path, tmp_path: Path) -> None:
     runs = [simulated, *(simulate(tmp_path / f"run-{seed}", seed) for seed in range(43, 49))]
     found, page = report_on(runs)
-    (point,) = found["points"]
-    assert point["seeds"] == 7 and found["compared"] == ["equal", "deadline"]
+    assert isinstance(found, Comparison)
+    (point,) = found.points
+    assert point.seeds == 7 and found.compared == ["equal", "deadline"]
     names = set(figures_of(page))
     assert {"tradeoff_0", "differences_compliance_0", "timeline_equal", "slack"} <= names
     assert "emulator late, all runs" in dict(page.facts)

@@ -11,9 +11,11 @@ import pandas as pd
 import yaml
 
 from agents.record import Record, Status
-from cluster.live.processes import started_at
-from cluster.run_folder import folder as run_folder
-from cluster.run_folder.ledger import FIELDS, journal_folder
+from cluster.processes import started_at
+from cluster.run_folder.ledger import FIELDS
+from reports import files
+from reports.machine import describe_machine
+from reports.schema import RunFacts
 
 
 class FakeRun:
@@ -39,7 +41,7 @@ class FakeRun:
         """As `finish.begin`; by default this process is the driver."""
         pid = pid or os.getpid()
         document = {"engine": "live", "base_dir": str(self.dir), "pid": pid, "pid_started": started_at(pid)}
-        run_folder.write_json(self.dir / "run.json", document | facts)
+        RunFacts(**describe_machine().model_dump() | document | facts).write(self.dir / "run.json")
 
     def issue(self, allocator: str, request_id: int) -> None:
         self.append(allocator, "host-0.jsonl", {"issued": request_id})
@@ -83,7 +85,7 @@ class FakeRun:
         self.append_text(allocator, name, json.dumps(entry) + "\n")
 
     def append_text(self, allocator: str, name: str, text: str) -> None:
-        folder = journal_folder(self.dir, allocator)
+        folder = files.turn_journal(self.dir, allocator)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a") as file:
             file.write(text)
@@ -94,7 +96,7 @@ class FakeRun:
         frame = pd.DataFrame(rows, columns=["allocator", *FIELDS])
         frame["status"] = frame.status.map(str)
         frame.to_parquet(self.dir / "ledger.parquet", index=False)
-        run_folder.write_json(self.dir / "summary.json", {"allocators": {}})
+        (self.dir / "summary.json").write_text("{}")
         for path in (self.dir / "journal").rglob("*.jsonl"):
             path.unlink()
         for path in sorted((self.dir / "journal").rglob("*"), reverse=True):

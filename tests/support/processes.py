@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.live import processes
+from cluster import processes
 
 
 def alive(pid: int) -> bool:

@@ -15,6 +15,7 @@ from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
 from reports.fidelity import STAGES, compare, print_fidelity
+from reports.schema import BothEngines, Deviation, Fidelity, RelativeError
 from tests.support.commands import scout
 
 Write = Callable[..., Path]
@@ -32,40 +33,37 @@ def row(number: int, allocator: str = "equal", **values: Any) -> dict[str, Any]:
     return {"allocator": allocator, **known, "status": "met", **values}
 
 
+Compared = Callable[..., dict[str, Deviation]]
+
+
 @pytest.fixture
-def compared(tmp_path: Path) -> Callable[..., dict[str, dict[str, Any]]]:
-    def compare_rows(live: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def compared(tmp_path: Path) -> Compared:
+    def compare_rows(live: list[dict[str, Any]], simulated: list[dict[str, Any]]) -> dict[str, Deviation]:
         for name, rows in (("live", live), ("simulated", simulated)):
             pd.DataFrame(rows).to_parquet(tmp_path / f"{name}.parquet", index=False)
-        found = compare(tmp_path / "live.parquet", tmp_path / "simulated.parquet")
-        json.dumps(found, allow_nan=False)
-        return found
+        return compare(tmp_path / "live.parquet", tmp_path / "simulated.parquet")
 
     return compare_rows
-
-
-Compared = Callable[..., dict[str, dict[str, Any]]]
 
 
 def test_equal_ledgers_are_equal(compared: Compared) -> None:
     rows = [row(number) for number in range(4)]
     found = compared(rows, rows)["equal"]
-    assert set(found) == COMPARISON
-    assert (found["requests"], found["answered_in_both"]) == (4, 4)
-    assert found["latency_error"] == {"median": 0.0, "p95": 0.0}
-    assert (found["bias"], found["compliance_difference"], found["delivered_difference"]) == (0, 0, 0)
-    assert (found["compliance"], found["parted"]) == ({"live": 1.0, "simulated": 1.0}, 0.0)
-    assert found["first_parted"] == []
-    assert found["stages_ms"] == dict.fromkeys(STAGES, 0.0)
+    assert (found.requests, found.answered_in_both) == (4, 4)
+    assert found.latency_error == RelativeError(median=0.0, p95=0.0)
+    assert (found.bias, found.compliance_difference, found.delivered_difference) == (0, 0, 0)
+    assert (found.compliance, found.parted) == (BothEngines(live=1.0, simulated=1.0), 0.0)
+    assert found.first_parted == []
+    assert found.stages_ms == dict.fromkeys(STAGES, 0.0)
 
 
 def test_errors_are_relative_to_live_and_bias_has_a_sign(compared: Compared) -> None:
     live = [row(number, latency_ms=ms) for number, ms in enumerate([100.0, 200.0, 400.0])]
     simulated = [row(number, latency_ms=ms) for number, ms in enumerate([90.0, 196.0, 404.0])]
     found = compared(live, simulated)["equal"]
-    assert found["latency_error"]["median"] == pytest.approx(0.02)
-    assert found["latency_error"]["p95"] == pytest.approx(0.1 - 0.1 * (0.1 - 0.02))
-    assert found["bias"] == pytest.approx(-0.02), "of -10, -2 and +1 %"
+    assert found.latency_error.median == pytest.approx(0.02)
+    assert found.latency_error.p95 == pytest.approx(0.1 - 0.1 * (0.1 - 0.02))
+    assert found.bias == pytest.approx(-0.02), "of -10, -2 and +1 %"
 
 
 def test_compliance_is_in_points_of_all_requests_and_those_that_part_are_named(compared: Compared) -> None:
@@ -76,10 +74,10 @@ def test_compliance_is_in_points_of_all_requests_and_those_that_part_are_named(c
     simulated[7] |= {"mode": "int4", "quality_delivered": 80.0}
     live[9] |= {"status": "late", "quality_delivered": 0.0}
     found = compared(live, simulated)["equal"]
-    assert found["compliance"] == {"live": pytest.approx(0.9), "simulated": pytest.approx(0.8)}
-    assert found["compliance_difference"] == pytest.approx(-10)
-    assert found["delivered_difference"] == pytest.approx((-90 - 90 - 10 + 90) / 10)
-    assert found["parted"] == pytest.approx(0.4) and found["first_parted"] == [3, 5, 7, 9]
+    assert (found.compliance.live, found.compliance.simulated) == pytest.approx((0.9, 0.8))
+    assert found.compliance_difference == pytest.approx(-10)
+    assert found.delivered_difference == pytest.approx((-90 - 90 - 10 + 90) / 10)
+    assert found.parted == pytest.approx(0.4) and found.first_parted == [3, 5, 7, 9]
 
 
 def test_what_was_answered_on_one_side_only_counts_but_not_in_times(compared: Compared) -> None:
@@ -88,24 +86,24 @@ def test_what_was_answered_on_one_side_only_counts_but_not_in_times(compared: Co
     live = [row(0), row(1, **unanswered), row(2, **unanswered), row(3, transfer_ms=50.0, **unanswered)]
     simulated = [row(0, latency_ms=110.0), row(1), row(2, **unanswered), row(3)]
     found = compared(live, simulated)["equal"]
-    assert (found["requests"], found["answered_in_both"]) == (4, 1)
-    assert found["latency_error"]["median"] == found["bias"] == pytest.approx(0.1)
-    assert found["compliance_difference"] == pytest.approx(50)
-    assert found["first_parted"] == [1, 3]
-    assert found["stages_ms"]["transfer"] == 0.0
+    assert (found.requests, found.answered_in_both) == (4, 1)
+    assert found.latency_error.median == found.bias == pytest.approx(0.1)
+    assert found.compliance_difference == pytest.approx(50)
+    assert found.first_parted == [1, 3]
+    assert found.stages_ms["transfer"] == 0.0
 
 
 def test_nothing_answered_has_no_times(compared: Compared) -> None:
     rows = [row(number, latency_ms=float("nan"), status="rejected") for number in range(2)]
     found = compared(rows, rows)["equal"]
-    assert found["latency_error"] == {"median": None, "p95": None}
-    assert found["bias"] is None and found["stages_ms"] == {}
+    assert found.latency_error == RelativeError(median=None, p95=None)
+    assert found.bias is None and found.stages_ms == {}
 
 
 def test_stages_are_ordered_by_what_they_take_more_or_less(compared: Compared) -> None:
     live = [row(number, transfer_ms=20.0 + number, decode_ms=30.0, queue_ms=1.0) for number in range(3)]
     simulated = [row(number, transfer_ms=20.0, decode_ms=35.0, queue_ms=1.0) for number in range(3)]
-    stages = compared(live, simulated)["equal"]["stages_ms"]
+    stages = compared(live, simulated)["equal"].stages_ms
     assert list(stages.items())[:2] == [("decode", -5.0), ("transfer", 1.0)]
     assert set(stages) == set(STAGES)
 
@@ -115,8 +113,8 @@ def test_allocators_and_requests_that_both_have_are_compared(compared: Compared)
     simulated = [row(0, "equal"), row(0, "deadline", latency_ms=200.0), row(1, "deadline"), row(0, "only_simulated")]
     found = compared(live, simulated)
     assert list(found) == ["equal", "deadline"]
-    assert found["equal"]["requests"] == found["deadline"]["requests"] == 1
-    assert found["deadline"]["bias"] == 1.0 and found["equal"]["bias"] == 0.0
+    assert found["equal"].requests == found["deadline"].requests == 1
+    assert found["deadline"].bias == 1.0 and found["equal"].bias == 0.0
 
 
 def test_stages_are_those_of_the_ledger_and_add_up_to_the_latency(scenario: Write) -> None:
@@ -135,8 +133,8 @@ def test_the_table_shows_it_also_where_there_is_nothing_to_show(compared: Compar
     simulated += [row(0, "deadline", latency_ms=float("nan"), status="failed")]
     shown = StringIO()
     both = compared(live, simulated)
-    document = {"title": "small", "footnote": "by hand", "allocators": both, "ask_ms": {"equal": 1.5}}
-    document["live_again"] = {"equal": compared(live, live)["equal"]}
+    document = Fidelity.model_construct(title="small", footnote="by hand", allocators=both, ask_ms={"equal": 1.5})
+    document.live_again = {"equal": compared(live, live)["equal"]}
     print_fidelity(Console(file=shown, width=110), document)
     lines = shown.getvalue().splitlines()
     assert "asking the allocator takes as long as live: equal 1.5 ms" in shown.getvalue()

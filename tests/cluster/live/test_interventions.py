@@ -10,7 +10,6 @@ import pytest
 
 from cluster.live.interventions import Channel
 from cluster.run_folder.controls import (
-    CONTROLS_FILE,
     MAX_LINE_BYTES,
     BadControl,
     Inbox,
@@ -25,6 +24,7 @@ from cluster.run_folder.controls import (
 from cluster.run_folder.timeline import Timeline
 from models.clock import now_s, sleep_until
 from netem.channels import RateChange
+from reports import files
 from tests.support.commands import started
 from tests.support.virtual import virtually
 
@@ -127,14 +127,14 @@ def test_the_inbox_takes_whole_lines_once(tmp_path: Path) -> None:
     first, second = SetDeadline(ms=900), PauseAgent(agent=3, paused=True)
     ask(tmp_path, first)
     assert inbox.read() == [first] and inbox.read() == []
-    with (tmp_path / CONTROLS_FILE).open("ab") as file:
+    with (tmp_path / files.CONTROLS).open("ab") as file:
         file.write(b"nonsense\n" + second.model_dump_json().encode()[:9])
     (refused,) = inbox.read()
     assert isinstance(refused, BadControl)
-    with (tmp_path / CONTROLS_FILE).open("ab") as file:
+    with (tmp_path / files.CONTROLS).open("ab") as file:
         file.write(second.model_dump_json().encode()[9:] + b"\n")
     assert inbox.read() == [second]
-    assert (tmp_path / CONTROLS_FILE).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / files.CONTROLS).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_live_run_is_squeezed_and_its_ledger_says_so(ray_head: str, scenario: Write, tmp_path: Path) -> None:

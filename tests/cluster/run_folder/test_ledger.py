@@ -11,6 +11,7 @@ from agents.record import Journal, Record, Status
 from cluster.run_folder import ledger
 from cluster.run_folder.result import Turn
 from cluster.scenario.schema import Scenario
+from reports import files
 from reports.summary import summarize
 
 TINY = Scenario.load(Path(__file__).parents[1] / "data" / "tiny.yaml")
@@ -23,7 +24,7 @@ def record(request_id: int, status: Status = Status.MET) -> Record:
 
 
 def journal(run_dir: Path, allocator: str, host: int) -> Journal:
-    folder = ledger.journal_folder(run_dir, allocator)
+    folder = files.turn_journal(run_dir, allocator)
     folder.mkdir(parents=True, exist_ok=True)
     return Journal(folder / f"host-{host}.jsonl")
 
@@ -54,8 +55,8 @@ def test_issued_is_met_late_rejected_and_failed(
     assert rows[rows.reason == "its actor died"].request_id.tolist() == lost
     if ends:
         s = summarize(rows)["equal"]
-        assert s["issued"] == len(ends) == s["met"] + s["late"] + s["rejected"] + s["failed"]
-        assert s["failed"] == ends.count(None) + ends.count(Status.FAILED)
+        assert s.issued == len(ends) == s.met + s.late + s.rejected + s.failed
+        assert s.failed == ends.count(None) + ends.count(Status.FAILED)
 
 
 def test_a_line_cut_off_by_a_kill_is_a_lost_record(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_line_cut_off_by_a_kill_is_a_lost_record(tmp_path: Path) -> None:
     log.write(record(0))
     log.issue(ARRIVALS[1])
     log.close()
-    path = ledger.journal_folder(tmp_path, "equal") / "host-0.jsonl"
+    path = files.turn_journal(tmp_path, "equal") / "host-0.jsonl"
     path.write_text(path.read_text() + '{"request_id": 1, "stat')
     rows = ledger.assemble(turns(tmp_path, "equal"), TINY, "killed")
     assert rows.status.tolist() == ["met", "failed"] and rows.reason.tolist() == ["", "killed"]
@@ -92,7 +93,7 @@ def test_written_ledgers_keep_every_column_and_the_journals_go(tmp_path: Path) -
     rows = ledger.assemble(turns(tmp_path, "equal", "model_aware"), TINY, "")
     ledger.write(tmp_path, rows)
     ledger.remove_journals(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [ledger.LEDGER_FILE]
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / ledger.LEDGER_FILE), rows)
+    assert [path.name for path in tmp_path.iterdir()] == [files.LEDGER]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / files.LEDGER), rows)
     assert list(rows.columns) == ledger.COLUMNS
     assert json.loads(json.dumps(rows.status.tolist())) == ["met", "met"]

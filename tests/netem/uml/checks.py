@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -472,8 +473,8 @@ def self_check() -> dict[str, Any]:
             noticed = str(error)
         else:
             raise AssertionError("other delays than those asked for were not noticed")
-    require([each["asked_mbps"] for each in found["agents"]] == [4.0, None, 4.0], "rates that can be told")
-    return {"agents": found["agents"], "noticed": noticed}
+    require([each.asked_mbps for each in found.agents] == [4.0, None, 4.0], "rates that can be told")
+    return {"agents": [asdict(each) for each in found.agents], "noticed": noticed}
 
 
 @check

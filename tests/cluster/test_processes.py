@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.live import steal
-from cluster.live.steal import StealMeter
+from cluster import processes
+from cluster.processes import StealMeter
 from cluster.run_folder.accounting import begin, finish
 from cluster.run_folder.result import RunResult, Turn
 from cluster.scenario.schema import Scenario
 
-TINY = Scenario.load(Path(__file__).parents[1] / "data" / "tiny.yaml")
+TINY = Scenario.load(Path(__file__).parent / "data" / "tiny.yaml")
 
 
 def test_the_share_is_of_all_cpu_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = tmp_path / "stat"
-    monkeypatch.setattr(steal, "STAT", stat)
+    monkeypatch.setattr(processes, "STAT", stat)
     stat.write_text("cpu  100 0 50 800 10 0 40 7 3 1\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
     meter = StealMeter()
     assert meter.share() == 0
@@ -28,8 +28,9 @@ def test_on_this_machine() -> None:
 
 
 def test_a_turn_that_was_robbed_says_so(tmp_path: Path) -> None:
-    facts = begin(TINY, tmp_path, "live") | {"link": "kernel", "privilege": "root"}
+    facts = begin(TINY, tmp_path, "live")
+    facts.link, facts.privilege = "kernel", "root"
     turns = [Turn("equal", stolen=0.04), Turn("model_aware", stolen=0.4)]
-    warnings = finish(TINY, tmp_path, facts, RunResult(turns, ["stopped"]))["warnings"]
+    warnings = finish(TINY, tmp_path, facts, RunResult(turns, ["stopped"])).warnings
     (robbed,) = [warning for warning in warnings if "to others" in warning]
     assert robbed.startswith("model_aware: the host gave 40 % of this machine's CPU time to others")

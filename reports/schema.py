@@ -1,0 +1,332 @@
+"""The JSON documents of this project's results, as their writers make them and their readers take them.
+
+Every key is always written; `null` stands where a value doesn't apply. Readers ignore unknown keys.
+Times are in ms where a key ends in `_ms` and in s where it ends in `_s`; rates are link-layer Mbit/s; shares are from
+0 to 1.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from netem.checks.verify import LinkVerification
+from netem.link import AgentCounters
+
+MAX_DOCUMENT_BYTES = 64 * 2**20
+Metric = Literal["compliance", "delivered_quality"]
+
+
+class DocumentUnreadable(ValueError):
+    """A file isn't the document that it should be; the message says where and why, in one line."""
+
+
+class Document(BaseModel):
+    """Base of all documents and their parts."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, validate_assignment=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a JSON file.
+
+        Raises:
+            OSError: there is no such file, or it can't be read.
+            DocumentUnreadable: it is too large, not JSON, or lacks something.
+        """
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise DocumentUnreadable(f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if first["type"] == "json_invalid":
+                raise DocumentUnreadable("not JSON") from None
+            where = ".".join(map(str, first["loc"])) or "the document"
+            raise DocumentUnreadable(f"{where}: {first['msg']}") from None
+
+    def write(self, path: Path) -> None:
+        """Write a JSON file in one step: a reader sees the old file or the new one."""
+        beside = path.with_suffix(".tmp")
+        beside.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+
+class Machine(Document):
+    """Hardware and versions behind a result; `machine` is the CPU's architecture."""
+
+    started: str
+    command: str
+    python: str
+    kernel: str
+    machine: str
+    cpu: str = ""
+    cpus: int
+    memory_gib: float
+    gpu: str | None = None
+    versions: dict[str, str]
+
+    def line(self) -> str:
+        """For the title of a table."""
+        gpu = f", {self.gpu}" if self.gpu else ""
+        return f"{self.cpu or self.machine}, {self.cpus} cores{gpu}, Linux {self.kernel}, {self.started[:10]}"
+
+
+class RunFacts(Machine):
+    """`run.json`: facts about a run, beside its scenario. Written when it begins, and again as more is known.
+
+    Attributes:
+        base_dir: the folder that the scenario's relative paths start from.
+        pid_started: start time of the driver process `pid` in clock ticks since boot; the two identify the process.
+        ask_ms: simulated runs: the time that it takes to ask each allocator.
+        wall_s: simulated runs: how long the simulation took.
+    """
+
+    engine: str
+    base_dir: str
+    pid: int
+    pid_started: int | None
+    link: str | None = None
+    privilege: str | None = None
+    fallback_reason: str | None = None
+    verified: LinkVerification | None = None
+    ask_ms: dict[str, float] = {}
+    wall_s: float | None = None
+
+
+class SolveTime(Document):
+    """Percentiles of an allocator's solve times; None where it never solved."""
+
+    p50: float | None = None
+    p99: float | None = None
+
+
+class Percentiles(Document):
+    """Of durations in ms; None where there were none."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Lateness(Percentiles):
+    """How late the emulator itself started requests, in ms."""
+
+    max: float | None
+
+
+class Outcomes(Document):
+    """Numbers of requests; issued = met + late + rejected + failed."""
+
+    issued: int
+    met: int
+    late: int
+    rejected: int
+    failed: int
+
+    def counts(self) -> dict[str, int]:
+        """By name, in this order."""
+        return {name: getattr(self, name) for name in Outcomes.model_fields}
+
+
+class AllocatorSummary(Outcomes):
+    """The figures of one allocator's turn.
+
+    Attributes:
+        compliance: SLO attainment: the share of issued requests answered by their deadline.
+        rounds_all_met: share of synchronized rounds in which every request met its deadline; None without rounds.
+        credited_quality: mean over issued requests of the quality of their answers, late ones included (as the papers
+            count); delivered_quality: late ones count 0.
+        latency_ms: of answered requests (met and late), from the intended start.
+        stages_ms: median duration of each stage over answered requests.
+        solve_curve_ms: percentiles 0 to 100 of the allocator's solve times; empty where it never solved.
+        stolen: share of this machine's CPU time that its host gave to others meanwhile (live only).
+    """
+
+    compliance: float
+    rounds: int
+    rounds_all_met: float | None
+    credited_quality: float
+    delivered_quality: float
+    latency_ms: Percentiles
+    stages_ms: dict[str, float | None]
+    payload_bytes: int
+    wire_bytes: int
+    lateness_ms: Lateness
+    modes: dict[str, int]
+    reasons: dict[str, int]
+    solve_ms: SolveTime = SolveTime()
+    solve_curve_ms: list[float] = []
+    stolen: float = 0.0
+
+
+class TimelineEvent(Document):
+    """An intervention or a fault in an allocator's turn, `at_s` seconds after the turn's start."""
+
+    allocator: str
+    at_s: float
+    kind: str
+    text: str
+
+
+class LinkUse(Document):
+    """The link of a run, and the bytes and packets that went through it (live runs that weren't cut short)."""
+
+    kind: str | None
+    privilege: str | None
+    agents: list[AgentCounters] = []
+    direct_packets: int | None = None
+    refused_connections: int | None = None
+    refused_requests: int | None = None
+
+
+class Summary(Document):
+    """`summary.json`: what came of a run.
+
+    Attributes:
+        partial: whether the run was cut short; valid: whether the emulator itself kept its times.
+        workers: for each cloud worker, requests by what became of them.
+        memory_mb: the most memory that each actor used, by kind of actor (live only).
+    """
+
+    title: str
+    scenario: str
+    engine: str
+    run_dir: str
+    partial: bool
+    valid: bool
+    warnings: list[str]
+    footnote: str
+    quality_bases: list[str]
+    issued: int
+    allocators: dict[str, AllocatorSummary]
+    ready_s: float
+    events: list[TimelineEvent]
+    workers: list[dict[str, int]]
+    memory_mb: dict[str, list[dict[str, float]]]
+    verified: LinkVerification | None
+    link: LinkUse
+
+
+class ComparedRun(Document):
+    """One run of a comparison; `point` has the value of every key that was swept."""
+
+    folder: str
+    seed: int
+    point: dict[str, Any]
+
+
+class ComparisonRuns(Document):
+    """`compare.json`: the runs of a comparison that have been made so far."""
+
+    scenario: str
+    engine: str
+    command: str | None = None
+    machine: Machine | None = None
+    compared: list[str]
+    planned: int
+    runs: list[ComparedRun]
+
+
+class Interval(Document):
+    """A mean over runs and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class AllocatorFigures(Outcomes):
+    """An allocator at one point of a sweep, over all seeds; compliance in percent."""
+
+    compliance: Interval
+    delivered_quality: Interval
+
+
+class Verdict(Interval):
+    """Whether the first allocator is better than the second in a metric: see `reports.statistics.Difference`."""
+
+    metric: Metric
+    first: str
+    second: str
+    p: float
+    holm_p: float
+    verdict: str
+
+
+class ComparisonPoint(Document):
+    """Figures and verdicts of one combination of swept values."""
+
+    point: dict[str, Any]
+    seeds: int
+    figures: dict[str, AllocatorFigures]
+    verdicts: list[Verdict]
+
+    def swept(self) -> str:
+        """`key value, key value`; empty where nothing was swept."""
+        return ", ".join(f"{key} {value}" for key, value in self.point.items())
+
+
+class Comparison(Document):
+    """What a folder of runs says when it is read: statistics over seeds, and what was left out."""
+
+    scenario: str
+    command: str | None
+    engine: str
+    machine: Machine | None
+    compared: list[str]
+    folders: list[str]
+    warnings: list[str]
+    points: list[ComparisonPoint]
+
+
+class RelativeError(Document):
+    """|simulated - live| / live of the latency of requests answered in both; None where there are none."""
+
+    median: float | None
+    p95: float | None
+
+
+class BothEngines(Document):
+    """One figure, live and simulated."""
+
+    live: float
+    simulated: float
+
+
+class Deviation(Document):
+    """How far one allocator's simulated turn is from its live one, request by request.
+
+    Attributes:
+        bias: the signed median of the relative latency error.
+        compliance_difference: simulated - live, in percentage points; delivered_difference: of mean delivered quality.
+        parted: share of requests whose mode or status differs; first_parted: the first of them.
+        stages_ms: mean live - simulated of every stage's duration, largest first.
+    """
+
+    requests: int
+    answered_in_both: int
+    latency_error: RelativeError
+    bias: float | None
+    compliance: BothEngines
+    compliance_difference: float
+    delivered_difference: float
+    parted: float
+    first_parted: list[int]
+    stages_ms: dict[str, float]
+
+
+class Fidelity(Document):
+    """`fidelity.json`: a scenario live and simulated; `live_again`: a second live run against the first."""
+
+    title: str
+    scenario: str
+    partial: bool
+    valid: bool
+    warnings: list[str]
+    ask_ms: dict[str, float]
+    allocators: dict[str, Deviation]
+    live_again: dict[str, Deviation]
+    live: Summary
+    simulated: Summary
+    footnote: str
