@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.record import Journal, Record, Status
@@ -37,6 +37,7 @@ def turns(run_dir: Path, *allocators: str) -> list[Turn]:
     return found
 
 
+@settings(deadline=None)  # of files and data frames; how fast they are isn't tested here
 @given(st.lists(st.sampled_from([*Status, None]), max_size=len(ARRIVALS)))
 def test_issued_is_met_late_rejected_and_failed(
     tmp_path_factory: pytest.TempPathFactory, ends: list[Status | None]
