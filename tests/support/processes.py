@@ -17,6 +17,12 @@ def alive(pid: int) -> bool:
         return False
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has taken: what it has got done, however busy the machine is."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def descendants(pid: int) -> dict[int, str]:
     """The process and those below it, with their command lines."""
     parents = {}

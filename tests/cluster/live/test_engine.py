@@ -80,15 +80,19 @@ def test_delay_and_loss_are_refused_where_there_are_none(
     if impairs:
         pytest.skip("this machine does what the test wants refused")
     uplink = {"channel": {"kind": "constant", "mbps": 20}, "link": link, "shared": {"down": {"delay_ms": 20}}}
-    began_s = time.monotonic()
-    done = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"))
+    ray_folder = tmp_path / "ray"
+    ray_folder.mkdir()
+    environment = ENVIRONMENT | {"RAY_TMPDIR": str(ray_folder)}
+    done = scout("run", scenario(uplink=uplink), "--out", tmp_path / "run", environment=environment)
     said = done.stderr.strip().splitlines()
     assert done.returncode == 2 and len(said) == 1, done.stderr
     why = "the paced link has none" if link == "paced" else "the kernel can't shape links here"
     assert why in said[0] and "remove `link`" in said[0] and "--engine simulated" in said[0]
     assert not (tmp_path / "run").exists()
-    assert time.monotonic() - began_s < 20, "before Ray or anything else is started"
-    simulated = scout("run", str(scenario(uplink=uplink)), "--out", str(tmp_path / "run"), "--engine", "simulated")
+    assert not list(ray_folder.iterdir()), "before Ray or anything else is started"
+    if link != "auto":
+        return
+    simulated = scout("run", scenario(uplink=uplink), "--out", tmp_path / "run", "--engine", "simulated")
     assert simulated.returncode == 0 and "are left out" in simulated.stdout, simulated.stderr
 
 
@@ -171,15 +175,8 @@ def start(scenario_path: Path, run_dir: Path, *arguments: str) -> subprocess.Pop
 
 
 LONG = {"kind": "synchronized", "rounds": 40, "period_s": 1.3}
-
-
-def test_a_run_that_is_on_can_t_be_recovered(ray_head: str, scenario: Write, tmp_path: Path) -> None:
-    process = start(scenario(arrivals=LONG), tmp_path / "run", "--address", ray_head)
-    refused = scout("recover", str(tmp_path / "run"))
-    assert refused.returncode == 2 and f"process {process.pid}, is still running" in refused.stderr
-    os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=5)
-    assert process.returncode == 130, output
+# Some 2 s on two idle cores. The run would go on for 52 s in each of two turns: that it ended early shows by far.
+ENDS_WITHIN_S = 15.0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -187,8 +184,10 @@ def test_interrupted_it_ends_in_seconds_with_a_partial_report(
     ray_head: str, scenario: Write, tmp_path: Path, signum: int
 ) -> None:
     process = start(scenario(arrivals=LONG), tmp_path / "run", "--address", ray_head)
+    refused = scout("recover", tmp_path / "run")
+    assert refused.returncode == 2 and f"process {process.pid}, is still running" in refused.stderr
     os.kill(process.pid, signum)
-    output, _ = process.communicate(timeout=5)
+    output, _ = process.communicate(timeout=ENDS_WITHIN_S)
     done = Finished(process.returncode, output, "", tmp_path / "run")
     assert done.returncode == 130
     assert "PARTIAL: interrupted" in output and "Traceback" not in output

@@ -1,5 +1,6 @@
 """Live runs with real models: real caches over a shaped link, and answers whose quality is measured."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cluster.live.preflight import ModelsUnavailable, check_models
 from cluster.scenario.schema import Scenario
 from models.datasets import load_examples
 from models.f1 import token_f1
@@ -67,12 +69,16 @@ def test_real_models_answer_live(live_run: Callable[..., Finished], tmp_path: Pa
         ({"examples": "squad"}, "no data set 'squad'"),
     ],
 )
-def test_models_that_cannot_run_are_named_before_anything_starts(
-    tmp_path: Path, model: dict[str, str], message: str
-) -> None:
+def test_models_that_cannot_run_are_named(tmp_path: Path, model: dict[str, str], message: str) -> None:
     groups = [{"profile": "family/tiny", "model": MODEL | model}]
-    done = scout("run", str(family(tmp_path, agents={"groups": groups})), "--out", str(tmp_path / "run"))
-    assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
+    with pytest.raises(ModelsUnavailable, match=re.escape(message)):
+        check_models(Scenario.load(family(tmp_path, agents={"groups": groups})))
+
+
+def test_models_that_cannot_run_end_the_command_before_anything_starts(tmp_path: Path) -> None:
+    groups = [{"profile": "family/tiny", "model": MODEL | {"edge": "family/huge"}}]
+    done = scout("run", family(tmp_path, agents={"groups": groups}), "--out", tmp_path / "run")
+    assert done.returncode == 2 and "the small family has no size 'huge'" in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
