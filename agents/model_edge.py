@@ -17,7 +17,7 @@ from kvcache.modes import parse_mode
 from kvcache.selection import SELECTIONS
 from models.datasets import Example
 from models.f1 import token_f1
-from models.hf.bodies import Asked, Handover, cache_bytes, write_cache, write_question
+from models.hf.bodies import CachePayload, QuestionPayload, cache_bytes, write_cache, write_question
 from models.hf.edge import EdgeModel, Prefilled, with_query
 from models.hf.loading import ModelSpec, load_model
 from models.hf.pair import examples_of, plan_for, specs_of
@@ -41,7 +41,7 @@ class BytesPayload:
         yield memoryview(self._body)
 
 
-class CachePayload:
+class StreamedPayload:
     """A cache that is encoded layer by layer, each while the one before is being sent. See `agents.edge.Payload`."""
 
     def __init__(self, size: int, buffers: Iterator[memoryview], thread: ThreadPoolExecutor) -> None:
@@ -132,7 +132,9 @@ class ModelWork:
         self._edge, self._number, self._example = edge, number, example
         self._prefilled, self._kept = prefilled, kept
         self._questions = {
-            name: write_question(self._asked(name)) for name, m in edge.modes.items() if m.kind in ("prompt", "scout")
+            name: write_question(self._question(name))
+            for name, m in edge.modes.items()
+            if m.kind in ("prompt", "scout")
         }
         self.sizes = {name: len(body) for name, body in self._questions.items()}
         self.sizes |= {name: self._cache_bytes(name) for name in edge.plans}
@@ -152,13 +154,13 @@ class ModelWork:
             for option in options
         )
 
-    async def encode(self, mode: str, edge_ms: float) -> BytesPayload | CachePayload:
+    async def encode(self, mode: str, edge_ms: float) -> BytesPayload | StreamedPayload:
         if mode in self._questions:
             return BytesPayload(self._questions[mode])
         edge = self._edge
-        handover = Handover(self._prefilled.handover(self._kept.get(mode)), self._prefilled.last_token)
+        handover = CachePayload(self._prefilled.handover(self._kept.get(mode)), self._prefilled.last_token)
         buffers = write_cache(handover, edge.plans[mode], edge.model.loaded.fingerprint)
-        payload = CachePayload(self.sizes[mode], buffers, edge.thread)
+        payload = StreamedPayload(self.sizes[mode], buffers, edge.thread)
         await payload.begin()
         return payload
 
@@ -173,12 +175,12 @@ class ModelWork:
     def quality(self, answer: str) -> float | None:
         return PERCENT * token_f1(answer, self._example.answers) if self._edge.meaningful else None
 
-    def _asked(self, mode: str) -> Asked:
+    def _question(self, mode: str) -> QuestionPayload:
         scout = self._edge.modes[mode].kind == "scout"
         context = self._number if scout and self._edge.resident else self._example.context
         if not scout:
-            return Asked(context, self._example.question)
-        return Asked(context, self._example.question, self._kept[mode], self._prefilled.context)
+            return QuestionPayload(context, self._example.question)
+        return QuestionPayload(context, self._example.question, self._kept[mode], self._prefilled.context)
 
     def _cache_bytes(self, mode: str) -> int:
         p = self._prefilled

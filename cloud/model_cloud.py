@@ -14,7 +14,7 @@ from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, 
 from kvcache.errors import WireError
 from kvcache.modes import parse_mode
 from kvcache.wire import Limits
-from models.hf.bodies import Asked, CacheBody, Handover, QuestionBody
+from models.hf.bodies import CacheBody, CachePayload, QuestionBody, QuestionPayload
 from models.hf.cloud import CloudModel, CloudModels
 from models.hf.decode import Start
 from models.hf.pair import examples_of, plan_for, specs_of
@@ -105,7 +105,7 @@ class _Checked:
         except torch.OutOfMemoryError:
             raise BadBody("unservable", "the worker's GPU has no room for another cache") from None
 
-    def finish(self) -> Handover | Asked:
+    def finish(self) -> CachePayload | QuestionPayload:
         try:
             return self.body.finish()
         except WireError as error:
@@ -135,10 +135,10 @@ class _Served:
         accepts = {edge.fingerprint: edge.geometry}
         return CacheBody(accepts, limits, self._plans[mode], header.body_bytes, edge.device)
 
-    def start(self, content: Handover | Asked) -> Start:
+    def start(self, content: CachePayload | QuestionPayload) -> Start:
         """Raises ValueError for what the model can't take."""
         most = self._settings.max_new_tokens
-        if isinstance(content, Handover):
+        if isinstance(content, CachePayload):
             return self._edge.decode_cache(content.cache, content.last_token, most).start
         context = content.context
         if isinstance(context, int):

@@ -1,4 +1,4 @@
-"""How fast caches are packed and unpacked on this machine, against a memory copy in the same run."""
+"""The speed of packing and unpacking caches on this machine, relative to a memory copy in the same run."""
 
 import os
 import platform
@@ -27,18 +27,18 @@ Job = Callable[[], None]
 
 
 def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any]:
-    """Packing and unpacking per quantizer, in GB/s (10 ** 9 bytes) of bfloat16 cache, fit for JSON.
+    """Packing and unpacking speed per quantizer, in GB/s (10 ** 9 bytes) of bfloat16 cache, ready for JSON.
 
-    `pack` and `unpack` are the quantizer alone; `send` and `receive` are the wire format with its checksums, to and
-    from host memory. `copy` is memory traffic, read and written, so twice the bytes copied.
+    `pack` and `unpack` measure the quantizer alone; `send` and `receive` the wire format with its checksums, to and
+    from host memory. `copy` counts memory traffic, read and written: twice the bytes copied.
 
-    The cache is larger than the CPU's private caches, and every turn takes all of it. Turns of the copy and of all
-    quantizers alternate; medians count. On a CPU one thread works. On a GPU the quantizers are measured for layers
-    as they are (where starting kernels takes longer than running them) and for huge ones (where memory is the limit).
+    The cache is larger than the CPU's private caches, and every turn processes all of it. Turns of the copy and of all
+    quantizers alternate, and medians are reported. The CPU uses one thread. On a GPU, quantizers are measured with
+    layers of usual size (bound by kernel launches) and with huge ones (bound by memory).
 
     Args:
-        quick: some seconds instead of half a minute.
-        device: `cpu` or `cuda`; None: both, where there is a GPU.
+        quick: take seconds instead of half a minute.
+        device: `cpu` or `cuda`; None: both, if there is a GPU.
     """
     devices = [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     threads = torch.get_num_threads()
@@ -85,7 +85,7 @@ def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[
 def _take_turns(
     copy: Job, jobs: dict[str, dict[str, Job]], device: str, turns: int
 ) -> tuple[list[float], dict[str, dict[str, list[float]]]]:
-    """Seconds of each turn of the copy and of every job; a turn before them warms up."""
+    """Seconds of each turn of the copy and of every job, after one warm-up turn."""
     copies: list[float] = []
     seconds: dict[str, dict[str, list[float]]] = {name: {job: [] for job in JOBS} for name in jobs}
     for turn in range(-1, turns):
@@ -110,7 +110,7 @@ def _copy_of(cache: KVCache) -> Job:
 
 
 def _jobs(cache: KVCache, scheme: Scheme) -> dict[str, Callable[[], Any]]:
-    """What is measured: the quantizer alone, and all of the wire format with its checksums, to and from host memory."""
+    """The measured jobs: the quantizer alone, and the wire format with its checksums, to and from host memory."""
     geometry, shape = cache.geometry, cache.geometry.shape(cache.kept)
     packed = _packed(cache, scheme)
     buffers = [bytes(buffer) for buffer in encode(cache, scheme.name, MODEL)]
@@ -173,7 +173,7 @@ def _cpu_name() -> str:
 
 
 def codec_table(found: dict[str, Any]) -> Table:
-    """What `bench_codec` found, for a terminal."""
+    """The result of `bench_codec` as a table."""
     machine = found["machine"]
     where = machine["cpu"] + (f", {machine['gpu']}" if "gpu" in machine else "")
     table = Table(

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes a cache may have; the wire format numbers them by their place in this tuple."""
+"""The dtypes of caches; the wire format encodes them as indices into this tuple."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What the cache of a model looks like, whatever the sequence."""
+    """The shape of a model's cache, independent of the sequence."""
 
     layers: int
     kv_heads: int
@@ -28,7 +28,7 @@ class Geometry:
         return self.kv_heads, kept, self.head_dim
 
     def nbytes(self, kept: int) -> int:
-        """Size in memory of a cache with `kept` positions."""
+        """Memory (bytes) of a cache with `kept` positions."""
         return 2 * self.layers * self.kv_heads * kept * self.head_dim * self.dtype.itemsize
 
 
@@ -36,13 +36,13 @@ class Geometry:
 class KVCache:
     """Keys and values of every layer for the kept positions of one sequence.
 
-    Keys carry their rotation, so a pruned cache stays valid as long as what follows gets the position ids `length`,
+    Keys are stored rotated, so a pruned cache stays valid if the tokens after it get the position ids `length`,
     `length + 1`, ... of the original sequence.
 
     Attributes:
         layers: (keys, values) of every layer, each [kv_heads, kept, head_dim].
-        positions: int64 [kept], strictly ascending, on the CPU: where the kept positions are in the original sequence.
-        length: of the original sequence, in positions.
+        positions: int64 [kept], strictly ascending, on the CPU: the kept positions of the original sequence.
+        length: the length of the original sequence, in positions.
 
     Raises:
         ValueError: shapes, dtypes or devices differ between layers, or the positions don't fit them.
@@ -68,13 +68,13 @@ class KVCache:
 
     @classmethod
     def whole(cls, layers: tuple[tuple[Tensor, Tensor], ...]) -> Self:
-        """The cache of a sequence of which nothing was dropped."""
+        """A cache of a whole sequence, without dropped positions."""
         length = layers[0][0].shape[1]
         return cls(layers, torch.arange(length), length)
 
     @property
     def kept(self) -> int:
-        """How many positions are there."""
+        """The number of positions in the cache."""
         return len(self.positions)
 
     @property
@@ -85,17 +85,17 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Size in memory."""
+        """Memory in bytes."""
         return self.geometry.nbytes(self.kept)
 
     def keep(self, positions: Tensor) -> "KVCache":
-        """The cache with these positions only; `length` stays.
+        """The cache pruned to these positions; `length` is unchanged.
 
         Args:
             positions: int64, strictly ascending, positions of the original sequence.
 
         Raises:
-            ValueError: a position that is not in this cache.
+            ValueError: a position isn't in this cache.
         """
         positions = positions.cpu()
         check_positions(positions, self.length)
@@ -115,7 +115,7 @@ class KVCache:
 
 
 def check_positions(positions: Tensor, length: int) -> None:
-    """Raises ValueError unless these are int64 positions on the CPU, strictly ascending, of a sequence of `length`."""
+    """Raise ValueError unless positions are int64 on the CPU, strictly ascending and within a sequence of `length`."""
     if positions.dtype != torch.int64 or positions.dim() != 1 or positions.device.type != "cpu":
         raise ValueError("positions must be one row of int64 on the CPU")
     if len(positions) and not (positions[0] >= 0 and positions[-1] < length and bool((positions.diff() > 0).all())):

@@ -1,4 +1,4 @@
-"""Refusals of what came over a link."""
+"""Errors for data received over a link."""
 
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ REFUSAL_CODES: tuple[RefusalCode, ...] = get_args(RefusalCode)
 
 
 class WireError(Exception):
-    """Bytes that are no acceptable cache or positions. `code` is one short word, for counters and ledgers."""
+    """Received bytes are not an acceptable cache or positions. `code` is a short name for counters and ledgers."""
 
     def __init__(self, reason: str, code: RefusalCode) -> None:
         super().__init__(reason)

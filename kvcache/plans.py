@@ -1,4 +1,4 @@
-"""Plans: which quantizer each layer of a cache gets, and the probe that finds the layers that four bits hurt."""
+"""Plans: the quantizer of each layer of a cache, and the probe that finds layers sensitive to four bits."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,10 +10,10 @@ Plan = tuple[str, ...]
 
 
 def plan_of(plan: str | Sequence[str], layers: int) -> Plan:
-    """A plan for so many layers: one name for all of them, or one each.
+    """Normalize a plan for `layers` layers, given as one name for all or one name each.
 
     Raises:
-        ValueError: an unknown name, or a plan for another number of layers; the message says what there is.
+        ValueError: an unknown name (the message lists the known ones), or a plan of another length.
     """
     names = (plan,) * layers if isinstance(plan, str) else tuple(plan)
     if unknown := set(names) - set(QUANTIZERS):
@@ -24,7 +24,7 @@ def plan_of(plan: str | Sequence[str], layers: int) -> Plan:
 
 
 def quantized(cache: KVCache, plan: str | Sequence[str]) -> KVCache:
-    """The cache as a receiver would have it: every layer encoded and decoded."""
+    """The cache as its receiver decodes it: every layer encoded and decoded."""
     names = plan_of(plan, len(cache.layers))
     shape, dtype = cache.geometry.shape(cache.kept), cache.geometry.dtype
     layers = []
@@ -41,15 +41,15 @@ def probe(
     low: str = "int4",
     higher: Sequence[str] = ("int8", "bf16"),
 ) -> Plan:
-    """`mixed_int4`: four bits for all layers but those that a probe shows to need more (paper A's diagnosis).
+    """The plan of `mixed_int4`: four bits for all layers except the sensitive ones (paper A's diagnosis).
 
-    Each layer by itself is put into `low`. Where that costs more than `threshold`, the layer gets the first of `higher`
+    Each layer alone is quantized by `low`. If that costs more than `threshold`, the layer gets the first of `higher`
     that doesn't, else the last one.
 
     Args:
-        cost_of: what answering from a cache costs, such as 1 - F1 over some questions, or a loss; called once for the
-            cache as it is and once or more for each layer.
-        threshold: the largest rise of the cost that is put up with, for one layer.
+        cost_of: the cost of answering from a cache, such as 1 - F1 over some questions, or a loss; called once for the
+            unquantized cache and at least once for each layer.
+        threshold: the largest accepted increase of the cost by one layer.
     """
     base = cost_of(cache)
 

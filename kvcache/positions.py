@@ -1,11 +1,11 @@
-"""Positions on the wire: the smallest of four forms, and the message that holds nothing else (`scout`).
+"""Positions on the wire: the smallest of four encodings, and the message of positions alone (`scout`).
 
 A set of positions of a sequence of `length`, as one of
 
     form 0, all      nothing: every position of the sequence
     form 1, list     a uint16 for each position, ascending (sequences of at most 65,536)
     form 2, bitmap   ceil(length / 8) bytes; position p is bit p % 8 of byte p // 8; bits from `length` on are 0
-    form 3, gaps     a LEB128 varint for each position: how many positions were dropped since the one before
+    form 3, gaps     a LEB128 varint for each position: the number of positions dropped since the one before
 
 and the message around it, little-endian:
 
@@ -37,14 +37,14 @@ VERSION = 1
 HEADER = struct.Struct("<4sBBHIII")
 CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
-LIST_LENGTH = 2**16  # the longest sequence whose positions uint16 can say
+LIST_LENGTH = 2**16  # the longest sequence whose positions fit uint16
 VARINT_BYTES = 5  # of a gap below 2 ** 32
-VARINT_STEPS = 2 ** np.array([7, 14, 21, 28])  # from which on a number takes one byte more
+VARINT_STEPS = 2 ** np.array([7, 14, 21, 28])  # the numbers from which on a varint takes one byte more
 MAX_POSITIONS = 2**20
 
 
 class Form(IntEnum):
-    """How positions are written."""
+    """The encoding of positions."""
 
     ALL = 0
     LIST = 1
@@ -56,10 +56,10 @@ FORMS = frozenset(map(int, Form))
 
 
 def write_positions(positions: Tensor, length: int) -> tuple[Form, bytes]:
-    """The smallest form of these positions, the simplest of equally small ones.
+    """Encode positions in the smallest form, the simplest of equally small ones.
 
     Raises:
-        ValueError: not int64, strictly ascending, within the sequence.
+        ValueError: they are not int64, strictly ascending and within the sequence.
     """
     check_positions(positions, length)
     form, _ = _smallest(positions, length)
@@ -67,7 +67,7 @@ def write_positions(positions: Tensor, length: int) -> tuple[Form, bytes]:
 
 
 def positions_bytes(positions: Tensor, length: int) -> int:
-    """How many bytes `write_positions` gives."""
+    """The number of bytes that `write_positions` returns."""
     return _smallest(positions, length)[1]
 
 
@@ -94,7 +94,7 @@ def _write(positions: Tensor, length: int, form: Form) -> bytes:
 
 
 def check_counts(form: int, length: int, count: int, size: int, limit: int) -> Form:
-    """The form, if the numbers of a header fit it and each other; asked before anything is allocated.
+    """Check a header's numbers for consistency before anything is allocated, and return the form.
 
     Raises:
         WireError: `oversized`, or `bad_positions`.
@@ -115,10 +115,10 @@ def check_counts(form: int, length: int, count: int, size: int, limit: int) -> F
 
 
 def read_positions(form: Form, raw: bytes, length: int, count: int) -> Tensor:
-    """int64 positions in bytes whose numbers `check_counts` has passed.
+    """Decode positions (int64) after `check_counts`.
 
     Raises:
-        WireError: `bad_positions`: not ascending, beyond the sequence, or another number of them.
+        WireError: `bad_positions`: not ascending, beyond the sequence, or not `count` of them.
     """
     if form is Form.ALL:
         return torch.arange(length)
@@ -139,17 +139,17 @@ def read_positions(form: Form, raw: bytes, length: int, count: int) -> Tensor:
 
 
 def positions_message(positions: Tensor, length: int) -> bytes:
-    """A message with nothing but positions; the table is the module's."""
+    """Encode a message of positions only, in the module's format."""
     form, raw = write_positions(positions, length)
     head = HEADER.pack(MAGIC, VERSION, form, 0, length, len(positions), len(raw))
     return head + CRC.pack(zlib.crc32(raw, zlib.crc32(head))) + raw
 
 
 def read_positions_message(message: bytes | memoryview, max_positions: int = MAX_POSITIONS) -> tuple[Tensor, int]:
-    """The positions (int64) in a message, and the length of their sequence.
+    """Decode a message of positions; returns them (int64) and the length of their sequence.
 
     Raises:
-        WireError: not such a message, cut off, damaged, or of a longer sequence than accepted.
+        WireError: the message is malformed, truncated, damaged, or its sequence is longer than accepted.
     """
     message = bytes(message)
     if len(message) < HEADER_BYTES:
@@ -158,7 +158,7 @@ def read_positions_message(message: bytes | memoryview, max_positions: int = MAX
     if magic != MAGIC:
         raise WireError(f"not a message of positions: it begins with {magic!r}", "magic")
     if version != VERSION:
-        raise WireError(f"positions of version {version}; this side speaks {VERSION}", "version")
+        raise WireError(f"positions of version {version}; version {VERSION} is supported", "version")
     if reserved:
         raise WireError(f"reserved field {reserved}", "header")
     checked = check_counts(form, length, count, size, max_positions)
@@ -174,7 +174,7 @@ def read_positions_message(message: bytes | memoryview, max_positions: int = MAX
 
 
 def _gaps(positions: Tensor) -> np.ndarray:
-    """How many positions were dropped before each one, since the one before."""
+    """The number of dropped positions between each position and its predecessor."""
     return np.diff(positions.numpy(), prepend=-1) - 1
 
 
@@ -191,7 +191,7 @@ def _write_varints(numbers: np.ndarray) -> bytes:
 
 
 def _read_varints(raw: bytes) -> np.ndarray:
-    """Raises WireError unless the bytes are whole varints of at most five bytes."""
+    """Decode varints. Raises WireError unless they are complete and at most five bytes each."""
     octets = np.frombuffer(raw, np.uint8).astype(np.int64)
     if not len(octets):
         return octets

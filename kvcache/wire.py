@@ -1,7 +1,7 @@
-"""A cache on the wire: a header, the positions, then a section for each layer. Byte by byte in docs/wire-format.md.
+"""A cache on the wire: a header, the positions, then a section for each layer. docs/wire-format.md has every byte.
 
-A cache is encoded, sent and decoded layer by layer, so that the three overlap, and nobody ever holds a second copy of
-it in one piece. A receiver checks every length against the model that it expects and its limits before it allocates.
+A cache is encoded, sent and decoded layer by layer, so that the three overlap and no second copy of the whole cache
+exists. A receiver checks every length against the expected model and its limits before it allocates memory.
 """
 
 import struct
@@ -37,7 +37,7 @@ SECTION_BYTES = SECTION.size + CRC.size
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a receiver accepts at most: positions of a sequence, kept or not, and bytes of a cache in memory."""
+    """A receiver's limits: positions of a sequence (kept or not), and bytes of a cache in memory."""
 
     max_positions: int = MAX_POSITIONS
     max_bytes: int = 2**34
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a cache says of itself before its first layer."""
+    """The header of a cache."""
 
     fingerprint: bytes
     geometry: Geometry
@@ -54,15 +54,15 @@ class Header:
 
 
 def encode(cache: KVCache, plan: str | Sequence[str], fingerprint: bytes) -> Iterator[memoryview]:
-    """The cache as buffers to send one after the other: header and positions, then three for each layer.
+    """Encode a cache as buffers in sending order: header and positions, then three for each layer.
 
     Args:
         plan: the quantizer of every layer, or one for all.
-        fingerprint: 16 bytes that name the model; a receiver takes caches of models that it knows.
+        fingerprint: 16 bytes that identify the model; a receiver accepts caches of known models only.
 
     Raises:
-        ValueError: a plan or a fingerprint that doesn't fit. At the first buffer.
-        QuantizeError: values that can't be quantized. At the layer that has them.
+        ValueError: the plan or the fingerprint is invalid; raised at the first buffer.
+        QuantizeError: values can't be quantized; raised at their layer.
     """
     geometry = cache.geometry
     names = plan_of(plan, geometry.layers)
@@ -94,10 +94,10 @@ def encode(cache: KVCache, plan: str | Sequence[str], fingerprint: bytes) -> Ite
 
 
 def payload_bytes(geometry: Geometry, plan: str | Sequence[str], positions: Tensor, length: int) -> int:
-    """Exactly how many bytes `encode` gives for such a cache, by theory.
+    """The exact number of bytes that `encode` yields for such a cache, computed without encoding.
 
     Raises:
-        ValueError: a quantizer whose size depends on the values (`delta`).
+        ValueError: a quantizer's size depends on the values (`delta`).
     """
     total = HEADER_BYTES + positions_bytes(positions, length)
     shape = geometry.shape(len(positions))
@@ -110,16 +110,16 @@ def payload_bytes(geometry: Geometry, plan: str | Sequence[str], positions: Tens
 
 
 class Decoder:
-    """Takes the bytes of one cache in pieces of any size and decodes each layer as soon as it is whole.
+    """Decodes one cache from pieces of any size, each layer as soon as it is complete.
 
     Args:
-        accepts: the models whose caches are welcome, by fingerprint.
-        limits: what is accepted at most.
-        device: where the layers go.
+        accepts: the geometries of accepted models, by fingerprint.
+        limits: the receiver's limits.
+        device: the device of the decoded layers.
 
     Attributes:
-        header: None until it came and was accepted.
-        layers: (keys, values) of the layers that are whole.
+        header: None until it has been received and accepted.
+        layers: (keys, values) of the complete layers.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class Decoder:
         self._part = next(self._parse, None)
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes, which may be changed after the call.
+        """Process the next bytes; the caller may reuse their buffer afterwards.
 
         Raises:
-            WireError: what came is not an acceptable cache; from then on, every call raises this.
+            WireError: the bytes are not an acceptable cache; every later call raises it again.
         """
         if self._failure is not None:
             raise self._failure
@@ -173,7 +173,7 @@ class Decoder:
         return KVCache(tuple(self.layers), self.header.positions, self.header.length)
 
     def _parts(self) -> Generator[memoryview, None, None]:
-        """Yields each buffer to be filled next, and goes on when it is full."""
+        """Yield the buffers to fill; resumes when the last one is full."""
         head = bytearray(HEADER_BYTES)
         yield memoryview(head)
         geometry, form, length, kept, size = self._checked_header(bytes(head))
@@ -200,21 +200,19 @@ class Decoder:
             self.layers.append(layer)
 
     def _checked_header(self, head: bytes) -> tuple[Geometry, Form, int, int, int]:
-        """Geometry, form, length, kept and size of the positions; nothing in a refused header costs memory."""
+        """Check a header before anything is allocated; returns geometry, form, length, kept, and size of positions."""
         magic, version, dtype, form, fingerprint, layers, kv_heads, head_dim, reserved, length, kept, size = (
             HEADER.unpack_from(head)
         )
         if magic != MAGIC:
             raise WireError(f"not a cache: it begins with {magic!r}", "magic")
         if version != VERSION:
-            raise WireError(f"a cache of version {version}; this side speaks {VERSION}", "version")
+            raise WireError(f"a cache of version {version}; version {VERSION} is supported", "version")
         if reserved or dtype >= len(DTYPES):
             raise WireError(f"dtype {dtype}, reserved field {reserved}", "header")
         expected = self._accepts.get(fingerprint)
         if expected is None:
-            raise WireError(
-                f"a cache of model {fingerprint.hex()}, which is none of those served here", "foreign_model"
-            )
+            raise WireError(f"a cache of model {fingerprint.hex()}, which isn't served here", "foreign_model")
         geometry = Geometry(layers, kv_heads, head_dim, DTYPES[dtype])
         if geometry != expected:
             raise WireError(f"a cache of {geometry}, where its model has {expected}", "geometry")
@@ -230,7 +228,7 @@ class Decoder:
 
 
 def _checked_section(head: bytes, index: int, shape: tuple[int, int, int]) -> tuple[Scheme, int, int, int]:
-    """Scheme, bytes of keys and values, and their checksum."""
+    """Check a section's header; returns scheme, bytes of keys, bytes of values and checksum."""
     number, code, reserved, key_bytes, value_bytes, checksum = SECTION.unpack_from(head)
     if CRC.unpack_from(head, SECTION.size)[0] != zlib.crc32(head[: SECTION.size]):
         raise WireError(f"the checksum of the section of layer {index} differs", "checksum")

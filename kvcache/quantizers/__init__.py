@@ -1,4 +1,4 @@
-"""Quantization schemes. Add yours here, with a code of its own, and the quantizer and wire tests run on it."""
+"""Quantization schemes. Add yours to `QUANTIZERS` with an unused code, and the quantizer and wire tests run on it."""
 
 from kvcache.quantizers.as_is import AsIs
 from kvcache.quantizers.base import QuantizeError, Quantizer, Scheme

@@ -1,4 +1,4 @@
-"""Sixteen bits a value."""
+"""No quantization: 16 bits per value."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, rounding
 
 
 class AsIs(Quantizer):
-    """Values of 16 bits as they are, without loss; float32 is rounded to bfloat16."""
+    """Lossless storage of 16-bit values; float32 is rounded to bfloat16."""
 
     def encode(self, x: Tensor) -> Tensor:
         sixteen = x.contiguous() if x.dtype.itemsize == 2 else x.bfloat16()
-        # The cheapest pass that shows what isn't finite; sums can overflow without, so they aren't the last word.
+        # A sum is the cheapest test for non-finite values; a finite tensor's sum may overflow, hence the second test.
         if not sixteen.sum(dtype=torch.float32).isfinite() and not sixteen.isfinite().all():
             raise QuantizeError("values that are not finite, or beyond bfloat16")
         return sixteen.reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""What a quantizer is, and the pairs of them that a layer's keys and values go through."""
+"""The interface of quantizers, and schemes: a quantizer for keys and one for values."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ Shape = tuple[int, int, int]
 
 
 class QuantizeError(ValueError):
-    """Values that can't be quantized, or bytes that are no quantized values."""
+    """Values can't be quantized, or bytes can't be decoded."""
 
 
 class Quantizer(ABC):
-    """Turns the keys or the values of a layer into packed bytes and back. Stateless; works where the tensor lives."""
+    """Packs the keys or the values of a layer into bytes and back. Stateless; works on the tensor's device."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Quantizer(ABC):
             uint8, one row, on the device of `x`.
 
         Raises:
-            QuantizeError: values that are not finite, or too large.
+            QuantizeError: values are not finite, or too large.
         """
 
     @abstractmethod
@@ -36,32 +36,32 @@ class Quantizer(ABC):
         """The values in `buffer` (uint8, one row), up to `bound`, on its device.
 
         Raises:
-            QuantizeError: the buffer has another length than such a shape needs, or holds what `encode` never writes.
+            QuantizeError: the buffer's size doesn't match the shape, or it holds bytes that `encode` never writes.
         """
 
     @abstractmethod
     def size(self, shape: Shape) -> int | None:
-        """Exact length of what `encode` gives for a shape, in bytes; None where that depends on the values."""
+        """The exact size of an encoded shape, in bytes; None if it depends on the values."""
 
     def max_size(self, shape: Shape) -> int:
-        """No encoding of this shape is longer."""
+        """The largest size of an encoded shape, in bytes."""
         size = self.size(shape)
         assert size is not None
         return size
 
     @abstractmethod
     def bound(self, x: Tensor) -> Tensor:
-        """How far decoded values can be from `x` at most: float32, one for each element, or one for all."""
+        """The maximum error of decoded values: float32, one for each element of `x`, or one for all."""
 
     def check_size(self, buffer: Tensor, shape: Shape) -> None:
-        """Raises QuantizeError unless the buffer has the length that the shape needs."""
+        """Raise QuantizeError unless the buffer has the shape's size."""
         if len(buffer) != self.size(shape):
             raise QuantizeError(f"{len(buffer)} bytes for {tuple(shape)}, which needs {self.size(shape)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How the layers of a cache are quantized: `code` is its number on the wire, never used again for another one."""
+    """A quantization scheme of cache layers; `code` is its number on the wire, which must never be reused."""
 
     name: str
     code: int
@@ -73,18 +73,18 @@ class Scheme:
         return self.keys.encode(keys), self.values.encode(values)
 
     def decode(self, keys: Tensor, values: Tensor, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The layer in two buffers."""
+        """Decode a layer; returns (keys, values)."""
         return self.keys.decode(keys, shape, dtype), self.values.decode(values, shape, dtype)
 
 
 def rounding(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """How far rounding to `dtype` can move values of about this magnitude."""
+    """The maximum error of rounding values of this magnitude to `dtype`."""
     info = torch.finfo(dtype)
     return x.abs().float() * info.eps + info.tiny * info.eps
 
 
 def within(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 values, changed in place where rounding has put them beyond the range of float16."""
+    """Clamp float32 values in place to the range of `dtype` if that is float16."""
     if dtype == torch.float16:
         largest = torch.finfo(dtype).max
         x.clamp_(-largest, largest)

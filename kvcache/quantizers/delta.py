@@ -1,4 +1,4 @@
-"""Differences to anchor tokens, entropy-coded: CacheGen's idea, for comparison."""
+"""Entropy-coded differences to anchor tokens, after CacheGen; for comparison."""
 
 import zlib
 from dataclasses import dataclass
@@ -19,11 +19,10 @@ class Delta(Quantizer):
     """Every `group`th token is an anchor in 8 bits; the others are differences to their anchor in `bits`, deflated.
 
     After CacheGen (Liu et al. 2024), which has the same anchors and groups of 10 tokens, but fits its bins and an
-    arithmetic coder to each channel beforehand; here the coder is zlib at level 1, left out where it doesn't pay. The
-    differences are to anchors as decoded, so an anchor's error adds nothing to the others'.
+    arithmetic coder to each channel beforehand. Here the coder is zlib at level 1, skipped if it doesn't shrink the
+    data. Differences are to the decoded anchors, so an anchor's error doesn't add to the others'.
 
-    Bytes: the anchors as `Symmetric(8)` has them, one byte that is 1 if what follows is deflated, the differences as
-    `Symmetric(bits)` has them.
+    Bytes: the anchors by `Symmetric(8)`; one byte, 1 if the rest is deflated; the differences by `Symmetric(bits)`.
     """
 
     bits: Literal[4, 8] = 4
@@ -44,7 +43,7 @@ class Delta(Quantizer):
         size = Symmetric(self.bits).size(other_shape)
         if len(buffer) <= end or int(buffer[end]) not in (STORED, DEFLATED):
             raise QuantizeError("differences that are neither stored nor deflated")
-        rest = buffer[end + 1 :].clone()  # behind one byte, fp16 scales are not aligned
+        rest = buffer[end + 1 :].clone()  # copied, because fp16 scales after a single byte are unaligned
         if int(buffer[end]) == DEFLATED:
             rest = torch.frombuffer(_inflated(rest.cpu().numpy(), size), dtype=torch.uint8).to(buffer.device)
         anchors = Symmetric(8).decode(buffer[:end], anchor_shape, torch.float32)
@@ -79,7 +78,7 @@ class Delta(Quantizer):
         return anchors, values[:, others] - decoded[:, others // self.group]
 
     def _others(self, n: int) -> Tensor:
-        """The tokens that are no anchors."""
+        """Indices of the tokens that aren't anchors."""
         tokens = torch.arange(n)
         return tokens[tokens % self.group > 0]
 
@@ -90,7 +89,7 @@ class Delta(Quantizer):
 
 
 def _inflated(deflated: np.ndarray, size: int) -> bytearray:
-    """Exactly `size` bytes, however many the stream would give."""
+    """Inflate exactly `size` bytes, without trusting the stream's length."""
     stream = zlib.decompressobj()
     try:
         inflated = stream.decompress(deflated.data, size + 1)

@@ -1,4 +1,4 @@
-"""Symmetric quantization to 8 or 4 bits with one fp16 scale a token, or a channel and group of tokens."""
+"""Symmetric quantization to 8 or 4 bits, with an fp16 scale per token, or per channel and group of tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from kvcache.quantizers.base import QuantizeError, Quantizer, Shape, rounding, within
 
-CHUNK = 2**17  # values in one step on a CPU: all of their float32 copies stay in a core's cache from read to write
-# Floating point numbers without their signs are ordered as integers are, and those are compared faster.
+CHUNK = 2**17  # values per step on a CPU: few enough for their float32 copies to stay in a core's cache
+# The bit patterns of non-negative floats are ordered like integers, which compare faster.
 AS_INTEGERS = {torch.float32: (torch.int32, 2**31 - 1)} | dict.fromkeys(
     (torch.float16, torch.bfloat16), (torch.int16, 2**15 - 1)
 )
 SMALLEST = 2.0**-24  # positive fp16
-# Added before rounding to fp16, a tiny scale becomes no smaller than it should be, so that codes never leave their
-# range; 0 stays 0, and larger scales don't notice.
+# Added before rounding to fp16, so that a subnormal scale is never rounded down and codes stay in range; 0 stays 0, and
+# larger scales are unaffected.
 NUDGE = SMALLEST / 2
 
 
@@ -63,7 +63,7 @@ class Symmetric(Quantizer):
         return 2 * self._scales(shape) + heads * n * _width(head_dim, self.bits)
 
     def bound(self, x: Tensor) -> Tensor:
-        """Half a step, and what rounding of the step and of the result adds."""
+        """Half a quantization step, plus the rounding errors of the step and the result."""
         scale = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         scales, codes = self._split(self.encode(x), _shape(x))
         for piece, found, _ in self._pieces(scale, scales, codes):
@@ -81,7 +81,7 @@ class Symmetric(Quantizer):
         return buffer[:end].view(torch.float16), buffer[end:].view(shape[0], shape[1], _width(shape[2], self.bits))
 
     def _pieces(self, x: Tensor, scales: Tensor, codes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Views of the same part of values, scales and codes: on a CPU small ones, elsewhere large ones.
+        """Yield views of the same part of values, scales and codes: small parts on a CPU, large ones elsewhere.
 
         The values are [..., head_dim], the scales broadcast to them, the codes are [..., width].
         """

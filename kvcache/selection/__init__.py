@@ -1,4 +1,4 @@
-"""Selection methods, one a file. Add yours here and the selection tests run on it."""
+"""Selection methods, one per file. Add yours to `SELECTIONS`, and the selection tests run on it."""
 
 from collections.abc import Callable
 

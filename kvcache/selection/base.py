@@ -1,8 +1,8 @@
-"""What a selection is: the attention rows it looks at, a score for each context position, and the positions it keeps.
+"""The interface of selections: the attention rows that they need, scores of context positions, the kept positions.
 
 A sequence is a context of `context` positions followed by a query of `query`. Selections choose among the context;
-the query's positions are always kept by whoever prunes. All of them choose one set of positions for every layer and
-head, so that the set can be sent by itself (`scout`) and a pruned cache stays rectangular.
+pruning always keeps the query. All selections choose one set of positions for every layer and head, so that the set
+can be sent alone (`scout`) and a pruned cache stays rectangular.
 """
 
 import math
@@ -19,11 +19,11 @@ KERNEL = 5  # positions over which SnapKV smooths
 
 @dataclass(frozen=True, slots=True)
 class RowDemand:
-    """The rows of the attention matrices that a selection looks at.
+    """The rows of the attention matrices that a selection needs.
 
     Attributes:
-        tail: the last so many rows of the sequence: 0 for none, `context + query` for all.
-        last_layer: only those of the last layer are looked at, so that others needn't be computed.
+        tail: the number of last rows of the sequence: 0 for none, `context + query` for all.
+        last_layer: whether only the last layer's rows are needed.
     """
 
     tail: int
@@ -31,63 +31,63 @@ class RowDemand:
 
 
 class Collector(Protocol):
-    """Reduces attention rows to scores as they come, so that nobody holds them."""
+    """Reduces attention rows to scores incrementally, so that the rows needn't be stored."""
 
     def add(self, layer: int, probabilities: Tensor, first_row: int) -> None:
-        """Take rows of one layer; in any pieces, each row of a layer once.
+        """Add rows of one layer, in any pieces, each row of a layer once.
 
-        Several layers may come in one call, one behind the other as more heads, so scores must treat the heads of all
-        layers alike. They never do for a demand of `last_layer`.
+        One call may hold several layers, concatenated as more heads, so scores must treat the heads of all layers
+        alike. With a demand of `last_layer`, each call holds one layer.
 
         Args:
-            layer: its index, of several the last one's; layers come in ascending order.
+            layer: its index (of several, the last one's); layers are added in ascending order.
             probabilities: float32 [heads, rows, columns], softmaxed; [layers * heads, rows, columns] of several layers.
-                Columns beyond the last are zeros; rows that the selection didn't ask for are ignored.
+                Missing columns at the end are zeros; rows that weren't demanded are ignored.
             first_row: the position in the sequence of the first row.
         """
         ...
 
     def scores(self) -> Tensor:
-        """float32 [context]: the higher, the more worth keeping.
+        """Scores, float32 [context]; positions with higher scores are kept.
 
         Raises:
-            ValueError: rows that were asked for never came.
+            ValueError: no demanded row was added.
         """
         ...
 
 
 class Selection(ABC):
-    """A selection method: one subclass a method, stateless, whatever it can be told given to its constructor."""
+    """A selection method: a stateless subclass; parameters go to its constructor."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def rows(self, context: int, query: int) -> RowDemand:
-        """The attention rows that this selection wants."""
+        """The attention rows that this selection needs."""
 
     @abstractmethod
     def collector(self, context: int, query: int) -> Collector:
         """A new collector for one sequence."""
 
     def recent(self, budget: int, query: int) -> int:
-        """How many of the last context positions are kept whatever their scores; at most `budget`."""
+        """The number of last context positions that are kept regardless of scores; at most `budget`."""
         return 0
 
     def select(self, scores: Tensor, retention: float, query: int) -> Tensor:
-        """The kept context positions: floor(retention * context) of them, those with the highest scores.
+        """The kept context positions: the floor(retention * context) with the highest scores.
 
-        Of equal scores, the first position wins.
+        Ties go to the first position.
 
         Args:
             scores: float32 [context], from a collector of this selection.
             retention: share of the context to keep, in (0, 1].
-            query: length of the query, which the window of some selections covers first.
+            query: length of the query, which counts towards the window of some selections.
 
         Returns:
             int64, ascending, on the CPU.
 
         Raises:
-            ValueError: a retention outside (0, 1], or scores that are not numbers.
+            ValueError: the retention is outside (0, 1], or a score is NaN.
         """
         context = len(scores)
         budget = budget_of(context, retention)
@@ -99,10 +99,10 @@ class Selection(ABC):
 
 
 def budget_of(context: int, retention: float) -> int:
-    """floor(retention * context), where a retention such as 0.29 means the decimal number that it shows as.
+    """floor(retention * context), with 0.29 taken as the exact decimal, not its binary approximation.
 
     Raises:
-        ValueError: a retention outside (0, 1].
+        ValueError: the retention is outside (0, 1].
     """
     if not 0 < retention <= 1:
         raise ValueError(f"a retention of {retention}; it must be above 0 and at most 1")
@@ -110,15 +110,15 @@ def budget_of(context: int, retention: float) -> int:
 
 
 class ColumnMeans:
-    """Attention that each context position receives: the mean over heads and rows from `first_row` on, and over layers.
+    """The mean attention of each context position, over heads, layers and the rows from `first_row` on.
 
-    With `last_layer`, a later layer replaces what came of the earlier ones.
+    With `last_layer`, each layer replaces the earlier ones.
     """
 
     def __init__(self, context: int, first_row: int, last_layer: bool = False) -> None:
         self._context, self._first_row, self._last_layer = context, first_row, last_layer
         self._sums: Tensor | None = None
-        self._rows = 0  # heads x rows summed up
+        self._rows = 0  # heads x rows in the sums
         self._layer = -1
 
     def add(self, layer: int, probabilities: Tensor, first_row: int) -> None:
@@ -134,12 +134,12 @@ class ColumnMeans:
 
     def scores(self) -> Tensor:
         if self._sums is None:
-            raise ValueError("no attention rows came to score the context by")
+            raise ValueError("no attention rows were added to score the context")
         return self._sums / self._rows
 
 
 class Pooled(ColumnMeans):
-    """Column means, smoothed over neighbouring positions; what the window itself receives stays out of it."""
+    """Column means smoothed over neighbouring positions, except for those in the window itself."""
 
     def __init__(self, context: int, first_row: int, kernel: int) -> None:
         super().__init__(context, first_row)

@@ -1,4 +1,4 @@
-"""Random: the selection that every other one must beat."""
+"""Random selection, the baseline of all others."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from kvcache.selection.base import Given, RowDemand, Selection
 
 @dataclass(frozen=True)
 class Random(Selection):
-    """Every set of positions equally likely; the same seed and context length give the same one."""
+    """A uniformly random set of positions, determined by seed and context length."""
 
     name = "random"
     seed: int = 0

@@ -1,4 +1,4 @@
-"""H2O: keep heavy hitters and what is recent."""
+"""H2O: keep heavy hitters and recent positions."""
 
 from kvcache.selection.base import ColumnMeans, RowDemand, Selection
 
@@ -7,7 +7,7 @@ class H2O(Selection):
     """Heavy-hitter oracle (Zhang et al. 2023), the global version: scores averaged over heads and layers.
 
     Half of the budget goes to the last context positions, half to those with the largest column sums over all rows. The
-    original chooses per head and while decoding; here the whole prompt is there before anything is dropped.
+    original chooses per head and while decoding; here the whole prompt is prefilled before anything is dropped.
     """
 
     name = "h2o"

@@ -1,4 +1,4 @@
-"""Q2C: keep what the query attends to."""
+"""Q2C: keep the context positions that the query attends to."""
 
 from kvcache.selection.base import KERNEL, ColumnMeans, Pooled, RowDemand, Selection
 
@@ -20,17 +20,17 @@ class Q2C(Selection):
 
 
 class Q2CLast(Q2C):
-    """Q2C by the last layer's attention alone."""
+    """Q2C with the last layer's attention only."""
 
     name = "q2c_last"
     last_layer = True
 
 
 class Q2CPooled(Q2C):
-    """Q2C smoothed over neighbouring positions, as SnapKV smooths: what follows an attended position stays too.
+    """Q2C smoothed over neighbouring positions like SnapKV, so that the successors of an attended position stay too.
 
-    Attention of a prompt finds the first token of an answer; the next ones are looked at only when that has been
-    decoded, so `q2c` drops them. What the difference is: docs/quality.md.
+    A prompt's attention finds the first token of an answer. Decoding attends to the next ones only after that token,
+    so `q2c` drops them. docs/quality.md has the difference.
     """
 
     name = "q2c_pooled"

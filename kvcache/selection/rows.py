@@ -1,4 +1,4 @@
-"""Rows of attention matrices, by themselves: fused kernels give none, and whole matrices don't fit."""
+"""Rows of attention matrices, computed separately: fused kernels return none, and whole matrices don't fit."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tail_probabilities(query: Tensor, keys: Tensor, scale: float, first_position: int) -> Tensor:
-    """Causal softmax(query keys^T * scale) of some rows, as eager attention computes it.
+    """Causal softmax(query keys^T * scale) of some rows, as in eager attention.
 
     Args:
         query: [heads, m, head_dim], rotated, of the positions `first_position`, `first_position + 1`, ...
@@ -25,7 +25,7 @@ def tail_probabilities(query: Tensor, keys: Tensor, scale: float, first_position
         raise ValueError(f"{heads} heads can't share {kv_heads} key heads")
     grouped = query.reshape(kv_heads, heads // kv_heads * m, head_dim)
     scores = torch.matmul(grouped, keys.transpose(1, 2)).float().mul_(scale).view(heads, m, n)
-    if n > first_position + 1:  # columns that only later rows may see
+    if n > first_position + 1:  # columns that are masked for some rows
         later = scores[:, :, first_position + 1 :]
         hidden = torch.ones(later.shape[1:], dtype=torch.bool, device=scores.device).triu_()
         later.masked_fill_(hidden, -torch.inf)
@@ -35,11 +35,11 @@ def tail_probabilities(query: Tensor, keys: Tensor, scale: float, first_position
 def row_chunks(
     query: Tensor, keys: Tensor, scale: float, first_position: int = 0, max_elements: int = 2**24
 ) -> Iterator[tuple[int, Tensor]]:
-    """All rows, some at a time, each time with the columns that they may see: never n x n for all heads at once.
+    """Yield all rows in chunks, each with its unmasked columns: never n x n for all heads at once.
 
     Args:
         query, keys, scale, first_position: as for `tail_probabilities`.
-        max_elements: of float32 in one piece; a single row is never split.
+        max_elements: float32 values per chunk; a single row is never split.
 
     Yields:
         (first row, float32 [heads, rows, first row + rows]), ready for a collector.

@@ -1,4 +1,4 @@
-"""SnapKV: keep what the end of the prompt attends to, in clusters."""
+"""SnapKV: keep clusters of positions that the end of the prompt attends to."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,10 @@ from kvcache.selection.base import KERNEL, Pooled, RowDemand, Selection
 class SnapKV(Selection):
     """SnapKV (Li et al. 2024), the global version: scores averaged over heads and layers, one set for all of them.
 
-    The observation window is the last `window` positions of the prompt, so the query first and then the end of the
-    context. Scores are the window's attention, smoothed by an average pool (pooling each head first would give the same
-    average). The window is kept, but never takes more than half of the budget: SnapKV itself refuses budgets that its
-    window fills. The original chooses per head, which neither a rectangular cache with one set of positions nor a list
-    of positions on the wire can hold.
+    The observation window is the last `window` positions of the prompt: the query, then the end of the context. Scores
+    are the window's attention, smoothed by an average pool (pooling each head first gives the same average). The window
+    is kept, but takes at most half of the budget; the original refuses budgets that its window fills. The original
+    chooses per head, which a rectangular cache with one set of positions can't represent.
     """
 
     name = "snapkv"

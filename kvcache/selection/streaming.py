@@ -1,4 +1,4 @@
-"""Streaming: attention sinks and what is recent."""
+"""StreamingLLM: keep attention sinks and recent positions."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from kvcache.selection.base import Given, RowDemand, Selection
 
 @dataclass(frozen=True)
 class Streaming(Selection):
-    """StreamingLLM (Xiao et al. 2023): the first `sinks` positions and the last ones, whatever they say."""
+    """StreamingLLM (Xiao et al. 2023): the first `sinks` positions and the last ones, independent of attention."""
 
     name = "streaming"
     sinks: int = 4
@@ -18,7 +18,7 @@ class Streaming(Selection):
         return RowDemand(0)
 
     def collector(self, context: int, query: int) -> Given:
-        """Scores are positions, so that later is better; the sinks' are above all of them."""
+        """Scores ascend with position; those of the sinks are above all others."""
         scores = torch.arange(context, dtype=torch.float32)
         scores[: self.sinks] = 2.0 * context - scores[: self.sinks]
         return Given(scores)

@@ -1,4 +1,4 @@
-"""What a request carries up when real models serve it: a cache to go on from, or a question to answer. Little-endian.
+"""Request bodies of real models: a cache to decode from, or a question for the cloud's model. Little-endian.
 
 A cache (modes `full`, `int8`, any selection): the prompt's last token as uint32, then the stream of `kvcache.wire`.
 
@@ -9,7 +9,7 @@ A question (`prompt`, `scout`):
          4    1 version (1)
          5    1 flags: 1 the context is at the cloud already, 2 positions follow
          6    2 reserved, 0
-         8    4 number of the context (flag 1), or its length in bytes
+         8    4 index of the context (flag 1), or its length in bytes
         12    4 length of the question in bytes
         16    4 length of the positions in bytes
         20      context (without flag 1) and question in UTF-8, then positions as a message of `kvcache.positions`
@@ -39,21 +39,21 @@ MAX_QUESTION_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Handover:
-    """A cache and the token that is fed next."""
+class CachePayload:
+    """The content of a cache body: a cache, and the prompt's last token, which is fed next."""
 
     cache: KVCache
     last_token: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Asked:
-    """A question for the cloud's own model.
+class QuestionPayload:
+    """The content of a question body, for the cloud's own model.
 
     Attributes:
-        context: its text, or the number of the context that the cloud has.
-        positions: int64, of the context's tokens that are to be kept; None for all.
-        context_tokens: how many tokens the context has, for whoever chose the positions; 0 without positions.
+        context: its text, or the index of a context that the cloud already has.
+        positions: int64 [kept], the context tokens to keep; None for all.
+        context_tokens: the context's length in tokens at the edge; 0 without positions.
     """
 
     context: str | int
@@ -62,19 +62,19 @@ class Asked:
     context_tokens: int = 0
 
 
-def write_cache(handover: Handover, plan: str | Sequence[str], fingerprint: bytes) -> Iterator[memoryview]:
-    """The body as buffers. Raises as `kvcache.wire.encode` does."""
+def write_cache(handover: CachePayload, plan: str | Sequence[str], fingerprint: bytes) -> Iterator[memoryview]:
+    """Encode a cache body as buffers. Raises as `kvcache.wire.encode` does."""
     first = memoryview(LAST_TOKEN.pack(handover.last_token))
     return chain([first], encode(handover.cache, plan, fingerprint))
 
 
 def cache_bytes(geometry: Geometry, plan: str | Sequence[str], positions: Tensor, length: int) -> int:
-    """The exact size of such a body. Raises ValueError for a quantizer whose size depends on the values."""
+    """The exact size of a cache body. Raises ValueError for a quantizer whose size depends on the values."""
     return LAST_TOKEN.size + payload_bytes(geometry, plan, positions, length)
 
 
-def write_question(asked: Asked) -> bytes:
-    """The body."""
+def write_question(asked: QuestionPayload) -> bytes:
+    """Encode a question body."""
     resident = isinstance(asked.context, int)
     context = b"" if isinstance(asked.context, int) else asked.context.encode()
     question = asked.question.encode()
@@ -86,13 +86,13 @@ def write_question(asked: Asked) -> bytes:
 
 
 class CacheBody:
-    """Takes a cache piece by piece; layers are decoded as they come.
+    """Decodes a cache body incrementally, each layer as soon as it is complete.
 
     Args:
-        accepts: models whose caches are welcome, by fingerprint.
-        plan: the quantizers that the request's mode names; None for any.
-        size: of the body, as its frame says.
-        device: where the layers go.
+        accepts: the geometries of accepted models, by fingerprint.
+        plan: the quantizers of the request's mode; None for any.
+        size: the body's size by its frame header.
+        device: the device of the decoded layers.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class CacheBody:
         self._token += piece[:missing]
         self._decoder.feed(piece[missing:])
 
-    def finish(self) -> Handover:
-        """Raises WireError, also if the cache isn't in the quantizers that the mode names."""
+    def finish(self) -> CachePayload:
+        """The whole content. Raises WireError, also if the cache's quantizers differ from the mode's."""
         cache = self._decoder.finish()
         if self._plan is not None:
             expected = cache_bytes(
@@ -122,11 +122,11 @@ class CacheBody:
             )
             if self._size != expected:
                 raise WireError(f"{self._size} bytes, where the mode's cache has {expected}", "bad_layer")
-        return Handover(cache, LAST_TOKEN.unpack(self._token)[0])
+        return CachePayload(cache, LAST_TOKEN.unpack(self._token)[0])
 
 
 class QuestionBody:
-    """Takes a question piece by piece, `MAX_QUESTION_BYTES` of it at most."""
+    """Collects a question body of at most `MAX_QUESTION_BYTES`, then decodes it."""
 
     def __init__(self, max_positions: int) -> None:
         self._raw = bytearray()
@@ -138,7 +138,7 @@ class QuestionBody:
             raise WireError(f"a question of more than {MAX_QUESTION_BYTES} bytes", "oversized")
         self._raw += piece
 
-    def finish(self) -> Asked:
+    def finish(self) -> QuestionPayload:
         """Raises WireError."""
         raw = bytes(self._raw)
         if len(raw) < QUESTION.size:
@@ -147,7 +147,7 @@ class QuestionBody:
         if magic != MAGIC:
             raise WireError(f"not a question: it begins with {magic!r}", "magic")
         if version != VERSION:
-            raise WireError(f"a question of version {version}; this side speaks {VERSION}", "version")
+            raise WireError(f"a question of version {version}; version {VERSION} is supported", "version")
         if reserved or flags & ~(RESIDENT | WITH_POSITIONS) or bool(flags & WITH_POSITIONS) != bool(positions_bytes):
             raise WireError(f"flags {flags}, reserved field {reserved}, {positions_bytes} bytes of positions", "header")
         context_bytes = 0 if flags & RESIDENT else number
@@ -166,4 +166,4 @@ class QuestionBody:
         positions, tokens = None, 0
         if positions_bytes:
             positions, tokens = read_positions_message(raw[positions_at:], self._max_positions)
-        return Asked(number if flags & RESIDENT else context, question, positions, tokens)
+        return QuestionPayload(number if flags & RESIDENT else context, question, positions, tokens)

@@ -14,7 +14,7 @@ from kvcache.selection import SELECTIONS
 from kvcache.wire import Limits
 from models.datasets import Example
 from models.f1 import token_f1
-from models.hf.bodies import Asked, CacheBody, Handover, cache_bytes, write_cache, write_question
+from models.hf.bodies import CacheBody, CachePayload, QuestionPayload, cache_bytes, write_cache, write_question
 from models.hf.cloud import CloudModel
 from models.hf.decode import Answer
 from models.hf.edge import EdgeModel, Prefilled
@@ -134,7 +134,7 @@ class _Bench:
         watch = Stopwatch(loaded.device)
         plan = self._plan if mode.quantizer == MIXED else mode.quantizer
         assert plan is not None
-        handover = Handover(found.handover(self._kept(found, mode)), found.last_token)
+        handover = CachePayload(found.handover(self._kept(found, mode)), found.last_token)
         buffers = list(write_cache(handover, plan, loaded.fingerprint))
         sent = sum(buffer.nbytes for buffer in buffers)
         watch.lap()
@@ -154,9 +154,9 @@ class _Bench:
         watch = Stopwatch(self._edge.loaded.device)
         kept = self._kept(found, mode)
         if kept is None:
-            sent = write_question(Asked(example.context, example.question))
+            sent = write_question(QuestionPayload(example.context, example.question))
         else:
-            sent = write_question(Asked(0, example.question, kept, found.context))
+            sent = write_question(QuestionPayload(0, example.question, kept, found.context))
         watch.lap()
         context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
         start = self._cloud.prefill_prune([*context, *query], len(query), kept, self._new).start

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from kvcache.cache import Geometry, KVCache
 from kvcache.errors import WireError
 from kvcache.wire import Limits
-from models.hf.bodies import Asked, CacheBody, Handover, QuestionBody, cache_bytes, write_cache, write_question
+from models.hf.bodies import (
+    CacheBody,
+    CachePayload,
+    QuestionBody,
+    QuestionPayload,
+    cache_bytes,
+    write_cache,
+    write_question,
+)
 
 GEOMETRY = Geometry(2, 2, 8, torch.float32)
 FINGERPRINT = bytes(range(16))
@@ -27,7 +35,7 @@ def cache_body(size: int, plan: str | None = "int8", limits: Limits | None = Non
     return CacheBody({FINGERPRINT: GEOMETRY}, limits or Limits(), plan, size, "cpu")
 
 
-def fed(body: CacheBody | QuestionBody, raw: bytes, step: int) -> Handover | Asked:
+def fed(body: CacheBody | QuestionBody, raw: bytes, step: int) -> CachePayload | QuestionPayload:
     for begin in range(0, len(raw), step):
         body.feed(memoryview(raw)[begin : begin + step])
     return body.finish()
@@ -38,9 +46,9 @@ def test_questions_come_back_however_they_are_cut(
     context: str | int, question: str, keep: list[bool] | None, step: int
 ) -> None:
     positions = None if keep is None else torch.tensor([i for i, kept in enumerate(keep) if kept], dtype=torch.int64)
-    asked = Asked(context, question, positions, 0 if keep is None else len(keep))
+    asked = QuestionPayload(context, question, positions, 0 if keep is None else len(keep))
     found = fed(QuestionBody(1000), write_question(asked), step)
-    assert isinstance(found, Asked)
+    assert isinstance(found, QuestionPayload)
     assert (found.context, found.question, found.context_tokens) == (context, question, asked.context_tokens)
     assert (found.positions is None) == (positions is None)
     assert positions is None or torch.equal(found.positions, positions)
@@ -50,10 +58,10 @@ def test_questions_come_back_however_they_are_cut(
 @given(kept=st.integers(1, 20), token=st.integers(0, 2**32 - 1), step=st.integers(1, 400))
 def test_caches_come_back_however_they_are_cut(kept: int, token: int, step: int) -> None:
     cache = random_cache(kept)
-    raw = b"".join(write_cache(Handover(cache, token), "bf16", FINGERPRINT))
+    raw = b"".join(write_cache(CachePayload(cache, token), "bf16", FINGERPRINT))
     assert len(raw) == cache_bytes(GEOMETRY, "bf16", cache.positions, kept), "the size that the frame will claim"
     found = fed(cache_body(len(raw), "bf16"), raw, step)
-    assert isinstance(found, Handover) and found.last_token == token
+    assert isinstance(found, CachePayload) and found.last_token == token
     torch.testing.assert_close(found.cache.layers[1][0], cache.layers[1][0].bfloat16().float())
 
 
@@ -66,14 +74,14 @@ def test_garbage_is_no_question(raw: bytes, step: int) -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_mutated_question_is_refused_or_read_as_it_stands(data: st.DataObject) -> None:
-    raw = bytearray(write_question(Asked(7, "where?", torch.tensor([1, 5]), 9)))
+    raw = bytearray(write_question(QuestionPayload(7, "where?", torch.tensor([1, 5]), 9)))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
         found = fed(QuestionBody(1000), bytes(raw), 17)
     except WireError:
         return
-    assert isinstance(found, Asked)
+    assert isinstance(found, QuestionPayload)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,7 @@ def test_a_mutated_question_is_refused_or_read_as_it_stands(data: st.DataObject)
     ids=["cut", "in its token", "more", "not a cache", "damaged"],
 )
 def test_what_is_no_cache_is_refused(change: object, code: str) -> None:
-    whole = b"".join(write_cache(Handover(random_cache(5), 3), "int8", FINGERPRINT))
+    whole = b"".join(write_cache(CachePayload(random_cache(5), 3), "int8", FINGERPRINT))
     raw = change(whole)  # type: ignore[operator]
     with pytest.raises(WireError) as refused:
         fed(cache_body(len(raw)), raw, 64)
@@ -96,17 +104,17 @@ def test_what_is_no_cache_is_refused(change: object, code: str) -> None:
 
 
 def test_another_models_cache_and_another_modes_cache_are_refused() -> None:
-    raw = b"".join(write_cache(Handover(random_cache(5), 3), "int4", FINGERPRINT))
+    raw = b"".join(write_cache(CachePayload(random_cache(5), 3), "int4", FINGERPRINT))
     with pytest.raises(WireError, match="where the mode's cache has") as refused:
         fed(cache_body(len(raw), "int8"), raw, 64)
     assert refused.value.code == "bad_layer"
-    foreign = b"".join(write_cache(Handover(random_cache(5), 3), "int8", bytes(16)))
-    with pytest.raises(WireError, match="none of those served here"):
+    foreign = b"".join(write_cache(CachePayload(random_cache(5), 3), "int8", bytes(16)))
+    with pytest.raises(WireError, match="isn.t served here"):
         fed(cache_body(len(foreign)), foreign, 64)
 
 
 def test_a_cache_beyond_the_limit_is_refused_by_its_header() -> None:
-    raw = b"".join(write_cache(Handover(random_cache(50), 3), "int8", FINGERPRINT))
+    raw = b"".join(write_cache(CachePayload(random_cache(50), 3), "int8", FINGERPRINT))
     body = cache_body(len(raw), limits=Limits(max_positions=49))
     with pytest.raises(WireError) as refused:
         body.feed(memoryview(raw)[:200])

@@ -14,7 +14,7 @@ from kvcache.selection import SELECTIONS
 from kvcache.selection.base import budget_of
 from kvcache.wire import Limits, payload_bytes
 from models.datasets import load_examples
-from models.hf.bodies import LAST_TOKEN, CacheBody, Handover, write_cache
+from models.hf.bodies import LAST_TOKEN, CacheBody, CachePayload, write_cache
 from models.hf.cloud import CloudModel
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import ModelSpec, load_model
@@ -58,10 +58,10 @@ def handed_over(one: Prefilled, mode: str) -> KVCache:
     return one.handover(selection.select(one.scores[parsed.selection], parsed.retention, one.query))
 
 
-def arrived(edge: Edge, one: Prefilled, mode: str) -> Handover:
+def arrived(edge: Edge, one: Prefilled, mode: str) -> CachePayload:
     """What a cloud worker makes of the bytes that the mode sends."""
     loaded, plan, kept = edge.model.loaded, str(parse_mode(mode).quantizer), handed_over(one, mode)
-    raw = b"".join(write_cache(Handover(kept, one.last_token), plan, loaded.fingerprint))
+    raw = b"".join(write_cache(CachePayload(kept, one.last_token), plan, loaded.fingerprint))
     in_theory = payload_bytes(kept.geometry, plan, kept.positions, kept.length)
     assert len(raw) == LAST_TOKEN.size + in_theory
     body = CacheBody({loaded.fingerprint: loaded.geometry}, Limits(), plan, len(raw), "cpu")
@@ -70,7 +70,7 @@ def arrived(edge: Edge, one: Prefilled, mode: str) -> Handover:
     return body.finish()
 
 
-def decoded(edge: Edge, handovers: list[Handover]) -> Tokens:
+def decoded(edge: Edge, handovers: list[CachePayload]) -> Tokens:
     """The cloud's answers, one by one: in batches, rounding differs."""
     cloud = CloudModel(edge.model.loaded, edge.model.decoder)
     starts = [cloud.decode_cache(handover.cache, handover.last_token, NEW).start for handover in handovers]
@@ -94,7 +94,7 @@ def test_full_answers_as_the_edge_itself_token_for_token(edge: Edge) -> None:
         assert found == edge.local
         return
     # `full` has 16 bits a value: a float32 model may answer otherwise where two words are as likely (6 of 500 do).
-    rounded = [Handover(in_16_bits(one.handover()), one.last_token) for one in edge.prefilled]
+    rounded = [CachePayload(in_16_bits(one.handover()), one.last_token) for one in edge.prefilled]
     assert found == decoded(edge, rounded)
     assert agreement(found, edge.local) >= 0.96
 
