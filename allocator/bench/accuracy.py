@@ -15,11 +15,11 @@ from rich.table import Table
 from allocator.bench.bruteforce import brute_force
 from allocator.bench.instances import draw_problem
 from allocator.policies import make_policy
-from allocator.policies.deadline import near_choice
 from allocator.policies.greedy import greedy_choice
 from allocator.policies.optimal import Exact, exact_choice
 from allocator.problem import Problem
 from allocator.solver.arrays import rows_of
+from allocator.solver.lexicographic import solve_lexicographic
 
 SEED = 20261124
 NEAR = 1e-3  # the share of the quality that `deadline` may fall short of `optimal`
@@ -73,7 +73,7 @@ def _against_brute_force(rng: np.random.Generator, problems: int) -> dict[str, A
 
 def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list[dict[str, Any]]:
     """Weight and quality of `deadline` and `greedy` against `optimal`, with one budget and with two."""
-    choosers = {"deadline": near_choice, "greedy": greedy_choice}
+    choosers = {"deadline": solve_lexicographic, "greedy": greedy_choice}
     table: dict[tuple[str, bool, bool], _Gaps] = {}
     for index in range(problems):
         cloud = index % 2 == 1

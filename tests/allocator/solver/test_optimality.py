@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from allocator.bench.bruteforce import brute_force
 from allocator.bench.instances import draw_problem
-from allocator.policies.deadline import near_choice
 from allocator.policies.greedy import greedy_choice
 from allocator.policies.optimal import exact_choice
 from allocator.problem import ModeOption, Problem, Request, Transfer
 from allocator.solver.arrays import rows_of
 from allocator.solver.enumerate import few_choice
+from allocator.solver.lexicographic import solve_lexicographic
 
 seeds = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=60, deadline=None)
@@ -58,7 +58,7 @@ def test_a_few_requests_are_solved_exactly(cloud: bool, seed: int) -> None:
 def test_deadline_is_near_optimal_and_greedy_is_no_better(cloud: bool, seed: int) -> None:
     rows = rows_of(drawn(seed, 24, cloud))
     exact = exact_choice(rows, limit_s=1.0)
-    near, greedy = near_choice(rows), greedy_choice(rows)
+    near, greedy = solve_lexicographic(rows), greedy_choice(rows)
     assert rows.fits(near) and rows.fits(greedy)
     assert rows.worth(near)[0] == pytest.approx(rows.worth(exact.choice)[0])
     assert rows.worth(greedy)[0] <= exact.weight_bound * (1 + 1e-6)
@@ -72,7 +72,7 @@ def test_alike_rows_are_merged_and_split_again() -> None:
     transfers = tuple(Transfer(i, i, 1e6, 1000.0) for i in range(7))  # 8 Mbit/s each
     rows = rows_of(Problem(40.0, (), (), transfers))
     assert rows.worth(exact_choice(rows).choice) == (5, 0)
-    assert rows.worth(near_choice(rows)) == (5, 0)
+    assert rows.worth(solve_lexicographic(rows)) == (5, 0)
     assert rows.worth(greedy_choice(rows)) == (5, 0)
 
 
@@ -91,7 +91,7 @@ def test_many_agents_that_the_uplink_is_too_small_for(spread: float, workers: tu
     late_ms = 5350 * np.random.default_rng(0).uniform(1 - spread, 1 + spread, 1000)
     requests = tuple(Request(i, i, float(late_ms[i]), kinds[i % 3]) for i in range(1000))
     rows = rows_of(Problem(1000.0, (), requests, workers_free_in_ms=workers))
-    near, greedy = near_choice(rows), greedy_choice(rows)
+    near, greedy = solve_lexicographic(rows), greedy_choice(rows)
     assert rows.fits(near)
     assert rows.worth(near)[0] >= rows.worth(greedy)[0] >= 258
     assert rows.worth(near)[1] >= 0.999 * rows.worth(greedy)[1]
@@ -106,6 +106,6 @@ def test_weights_that_are_no_multiples_of_each_other(cloud: bool) -> None:
         drawn = draw_problem(rng, 8, cloud)
         requests = tuple(replace(request, weight=float(rng.uniform(0.3, 3))) for request in drawn.requests)
         rows = rows_of(replace(drawn, requests=requests, transfers=()))
-        near = near_choice(rows)
+        near = solve_lexicographic(rows)
         assert rows.fits(near)
         assert rows.worth(near)[0] >= 0.99 * rows.worth(exact_choice(rows, 1.0).choice)[0]
