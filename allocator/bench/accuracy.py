@@ -1,4 +1,4 @@
-"""How near the policies come to the best there is, and how long they take, over random problems from one seed."""
+"""Optimality gaps and solve times of the policies, over random problems from one seed."""
 
 import os
 import platform
@@ -16,24 +16,24 @@ from allocator.bench.bruteforce import brute_force
 from allocator.bench.instances import draw_problem
 from allocator.policies import make_policy
 from allocator.policies.greedy import greedy_choice
-from allocator.policies.optimal import Exact, exact_choice
 from allocator.problem import Problem
 from allocator.solver.arrays import rows_of
 from allocator.solver.lexicographic import solve_lexicographic
+from allocator.solver.milp import Exact, exact_choice
 
 SEED = 20261124
 NEAR = 1e-3  # the share of the quality that `deadline` may fall short of `optimal`
-_LIMIT_S = 2.0  # for each of optimal's two solves; what it can't prove until then is counted
-_SAME = 1e-6
-_PROVEN = 1e-4  # of the quality, that may be missing to the bound
+_LIMIT_S = 2.0  # for each of optimal's two programs; problems not proved optimal by then are counted
+_SAME = 1e-6  # relative difference of equal objectives
+_PROVEN = 1e-4  # relative gap to the bound at which an answer counts as proved optimal
 
 
 def bench_allocator(quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Everything measured, fit for JSON; `passed` says whether the claims of the first two parts hold.
+    """All measurements, fit for JSON; `passed` says whether the claims of the first two parts hold.
 
     Args:
         quick: fewer and smaller problems, half a minute at most.
-        progress: is told what is being measured.
+        progress: called with the name of each part before it starts.
     """
     rng = np.random.default_rng(SEED)
     progress("optimal against brute force")
@@ -61,7 +61,7 @@ def bench_allocator(quick: bool, progress: Callable[[str], None]) -> dict[str, A
 
 
 def _against_brute_force(rng: np.random.Generator, problems: int) -> dict[str, Any]:
-    """How often `optimal` is worse than trying everything; it can't be better."""
+    """In how many problems `optimal` differs from exhaustive search."""
     worse = 0
     for index in range(problems):
         problem = draw_problem(rng, int(rng.integers(1, 7)), cloud=index % 2 == 1)
@@ -104,10 +104,10 @@ def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list
 
 @dataclass
 class _Gaps:
-    """How a policy compares with `optimal`: shares of the quality where both meet the same weight.
+    """Relative quality gaps of a policy to `optimal`, of the problems in which both meet the same weight.
 
-    Where `optimal` proved its answer, that is also its bound. Where it ran into its time limit, `quality` is against
-    the best that it had found (negative: the policy's is better), `bound` against what no choice exceeds.
+    `quality` is the gap to the choice that `optimal` found, negative if the policy's is better; `bound` is the gap to
+    its upper bound. Both are the same unless `optimal` reached its time limit.
     """
 
     problems: int = 0
@@ -129,7 +129,7 @@ class _Gaps:
 
 
 def _times(rng: np.random.Generator, quick: bool) -> list[dict[str, Any]]:
-    """Times of whole solves, from a problem of Python objects to grants. Each problem is solved once."""
+    """Times of whole decisions, from a problem of Python objects to its solution. Each problem is solved once."""
     sizes = {4: 300, 16: 300, 64: 300, 128: 200, 256: 200, 1024: 60, 10_000: 30}
     if quick:
         sizes = {4: 50, 16: 50, 64: 50, 1024: 4, 10_000: 2}
@@ -141,7 +141,7 @@ def _times(rng: np.random.Generator, quick: bool) -> list[dict[str, Any]]:
         for cloud in (False, True):
             taken_ms: dict[str, list[float]] = {name: [] for name in most}
             for index in range(repeats):
-                # One problem after the other: a garbage collector that goes through all of them would be timed as well.
+                # Draw each problem just before it is solved: with all in memory, garbage collection would be timed too.
                 problem = draw_problem(rng, size, cloud)
                 for name, problems in most.items():
                     if index < problems:
@@ -171,7 +171,7 @@ def _timed_ms(name: str, problem: Problem) -> float:
 
 
 def bench_tables(found: dict[str, Any]) -> list[Table]:
-    """Tables of what `bench_allocator` returned; print them with rich."""
+    """Tables, for rich to print, of a result of `bench_allocator`."""
     exact, machine = found["optimal_against_brute_force"], found["machine"]
     where = ", ".join(f"{value} {key}" if key == "cpus" else f"{key} {value}" for key, value in machine.items())
     title = f"optimal is worse than brute force in {exact['worse']} of {exact['problems']} problems\n\nAgainst optimal"
@@ -183,8 +183,8 @@ def bench_tables(found: dict[str, Any]) -> list[Table]:
         gaps = f"{row['mean_quality_gap']:.4%}", f"{row['worst_quality_gap']:.3%}", f"{row['over_near']}"
         near.add_row(row["policy"], f"{row['budgets']}", proven, *counts, *gaps, f"{row['worst_bound_gap']:.3%}")
     near.caption = (
-        f"fewer, more: deadlines (by weight) met than by optimal; stopped: optimal's solver after {_LIMIT_S:g} s, "
-        "gaps are to the best that it had found; to bound: the worst gap to what no choice exceeds"
+        "fewer, more: problems with less or more weight met than by optimal; stopped: by optimal's time limit of "
+        f"{_LIMIT_S:g} s, gaps are to the best choice that it had found; to bound: the worst gap to its upper bound"
     )
     times = _table("Solve times, ms", "policy", "requests", "budgets", "problems", "p50", "p99")
     for row in found["solve_times"]:

@@ -1,4 +1,4 @@
-"""Every possible choice, for problems small enough: what the exact policy is checked against."""
+"""Exhaustive search, for problems small enough: the reference for the exact policy."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ _MOST_CHOICES = 5_000_000
 def brute_force(problem: Problem) -> tuple[float, float]:
     """The highest weight that can meet its deadline, and the highest weighted quality with that weight.
 
-    Written from the definition in `allocator.problem`, and from nothing that the policies use.
+    Written from the definition in `allocator.problem`; it shares no code with the policies.
 
     Raises:
-        ValueError: too many choices to try them all.
+        ValueError: there are too many choices.
     """
     deadlines_ms = sorted({request.starts_in_ms + request.time_left_ms for request in problem.requests})
-    # What an option takes and gives: Mbit/s, cloud ms until each deadline, weight, quality.
+    # Usage and value of an option: Mbit/s, cloud ms until each deadline, weight, quality.
     nothing = [0.0] * (3 + len(deadlines_ms))
     rows = [
         [nothing, [transfer.least_mbps, *nothing[:-3], transfer.weight, 0.0]]

@@ -15,9 +15,9 @@ _HEADERS = 1514 / 1448
 def draw_problem(rng: np.random.Generator, requests: int, cloud: bool) -> Problem:
     """A problem with this many requests; `cloud` models cloud time.
 
-    Everything else is drawn: kinds of agents, with and without `local`, `prompt` and `scout`, deadlines in common or
-    for each, an uplink from a tenth of what everybody needs for int4 to more than full caches need, cloud time from a
-    third to twice what is asked, and in some problems transfers in flight, announced requests or weights.
+    Drawn are kinds of agents, with and without `local`, `prompt` and `scout`; deadlines, in common or one for each
+    request; the uplink, from a tenth of the rate that int4 needs for all requests to more than full caches need; cloud
+    time, from a third to twice the work; and in some problems transfers in flight, announced requests or weights.
     """
     small_modes = rng.random(3) < (0.5, 0.5, 0.6)
     kinds = [_draw_options(rng, small_modes) for _ in range(rng.integers(1, 5))]
@@ -59,7 +59,7 @@ def draw_problem(rng: np.random.Generator, requests: int, cloud: bool) -> Proble
 
 
 def _draw_options(rng: np.random.Generator, small_modes: NDArray[np.bool_]) -> tuple[ModeOption, ...]:
-    """A profile near one of the shipped ones; `small_modes` says whether there are prompt, scout and local."""
+    """A profile near one of the shipped ones; `small_modes` says whether it has prompt, scout and local."""
     published_bytes, published_ms, prefill_ms = _MODELS[rng.integers(len(_MODELS))]
     kv_bytes, decode_ms = published_bytes * rng.uniform(0.8, 1.25), published_ms * rng.uniform(0.8, 1.25)
     options = [
@@ -79,6 +79,6 @@ def _draw_options(rng: np.random.Generator, small_modes: NDArray[np.bool_]) -> t
 
 
 def _summed_mbps(requests: tuple[Request, ...], mode: str) -> float:
-    """What all requests need together for one mode, those aside that can't meet their deadline in it."""
+    """Sum of the least rates in one mode, of the requests that can meet their deadline in it."""
     needs = [o.least_mbps(r.time_left_ms) for r in requests for o in r.options if o.mode == mode]
     return sum(need for need in needs if need < float("inf")) or 1.0

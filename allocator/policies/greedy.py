@@ -1,4 +1,4 @@
-"""The greedy allocation of the papers: first everybody in cheaply, then the best upgrades for their bandwidth."""
+"""The greedy allocation of the papers: first each request by its least rate, then upgrades by gain per Mbit/s."""
 
 import heapq
 
@@ -10,9 +10,9 @@ from allocator.solver.grants import hand_out
 
 
 class Greedy:
-    """Everybody at the mode that needs least, the least demanding first, until the uplink is used up.
+    """Each request in the mode of the least rate, by ascending rate, until the uplink is used up.
 
-    Then, again and again, the upgrade with the best gain of quality per Mbit/s that still fits.
+    Then, repeatedly, the feasible upgrade with the highest gain of quality per Mbit/s.
     """
 
     name = "greedy"
@@ -28,18 +28,18 @@ def greedy_choice(rows: Rows) -> Ints:
     choice = np.full(len(rows.weight), UNMET, dtype=np.intp)
     if not len(choice):
         return choice
-    left = _Left(rows)
+    slack = _Slack(rows)
     least = rows.need_mbps.min(axis=0)
-    # Of options that need equally little (0, as a rule: `local`), the best.
+    # Of options of equal need (usually 0, that of `local`), the best.
     cheapest = np.where(rows.need_mbps == least, rows.quality, -np.inf).argmax(axis=0)
     for row in np.argsort(least, kind="stable").tolist():
-        if np.isfinite(least[row]) and left.take(row, UNMET, int(cheapest[row])):
+        if np.isfinite(least[row]) and slack.replace(row, UNMET, int(cheapest[row])):
             choice[row] = cheapest[row]
     need, quality = rows.need_mbps.T.tolist(), rows.quality.T.tolist()
     untried = [set(range(len(need[row]))) for row in range(len(choice))]
 
     def best_upgrade(row: int) -> tuple[float, int, int] | None:
-        """(-gain per Mbit/s, row, option) of the best that has not failed yet."""
+        """(-gain per Mbit/s, row, option) of the best upgrade that has not been tried yet."""
         now = int(choice[row])
         ranked = [
             (-(quality[row][o] - quality[row][now]) / max(need[row][o] - need[row][now], 1e-12), row, o)
@@ -52,24 +52,24 @@ def greedy_choice(rows: Rows) -> Ints:
     heapq.heapify(upgrades)
     while upgrades:
         _, row, option = heapq.heappop(upgrades)
-        untried[row].discard(option)  # what doesn't fit now never will: upgrades only take
-        if left.take(row, int(choice[row]), option):
+        untried[row].discard(option)  # if infeasible now, it stays so: usage only grows
+        if slack.replace(row, int(choice[row]), option):
             choice[row] = option
         if following := best_upgrade(row):
             heapq.heappush(upgrades, following)
     return choice
 
 
-class _Left:
-    """What is left of the budgets."""
+class _Slack:
+    """The unused rest of each budget."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._mbps = rows.uplink_mbps
         self._cloud_ms = rows.budget_ms.copy()
 
-    def take(self, row: int, old: int, new: int) -> bool:
-        """Replace a row's option (UNMET: none) by another if the budgets hold; whether they do."""
+    def replace(self, row: int, old: int, new: int) -> bool:
+        """Account for a row's change of option (UNMET: none) if the budgets hold then; whether they do."""
         need, cloud = self._rows.need_mbps[:, row], self._rows.cloud_ms[:, row]
         more_mbps = need[new] - (need[old] if old >= 0 else 0.0)
         more_ms = cloud[new] - (cloud[old] if old >= 0 else 0.0)

@@ -20,7 +20,7 @@ _MOST_CHECKED_BUDGETS = 5
 _MOST_CHECKED = 8
 # Value and reduced value are compared in steps of 1e-7: states that agree in both differ by float errors only.
 _STATE_RESOLUTION = 1e7
-# Values that differ by less than this many times the tolerance for losses make no class distinct from another.
+# To tell whether classes are equal, values are rounded to this many times the tolerance for losses.
 _EQUAL_VALUE = 4
 # Equal classes are changed in bundles of 1, 2, 4 and 8: any number up to 15 is a sum of these.
 _BUNDLES = tuple(pairwise((0, 1, 3, 7, 15)))

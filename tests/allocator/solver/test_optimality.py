@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from allocator.bench.bruteforce import brute_force
 from allocator.bench.instances import draw_problem
 from allocator.policies.greedy import greedy_choice
-from allocator.policies.optimal import exact_choice
 from allocator.problem import ModeOption, Problem, Request, Transfer
 from allocator.solver.arrays import rows_of
 from allocator.solver.enumerate import few_choice
 from allocator.solver.lexicographic import solve_lexicographic
+from allocator.solver.milp import exact_choice
 
 seeds = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=60, deadline=None)
