@@ -109,7 +109,7 @@ def test_another_models_cache_and_another_modes_cache_are_refused() -> None:
         fed(cache_body(len(raw), "int8"), raw, 64)
     assert refused.value.code == "bad_layer"
     foreign = b"".join(write_cache(CachePayload(random_cache(5), 3), "int8", bytes(16)))
-    with pytest.raises(WireError, match="isn.t served here"):
+    with pytest.raises(WireError, match="which isn't served here"):
         fed(cache_body(len(foreign)), foreign, 64)
 
 
