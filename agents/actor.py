@@ -74,7 +74,7 @@ class CountedJournal(Journal):
         super().write(record)
         self._requests.inc(1, self._tags | {"status": str(record.status)})
         if record.wire_bytes:
-            self._bytes.inc(record.wire_bytes, self._tags | {"mode": record.mode})
+            self._bytes.inc(record.wire_bytes, self._tags | {"mode": str(record.mode)})
         if record.quality_delivered > 0:
             self._quality.inc(record.quality_delivered, self._tags)
         for histogram, ms in ((self._latency, record.latency_ms), (self._lateness, record.lateness_ms)):

@@ -12,6 +12,8 @@ from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
 from allocator.online.service import Decision
 from allocator.problem import ModeOption, Request
 from cloud.frames import Header, Kind, frame_bytes
+from kvcache.modes import Mode
+from models.profiles import ModelProfile
 from netem.wire import wire_bytes
 
 
@@ -40,7 +42,7 @@ class AgentSettings:
     """What one agent is.
 
     Attributes:
-        model: index of its profile in the run's list; mode_codes: index of each mode in that profile.
+        model: index of its profile in the run's list.
         options: what it offers the allocator; weight: what its requests count there.
         prefill_ms: how long the edge expects to prefill before it asks.
         backlog_limit: requests waiting for or on the agent's uplink, beyond which new ones are rejected.
@@ -48,9 +50,8 @@ class AgentSettings:
     """
 
     agent_id: int
-    profile: str
+    profile: ModelProfile
     model: int
-    mode_codes: dict[str, int]
     options: tuple[ModeOption, ...]
     prefill_ms: float
     deadline_ms: float
@@ -69,7 +70,7 @@ class Terms:
         margin_ms: how much before the deadline answers are planned.
     """
 
-    modes: frozenset[str] | None = None
+    modes: frozenset[Mode] | None = None
     fall_back: bool = False
     margin_ms: float = 0.0
 
@@ -112,7 +113,6 @@ class Agent:
         self._ledger = ledger
         self._epoch_s = epoch_s
         self._time_s = asyncio.get_running_loop().time
-        self._modes = {code: mode for mode, code in settings.mode_codes.items()}
         self._options = {option.mode: option for option in settings.options}
         self._agree(terms)
         self._paused = False
@@ -141,7 +141,8 @@ class Agent:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
         self._ledger.issue(arrival)
         s = self.settings
-        record = Record(arrival.request_id, s.agent_id, s.profile, arrival.round, arrival.intended_s, s.deadline_ms)
+        name, intended_s = s.profile.name, arrival.intended_s
+        record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
         record.lateness_ms = self._since_ms(arrival.intended_s)
         try:
             if self._paused:
@@ -157,7 +158,10 @@ class Agent:
             met = record.latency_ms <= s.deadline_ms
             record.status = Status.MET if met else Status.LATE
             measured = work.quality(record.answer)
-            record.quality_credited = self._options[record.answered].quality if measured is None else measured
+            if measured is None:
+                assert record.answered is not None
+                measured = self._options[record.answered].quality
+            record.quality_credited = measured
             record.quality_delivered = record.quality_credited if met else 0.0
         except TimeoutError:
             record.reason = f"no answer within {s.timeout_ms:g} ms"
@@ -214,7 +218,7 @@ class Agent:
         record.decode_ms = stages.decode_ms
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
         record.answer_ms = (self._time_s() - served_s) * 1e3
-        record.answered, record.answer = self._modes[stages.mode], stages.text
+        record.answered, record.answer = self.settings.profile.mode_at(stages.mode), stages.text
         return work
 
     async def _take_turn(self, record: Record) -> bool:
@@ -259,10 +263,10 @@ class Agent:
             hedge = None
             if ahead is not None:
                 payload = await work.encode(ahead.mode, ahead.edge_ms)
-                hedge = Hedge(s.mode_codes[ahead.mode], payload)
+                hedge = Hedge(s.profile.code_of(ahead.mode), payload)
             payload = await work.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
-        mode = s.mode_codes[option.mode]
+        mode = s.profile.code_of(option.mode)
         header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, mode, deadline_s=deadline_s)
         sent_s = self._time_s()
         delivery = await self._uplink.send(record.worker, header, payload, hedge)

@@ -1,10 +1,11 @@
 """The interface of an edge agent's runtime, and its profile version: stage times and synthetic payload bytes."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Protocol
 
 from allocator.problem import ModeOption
+from kvcache.modes import Mode
 from models.clock import sleep_ms
 from models.profiles import ModelProfile
 
@@ -43,7 +44,7 @@ class Work(Protocol):
         """The profile's options, refined by measurements of this request."""
         ...
 
-    async def encode(self, mode: str, edge_ms: float) -> Payload:
+    async def encode(self, mode: Mode, edge_ms: float) -> Payload:
         """Encode the payload of a mode, which takes `edge_ms` where no model runs."""
         ...
 
@@ -71,7 +72,7 @@ class ProfileEdge:
     longer one is in its option's `edge_ms` (see `agents.offer`).
     """
 
-    def __init__(self, prefill_ms: float, payload_bytes: dict[str, int]) -> None:
+    def __init__(self, prefill_ms: float, payload_bytes: Mapping[Mode, int]) -> None:
         self._prefill_ms = prefill_ms
         self._payload_bytes = payload_bytes
 
@@ -82,7 +83,7 @@ class ProfileEdge:
     def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
         return options
 
-    async def encode(self, mode: str, edge_ms: float) -> SyntheticPayload:
+    async def encode(self, mode: Mode, edge_ms: float) -> SyntheticPayload:
         await sleep_ms(edge_ms)
         return SyntheticPayload(self._payload_bytes[mode])
 
@@ -94,6 +95,6 @@ class ProfileEdge:
         return None
 
 
-def common_prefill_ms(profile: ModelProfile, modes: list[str]) -> float:
+def common_prefill_ms(profile: ModelProfile, modes: Collection[Mode]) -> float:
     """The edge prefill time common to all `modes`, in ms."""
     return min(profile.edge_prefill_of(mode) for mode in modes)

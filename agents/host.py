@@ -10,6 +10,7 @@ from agents.edge import EdgeRuntime
 from agents.record import Ledger
 from agents.uplink import Uplink
 from allocator.problem import ModeOption
+from kvcache.modes import Mode
 from models.clock import sleep_until
 
 
@@ -78,7 +79,7 @@ class AgentHost:
 class _Offers:
     """Options in the modes that may be assigned; agents of one model go on sharing one tuple."""
 
-    def __init__(self, modes: frozenset[str] | None) -> None:
+    def __init__(self, modes: frozenset[Mode] | None) -> None:
         self._modes = modes
         self._found: dict[tuple[ModeOption, ...], tuple[ModeOption, ...]] = {}
 

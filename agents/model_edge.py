@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.offer import Context
 from allocator.problem import ModeOption
 from cloud.frames import frame_bytes
-from kvcache.modes import parse_mode
+from kvcache.modes import Mode
 from kvcache.selection import SELECTIONS
 from models.datasets import Example
 from models.f1 import token_f1
@@ -83,7 +83,7 @@ class ModelEdge:
     """
 
     def __init__(
-        self, settings: ModelSettings, profile: ModelProfile, modes: Sequence[str], context: Context, base_dir: Path
+        self, settings: ModelSettings, profile: ModelProfile, modes: Sequence[Mode], context: Context, base_dir: Path
     ) -> None:
         spec, _ = specs_of(settings, base_dir)
         self.model: EdgeModel = _loaded(spec)
@@ -92,14 +92,14 @@ class ModelEdge:
         self.max_new_tokens = settings.max_new_tokens
         self.meaningful = settings.weights == "pretrained"
         self.resident = context == "resident"
-        self.modes = {mode: parse_mode(mode) for mode in modes}
-        self.plans = {mode: plan_for(m, profile) for mode, m in self.modes.items() if m.kind == "cache"}
-        names = {m.selection for m in self.modes.values() if m.selection is not None}
+        self.modes = modes
+        self.plans = {mode: plan_for(mode, profile) for mode in modes if mode.is_cache}
+        names = {mode.selection for mode in modes if mode.selection is not None}
         self._selections = {name: SELECTIONS[name]() for name in sorted(names)}
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="edge")
         # The first of everything takes longer, and is nobody's request.
         first = self._prefill(max(range(len(self.examples)), key=lambda number: len(self.examples[number].context)))
-        if any(mode.kind == "local" for mode in self.modes.values()):
+        if any(mode.is_local for mode in modes):
             first.answer()
 
     async def prefill(self, request_id: int) -> "ModelWork":
@@ -110,11 +110,11 @@ class ModelEdge:
         example, loaded = self.examples[number], self.model.loaded
         context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
         prefilled = self.model.prefill(context, query, list(self._selections.values()))
-        kept: dict[str, Tensor] = {}
-        for name, mode in self.modes.items():
+        kept: dict[Mode, Tensor] = {}
+        for mode in self.modes:
             if mode.selection is not None:
                 scores = prefilled.scores[mode.selection]
-                kept[name] = self._selections[mode.selection].select(scores, mode.retention, prefilled.query).cpu()
+                kept[mode] = self._selections[mode.selection].select(scores, mode.retention, prefilled.query).cpu()
         return ModelWork(self, number, example, prefilled, kept)
 
 
@@ -127,17 +127,13 @@ class ModelWork:
     """
 
     def __init__(
-        self, edge: ModelEdge, number: int, example: Example, prefilled: Prefilled, kept: Mapping[str, Tensor]
+        self, edge: ModelEdge, number: int, example: Example, prefilled: Prefilled, kept: Mapping[Mode, Tensor]
     ) -> None:
         self._edge, self._number, self._example = edge, number, example
         self._prefilled, self._kept = prefilled, kept
-        self._questions = {
-            name: write_question(self._question(name))
-            for name, m in edge.modes.items()
-            if m.kind in ("prompt", "scout")
-        }
-        self.sizes = {name: len(body) for name, body in self._questions.items()}
-        self.sizes |= {name: self._cache_bytes(name) for name in edge.plans}
+        self._questions = {mode: write_question(self._question(mode)) for mode in edge.modes if mode.is_question}
+        self.sizes = {mode: len(body) for mode, body in self._questions.items()}
+        self.sizes |= {mode: self._cache_bytes(mode) for mode in edge.plans}
 
     def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
         """Bytes are exact; the cloud's prefill is the profile's, in proportion to the context's length."""
@@ -154,7 +150,7 @@ class ModelWork:
             for option in options
         )
 
-    async def encode(self, mode: str, edge_ms: float) -> BytesPayload | StreamedPayload:
+    async def encode(self, mode: Mode, edge_ms: float) -> BytesPayload | StreamedPayload:
         if mode in self._questions:
             return BytesPayload(self._questions[mode])
         edge = self._edge
@@ -175,14 +171,13 @@ class ModelWork:
     def quality(self, answer: str) -> float | None:
         return PERCENT * token_f1(answer, self._example.answers) if self._edge.meaningful else None
 
-    def _question(self, mode: str) -> QuestionPayload:
-        scout = self._edge.modes[mode].kind == "scout"
-        context = self._number if scout and self._edge.resident else self._example.context
-        if not scout:
+    def _question(self, mode: Mode) -> QuestionPayload:
+        context = self._number if mode.needs_context and self._edge.resident else self._example.context
+        if not mode.needs_context:
             return QuestionPayload(context, self._example.question)
         return QuestionPayload(context, self._example.question, self._kept[mode], self._prefilled.context)
 
-    def _cache_bytes(self, mode: str) -> int:
+    def _cache_bytes(self, mode: Mode) -> int:
         p = self._prefilled
         everything = torch.arange(p.context + p.query - 1)
         positions = with_query(self._kept[mode], p.context, p.query) if mode in self._kept else everything

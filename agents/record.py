@@ -1,12 +1,14 @@
 """One ledger row: everything that is known of one request, whatever became of it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from agents.arrivals import Arrival
+from kvcache.modes import Mode, parse_mode
 
 
 class Status(StrEnum):
@@ -48,9 +50,9 @@ class Record:
     deadline_ms: float
     status: Status = Status.FAILED
     reason: str = ""
-    mode: str = ""
-    hedge: str = ""
-    answered: str = ""
+    mode: Mode | None = None
+    hedge: Mode | None = None
+    answered: Mode | None = None
     answer: str = ""
     worker: int = -1
     lateness_ms: float = float("nan")
@@ -75,6 +77,24 @@ class Record:
     quality_credited: float = 0.0
     quality_delivered: float = 0.0
 
+    @classmethod
+    def from_entry(cls, entry: dict[str, Any]) -> Self:
+        """The record of a journal entry. Raises TypeError or ValueError if it is none."""
+        modes = {name: parse_mode(entry[name]) if entry.get(name) else None for name in MODE_FIELDS}
+        return cls(**entry | modes)
+
+    def entry(self) -> dict[str, Any]:
+        """All fields as they are written down: modes as text, "" for none."""
+        written = dict(zip(FIELDS, _values(self), strict=True))
+        for name in MODE_FIELDS:
+            written[name] = str(written[name] or "")
+        return written
+
+
+FIELDS = [field.name for field in fields(Record)]
+MODE_FIELDS = ("mode", "hedge", "answered")
+_values = attrgetter(*FIELDS)
+
 
 class Ledger(Protocol):
     """Where an agent's requests are accounted for: each is issued once, and ends with one record."""
@@ -98,7 +118,7 @@ class Journal:
         self._append({"issued": arrival.request_id})
 
     def write(self, record: Record) -> None:
-        self._append(asdict(record))
+        self._append(record.entry())
 
     def close(self) -> None:
         self._file.close()

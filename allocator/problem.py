@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from kvcache.modes import Mode
+
 # Predicted times that miss a deadline by less than this share of it meet it: an exactly sufficient grant is sufficient.
 ROUNDING = 1e-9
 
@@ -24,14 +26,14 @@ class ModeOption:
     """One way to serve a request.
 
     Attributes:
-        mode: operating mode; `local` sends nothing.
+        mode: operating mode.
         wire_bytes: bytes that cross the uplink, headers of every layer included.
         edge_ms: compute on the edge agent from the assignment on (encoding, or decoding for `local`).
         cloud_ms: compute on the cloud worker (prefill if any, decode), without queueing.
         quality: of the answer, if it is used.
     """
 
-    mode: str
+    mode: Mode
     wire_bytes: int
     edge_ms: float
     cloud_ms: float
@@ -137,7 +139,7 @@ class Assignment(NamedTuple):
     """A policy's answer to one request: its mode, the grant for it, when it will be answered, and whether in time."""
 
     request_id: int
-    mode: str
+    mode: Mode
     grant_mbps: float
     predicted_ms: float
     meets: bool

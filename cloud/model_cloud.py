@@ -12,7 +12,7 @@ import torch
 from cloud.frames import Header
 from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, Unservable
 from kvcache.errors import WireError
-from kvcache.modes import parse_mode
+from kvcache.modes import QUANTIZER_NAMES, Mode
 from kvcache.wire import Limits
 from models.hf.bodies import CacheBody, CachePayload, QuestionBody, QuestionPayload
 from models.hf.cloud import CloudModel, CloudModels
@@ -55,8 +55,8 @@ class ModelCloud:
     def check(self, header: Header) -> None:
         self._profiles.check(header)
         served = self._served.get(header.model)
-        if served is not None and served.modes[header.mode].kind == "local":
-            raise UnknownModel(f"model {header.model}, mode {header.mode}: nothing is sent in it")
+        if served is not None and not served.takes(header):
+            raise UnknownModel(f"model {header.model}, mode {header.mode}: no body comes in it that a model can read")
 
     def expected_ms(self, header: Header) -> float:
         return self._profiles.expected_ms(header)
@@ -118,18 +118,23 @@ class _Served:
     def __init__(
         self, settings: ModelSettings, profile: ModelProfile, edge: CloudModel, cloud: CloudModel, base_dir: Path
     ) -> None:
-        self.modes = [parse_mode(mode) for mode in profile.modes]
-        self._plans = {m: plan_for(m, profile) for m in self.modes if m.kind == "cache"}
+        self._profile = profile
+        self._plans = {m: plan_for(m, profile) for m in profile.modes if m.is_cache and m.quantizer in QUANTIZER_NAMES}
         self._settings, self._edge, self._cloud = settings, edge, cloud
         self._examples = examples_of(settings, base_dir)
 
+    def takes(self, header: Header) -> bool:
+        """Whether bodies of this mode can be read: not of `local`, nor of a name that only the profile knows."""
+        mode = self._mode(header)
+        return mode.is_question or mode in self._plans
+
     def decoder(self, header: Header) -> CloudModel:
         """The model that answers requests of this mode."""
-        return self._edge if self.modes[header.mode].kind == "cache" else self._cloud
+        return self._edge if self._mode(header).is_cache else self._cloud
 
     def body(self, header: Header) -> CacheBody | QuestionBody:
-        mode, edge = self.modes[header.mode], self._edge.loaded
-        if mode.kind != "cache":
+        mode, edge = self._mode(header), self._edge.loaded
+        if not mode.is_cache:
             return QuestionBody(self._cloud.loaded.max_positions)
         limits = Limits(edge.max_positions, edge.geometry.nbytes(edge.max_positions))
         accepts = {edge.fingerprint: edge.geometry}
@@ -153,6 +158,9 @@ class _Served:
         if content.positions is not None and self._settings.scout_prefill == "kept":
             return cloud.prefill_kept([*tokens, *query], len(query), content.positions, most).start
         return cloud.prefill_prune([*tokens, *query], len(query), content.positions, most).start
+
+    def _mode(self, header: Header) -> Mode:
+        return self._profile.mode_at(header.mode)
 
     def warm_up(self, batch: int) -> None:
         """The first of everything takes longer, and is nobody's request."""

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from cloud.frames import Header
 from models.clock import sleep_ms
-from models.profiles import ModelProfile
+from models.profiles import ModelProfile, ModeProfile
 
 
 class UnknownModel(LookupError):
@@ -82,14 +82,16 @@ class ProfileCloud:
     """Takes the profile's time for each stage, of a batch that of its longest; the worker is occupied for as long."""
 
     def __init__(self, profiles: Sequence[ModelProfile]) -> None:
-        self._modes = [list(profile.modes.values()) for profile in profiles]
+        self._profiles = profiles
 
     def check(self, header: Header) -> None:
-        if header.model >= len(self._modes) or header.mode >= len(self._modes[header.model]):
-            raise UnknownModel(f"model {header.model}, mode {header.mode}")
+        try:
+            self._of(header)
+        except IndexError:
+            raise UnknownModel(f"model {header.model}, mode {header.mode}") from None
 
     def expected_ms(self, header: Header) -> float:
-        mode = self._modes[header.model][header.mode]
+        mode = self._of(header)
         return mode.cloud_prefill_ms + mode.decode_ms
 
     def receive(self, header: Header) -> Discarded:
@@ -99,8 +101,12 @@ class ProfileCloud:
         return header.model
 
     async def prefill(self, header: Header, content: Any) -> None:
-        await sleep_ms(self._modes[header.model][header.mode].cloud_prefill_ms)
+        await sleep_ms(self._of(header).cloud_prefill_ms)
 
     async def decode(self, batch: Sequence[tuple[Header, Any]]) -> list[str]:
-        await sleep_ms(max(self._modes[header.model][header.mode].decode_ms for header, _ in batch))
+        await sleep_ms(max(self._of(header).decode_ms for header, _ in batch))
         return [""] * len(batch)
+
+    def _of(self, header: Header) -> ModeProfile:
+        profile = self._profiles[header.model]
+        return profile.modes[profile.mode_at(header.mode)]

@@ -19,6 +19,7 @@ from cloud.reception import Reception
 from cloud.runtime import CloudRuntime, ProfileCloud
 from cloud.worker import Worker
 from cluster.scenario.schema import AllocatorSettings, Scenario
+from kvcache.modes import Mode
 
 MAX_REAL_BODY_BYTES = 2**34
 
@@ -101,9 +102,8 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) 
     modes = scenario.modes_of(profile)
     settings = AgentSettings(
         agent_id=agent_id,
-        profile=profile.name,
+        profile=profile,
         model=scenario.models.index(profile),
-        mode_codes={mode: code for code, mode in enumerate(profile.modes)},
         options=scenario.options[profile.name],
         prefill_ms=common_prefill_ms(profile, modes),
         deadline_ms=scenario.deadline_ms,
@@ -114,7 +114,7 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) 
     return Seat(settings, _make_edge(scenario, settings.model, modes, models), uplink)
 
 
-def _make_edge(scenario: Scenario, model: int, modes: list[str], models: bool) -> EdgeRuntime:
+def _make_edge(scenario: Scenario, model: int, modes: list[Mode], models: bool) -> EdgeRuntime:
     profile, real = scenario.models[model], scenario.real_models.get(model)
     if models and real is not None:
         from agents.model_edge import ModelEdge

@@ -1,14 +1,38 @@
 """Profiles: payload bytes, stage times and quality of every operating mode of a model, where no model itself runs."""
 
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from kvcache.modes import Mode, parse_mode
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
+
+
+def _mode_of(value: Any) -> Mode:
+    if isinstance(value, Mode):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"a mode is a text, not {value!r}")
+    return parse_mode(value)
+
+
+WrittenMode = Annotated[Mode, PlainValidator(_mode_of), PlainSerializer(str, return_type=str)]
+"""A mode in a document: text outside, a `Mode` inside."""
+AllowedModes = Annotated[list[WrittenMode], Field(min_length=1)]
 
 
 class ProfileError(ValueError):
@@ -40,14 +64,37 @@ class ModelProfile(BaseModel):
     edge_prefill_ms: Milliseconds
     quality_basis: str = Field(description="what 100 means")
     mixed_int4_plan: list[str] | None = Field(default=None, min_length=1, description="the quantizer of every layer")
-    modes: dict[str, ModeProfile] = Field(min_length=1)
+    modes: dict[WrittenMode, ModeProfile] = Field(min_length=1, max_length=256)
 
-    def edge_prefill_of(self, mode: str) -> float:
+    @model_validator(mode="after")
+    def _only_local_sends_nothing(self) -> Self:
+        for mode, entry in self.modes.items():
+            if mode.is_local != (entry.payload_bytes == 0):
+                raise ValueError(f"mode {mode} has payload_bytes: {entry.payload_bytes}; only `local` has 0")
+        return self
+
+    @cached_property
+    def _codes(self) -> dict[Mode, int]:
+        return {mode: code for code, mode in enumerate(self.modes)}
+
+    @cached_property
+    def _modes(self) -> tuple[Mode, ...]:
+        return tuple(self.modes)
+
+    def code_of(self, mode: Mode) -> int:
+        """The number of a mode on the wire: its place in the profile. Raises KeyError for a mode it doesn't have."""
+        return self._codes[mode]
+
+    def mode_at(self, code: int) -> Mode:
+        """The mode of a number on the wire. Raises IndexError if there is none."""
+        return self._modes[code]
+
+    def edge_prefill_of(self, mode: Mode) -> float:
         """Edge prefill time of a mode in ms."""
         own = self.modes[mode].edge_prefill_ms
         return self.edge_prefill_ms if own is None else own
 
-    def compute_ms(self, mode: str) -> float:
+    def compute_ms(self, mode: Mode) -> float:
         """All compute of a mode in ms, edge and cloud, without transfer and queueing."""
         m = self.modes[mode]
         return self.edge_prefill_of(mode) + m.encode_ms + m.cloud_prefill_ms + m.decode_ms
@@ -75,7 +122,8 @@ def load_file(path: Path) -> dict[str, ModelProfile]:
         return TypeAdapter(dict[str, ModelProfile]).validate_python(named)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ProfileError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        raise ProfileError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def builtin_files() -> dict[str, Path]:

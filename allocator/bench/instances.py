@@ -4,11 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allocator.problem import AgentInfo, ModeOption, Problem, Request, Transfer, Unsaved
+from kvcache.modes import LOCAL, PROMPT, SCOUT, Mode, parse_mode
 
 # Models as in the profiles: bytes of the full cache, decode ms, prefill ms in the cloud.
 _MODELS = ((9.7e6, 167, 18), (23e6, 587, 22), (33e6, 331, 57))
 # KV modes: share of the full cache, encode ms, quality.
-_KV_MODES = {"full": (1.0, 0, 100), "int8": (0.508, 3, 99.6), "mixed_int4": (0.283, 3, 97), "int4": (0.258, 3, 93)}
+_FULL, _INT8, _MIXED, _INT4 = map(parse_mode, ("full", "int8", "mixed_int4", "int4"))
+_KV_MODES = {_FULL: (1.0, 0, 100), _INT8: (0.508, 3, 99.6), _MIXED: (0.283, 3, 97), _INT4: (0.258, 3, 93)}
 _HEADERS = 1514 / 1448
 
 
@@ -39,7 +41,7 @@ def draw_problem(rng: np.random.Generator, requests: int, cloud: bool) -> Proble
         Transfer(requests + i, requests + i, float(rng.uniform(1e5, 5e6)), float(base_ms * rng.uniform(0.1, 0.9)), 1.0)
         for i in range(in_flight)
     )
-    int4, full = (_summed_mbps(asked, mode) for mode in ("int4", "full"))
+    int4, full = (_summed_mbps(asked, mode) for mode in (_INT4, _FULL))
     least, most = 0.1 * int4, 1.5 * full + sum(transfer.least_mbps for transfer in transfers)
     workers_free_in_ms = None
     if cloud:
@@ -69,16 +71,16 @@ def _draw_options(rng: np.random.Generator, small_modes: NDArray[np.bool_]) -> t
     prompt, scout, local = small_modes
     if prompt:
         size = int(rng.integers(700, 5000))
-        options.append(ModeOption("prompt", size, 0, prefill_ms + decode_ms, rng.uniform(92, 104)))
+        options.append(ModeOption(PROMPT, size, 0, prefill_ms + decode_ms, rng.uniform(92, 104)))
     if scout:
         cloud_ms = rng.uniform(1, 2) * decode_ms + prefill_ms
-        options.append(ModeOption("scout", 460, rng.uniform(0, 10), cloud_ms, rng.uniform(88, 98)))
+        options.append(ModeOption(SCOUT, 460, rng.uniform(0, 10), cloud_ms, rng.uniform(88, 98)))
     if local:
-        options.append(ModeOption("local", 0, decode_ms, 0, rng.uniform(55, 80)))
+        options.append(ModeOption(LOCAL, 0, decode_ms, 0, rng.uniform(55, 80)))
     return tuple(options)
 
 
-def _summed_mbps(requests: tuple[Request, ...], mode: str) -> float:
+def _summed_mbps(requests: tuple[Request, ...], mode: Mode) -> float:
     """Sum of the least rates in one mode, of the requests that can meet their deadline in it."""
     needs = [o.least_mbps(r.time_left_ms) for r in requests for o in r.options if o.mode == mode]
     return sum(need for need in needs if need < float("inf")) or 1.0

@@ -11,11 +11,10 @@ from allocator.online.due_shares import beside_transfers
 from allocator.policies.base import Policy
 from allocator.problem import ROUNDING, Assignment, ModeOption, Problem, Request, Solution
 from allocator.solver.grants import predicted_ms
+from kvcache.modes import Mode
 
-HEDGE_MODES = ("prompt", "scout")
 
-
-def solve_hedged(policy: Policy, problem: Problem, rates_mbps: Sequence[float]) -> tuple[Solution, dict[int, str]]:
+def solve_hedged(policy: Policy, problem: Problem, rates_mbps: Sequence[float]) -> tuple[Solution, dict[int, Mode]]:
     """Plan for the rate at which the plan, hedges included, can be expected to deliver most.
 
     The policy solves the problem for each rate, and each plan is judged over all of them: the weight that can be
@@ -40,12 +39,8 @@ def solve_hedged(policy: Policy, problem: Problem, rates_mbps: Sequence[float]) 
             best = value, solution
     assert best is not None
     # However likely a cache is to be in time, what nobody foresaw costs more than a few hundred bytes.
-    ahead = {}
-    for number, hedge in hedges.items():
-        mode = best[1].assignments[number].mode
-        if mode not in HEDGE_MODES and mode != "local":
-            ahead[number] = hedge.mode
-    return best[1], ahead
+    assigned = best[1].assignments
+    return best[1], {number: hedge.mode for number, hedge in hedges.items() if assigned[number].mode.is_cache}
 
 
 def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
@@ -56,7 +51,7 @@ def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
 def _hedge(slowest: Problem, request: Request) -> ModeOption | None:
     """The best of what may go ahead and can itself be relied on, even if all share the slowest rate."""
     share_mbps = slowest.uplink_mbps / len(slowest.requests)
-    candidates = [o for o in request.options if o.mode in HEDGE_MODES and _in_time(slowest, request, o, share_mbps)]
+    candidates = [o for o in request.options if o.mode.is_question and _in_time(slowest, request, o, share_mbps)]
     return max(candidates, key=lambda o: o.quality, default=None)
 
 

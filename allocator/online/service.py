@@ -11,6 +11,7 @@ from allocator.online.due_shares import beside_transfers, share_by_due
 from allocator.online.hedging import solve_hedged
 from allocator.policies import Policy
 from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer, Unsaved
+from kvcache.modes import Mode
 
 # What a transfer has left is known only by what it was granted. So much of it is always believed to be left, lest a
 # transfer that is a little behind loses its grant.
@@ -76,15 +77,15 @@ class Decision:
     """What an agent is told.
 
     Attributes:
-        worker: of the cloud; -1 for `local`.
+        worker: of the cloud; -1 if nothing is sent.
         estimate_mbps: what was believed of the uplink.
-        hedge: the mode that should go ahead of the assigned one, or "".
+        hedge: the mode that should go ahead of the assigned one, if any.
     """
 
     assignment: Assignment
     worker: int
     estimate_mbps: float
-    hedge: str = ""
+    hedge: Mode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +237,7 @@ class Allocator:
             self._to_worker.setdefault(worker, {})[request.request_id] = sending
             self._stagger(worker)
         await self._grant(self._shares(now_s) if self._by_need else solution.grants_mbps)
-        hedge = hedges.get(request.request_id, "")
-        return Decision(assignment, worker, self._estimate_mbps, hedge)
+        return Decision(assignment, worker, self._estimate_mbps, hedges.get(request.request_id))
 
     def received(self, request_id: int) -> None:
         """The cloud needs no more of the request: its share of the uplink is free."""
@@ -315,7 +315,7 @@ class Allocator:
             known |= changed
             await self._link.set_grants(changed)
 
-    def _solve(self, now_s: float, asker: Request | None = None) -> tuple[Solution, dict[int, str]]:
+    def _solve(self, now_s: float, asker: Request | None = None) -> tuple[Solution, dict[int, Mode]]:
         problem = self._problem(now_s, asker)
         rates_mbps = self._estimator.spread() if self._rules.hedge else ()
         began_s = time.perf_counter()

@@ -19,6 +19,7 @@ from allocator.policies.prompt_only import PromptOnly
 from allocator.policies.quality_max import QualityMax
 from allocator.policies.scout_only import ScoutOnly
 from allocator.policies.static import Static
+from kvcache.modes import parse_mode
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     policy.name: policy
@@ -48,12 +49,12 @@ def make_policy(name: str) -> Policy:
     """A policy by name: of the registry, `static_<mode>`, another package's entry point, or `module:Class`.
 
     Raises:
-        ValueError: no such policy, or not a policy; the message says what there is.
+        ValueError: no such policy or mode, or not a policy; the message says what there is.
     """
     if name in POLICIES:
         return POLICIES[name]()
     if name.startswith(STATIC_PREFIX) and len(name) > len(STATIC_PREFIX):
-        return Static(name.removeprefix(STATIC_PREFIX))
+        return Static(parse_mode(name.removeprefix(STATIC_PREFIX)))
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         return _imported(name, entry.value)
     if ":" in name:

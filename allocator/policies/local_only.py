@@ -1,6 +1,7 @@
 """Everything on the edge."""
 
 from allocator.policies.static import Static
+from kvcache.modes import LOCAL
 
 
 class LocalOnly(Static):
@@ -9,4 +10,4 @@ class LocalOnly(Static):
     name = "local_only"
 
     def __init__(self) -> None:
-        self.mode = "local"
+        self.mode = LOCAL

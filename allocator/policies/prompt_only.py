@@ -1,6 +1,7 @@
 """Every request as its prompt."""
 
 from allocator.policies.static import Static
+from kvcache.modes import PROMPT
 
 
 class PromptOnly(Static):
@@ -9,4 +10,4 @@ class PromptOnly(Static):
     name = "prompt_only"
 
     def __init__(self) -> None:
-        self.mode = "prompt"
+        self.mode = PROMPT

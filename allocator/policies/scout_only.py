@@ -1,6 +1,7 @@
 """Every request as the positions that a scout found."""
 
 from allocator.policies.static import Static
+from kvcache.modes import SCOUT
 
 
 class ScoutOnly(Static):
@@ -9,4 +10,4 @@ class ScoutOnly(Static):
     name = "scout_only"
 
     def __init__(self) -> None:
-        self.mode = "scout"
+        self.mode = SCOUT

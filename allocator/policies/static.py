@@ -2,12 +2,13 @@
 
 from allocator.policies.equal import Equal
 from allocator.problem import ModeOption, Request
+from kvcache.modes import Mode
 
 
 class Static(Equal):
     """`static_<mode>`: that mode for every request on an equal share; the floor that adapting must beat."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: Mode) -> None:
         self.mode = mode
         self.name = f"static_{mode}"
 
@@ -20,5 +21,5 @@ class Static(Equal):
         for option in request.options:
             if option.mode == self.mode:
                 return option
-        offered = ", ".join(option.mode for option in request.options)
-        raise ValueError(f"policy {self.name}: agent {request.agent_id} has no mode {self.mode!r}, only {offered}")
+        offered = ", ".join(str(option.mode) for option in request.options)
+        raise ValueError(f"policy {self.name}: agent {request.agent_id} has no mode '{self.mode}', only {offered}")

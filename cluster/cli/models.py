@@ -62,15 +62,15 @@ def calibrate(
             show,
             write_profile,
         )
-        from kvcache.modes import MIXED, parse_mode
+        from kvcache.modes import MIXED, parse_modes
         from models.hf.measure import find_plan, measure
         from models.hf.words import random_examples
 
         result = ResultStream(as_json)
-        wanted = list({str(mode): mode for mode in map(parse_mode, (modes or DEFAULT_MODES).split(","))}.values())
+        wanted = parse_modes(modes or DEFAULT_MODES)
         if out.suffix not in (".yaml", ".yml"):
             raise ValueError(f"{out}: profiles are in .yaml files")
-        scouts = any(mode.kind == "scout" for mode in wanted)
+        scouts = any(mode.needs_context for mode in wanted)
         models = _load(edge, cloud, weights, device, dtype, scouts)
         if weights == "random":
             vocabulary = min(model.vocabulary for model in models)
@@ -103,11 +103,11 @@ def quality(
     with _real_models():
         from cluster.experiments.calibrate import DEFAULT_MODES, examples_and_others
         from cluster.experiments.quality import Comparison, show
-        from kvcache.modes import MIXED, parse_mode
+        from kvcache.modes import MIXED, parse_modes
         from models.hf.measure import find_plan
 
         result = ResultStream(as_json)
-        wanted = list({str(mode): mode for mode in map(parse_mode, (modes or DEFAULT_MODES).split(","))}.values())
+        wanted = parse_modes(modes or DEFAULT_MODES)
         models = _load(edge, cloud, "pretrained", device, dtype, scouts=True)
         measured, others = examples_and_others(examples, count)
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)

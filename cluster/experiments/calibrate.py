@@ -67,18 +67,18 @@ def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, 
     if plan is not None:
         profile["mixed_int4_plan"] = list(plan)
     profile["modes"] = {}
-    for name in results[0].modes:
-        mode = [result.modes[name] for result in results]
-        entry: Profile = {"payload_bytes": median_high(one.payload_bytes for one in mode)}
+    for mode in results[0].modes:
+        found = [result.modes[mode] for result in results]
+        entry: Profile = {"payload_bytes": median_high(one.payload_bytes for one in found)}
         for stage in ("encode_ms", "cloud_prefill_ms", "decode_ms"):
-            entry[stage] = _ms([getattr(one, stage) for one in mode])
-        scores = [one.f1 for one in mode]
+            entry[stage] = _ms([getattr(one, stage) for one in found])
+        scores = [one.f1 for one in found]
         entry["quality"] = 0.0 if meaningless else round(100 * fmean(scores), 1)
         if not meaningless:
             entry["quality_interval"] = [round(100 * x, 1) for x in mean_interval(scores, np.random.default_rng(0))]
-        if name == "local":
+        if mode.is_local:
             entry["encode_ms"] = entry["cloud_prefill_ms"] = 0.0
-        profile["modes"][name] = entry
+        profile["modes"][str(mode)] = entry
     return profile
 
 

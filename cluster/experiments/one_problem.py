@@ -30,7 +30,7 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
         rows.append(
             {
                 "agent": name,
-                "mode": assignment.mode,
+                "mode": str(assignment.mode),
                 "mbps": assignment.grant_mbps,
                 "latency_ms": assignment.predicted_ms if math.isfinite(assignment.predicted_ms) else None,
                 "meets_deadline": assignment.meets,
@@ -73,9 +73,9 @@ def why_late(request: Request, problem: Problem, solution: Solution, left_mbps: 
     Args:
         left_mbps: what those who meet theirs leave of the uplink.
     """
-    least_mbps, mode = min((option.least_mbps(request.time_left_ms), option.mode) for option in request.options)
+    least_mbps, mode = min((option.least_mbps(request.time_left_ms), str(option.mode)) for option in request.options)
     if math.isinf(least_mbps):
-        compute_ms, mode = min((option.edge_ms + option.cloud_ms, option.mode) for option in request.options)
+        compute_ms, mode = min((option.edge_ms + option.cloud_ms, str(option.mode)) for option in request.options)
         return f"even {mode} computes for {compute_ms:g} ms of the {request.time_left_ms:g}, before any transfer"
     if least_mbps > problem.uplink_mbps:
         return f"even {mode} alone needs {least_mbps:.1f} Mbit/s of the {problem.uplink_mbps:g}"

@@ -17,10 +17,12 @@ from pydantic import (
     model_validator,
 )
 
+from agents.offer import payload_options
 from allocator.problem import AgentInfo, ModeOption, Problem, Request
 from cluster.scenario.json_document import JsonFile
 from cluster.scenario.yaml_document import DocumentError, Where
-from models.profiles import ModelProfile, ProfileError, load_profile
+from kvcache.modes import Mode
+from models.profiles import AllowedModes, ModelProfile, ProfileError, WrittenMode, load_profile
 from netem.channels import MIN_CHANNEL_MBPS
 
 MAX_AGENTS = 100_000
@@ -58,8 +60,7 @@ def _shape(modes: object) -> str:
 
 
 Modes = Annotated[
-    Annotated[list[Name], Field(min_length=1), Tag("allowed")]
-    | Annotated[dict[Name, OwnMode], Field(min_length=1), Tag("own")],
+    Annotated[AllowedModes, Tag("allowed")] | Annotated[dict[WrittenMode, OwnMode], Field(min_length=1), Tag("own")],
     Discriminator(_shape),
 ]
 
@@ -93,7 +94,7 @@ class ProblemFile(Strict):
     cloud_slots: int | None = Field(
         default=None, ge=1, le=10_000, description="free cloud workers, one request each at a time; default: no limit"
     )
-    modes: list[Name] | None = Field(default=None, min_length=1, description="allowed, where an agent doesn't say")
+    modes: AllowedModes | None = Field(default=None, description="allowed, where an agent doesn't say")
     agents: list[ProblemAgent] = Field(min_length=1, max_length=MAX_AGENTS)
 
 
@@ -119,24 +120,6 @@ def load_problem(path: Path) -> NamedProblem:
     return _Builder(document, file).build()
 
 
-def payload_options(profile: ModelProfile, modes: Collection[str]) -> tuple[ModeOption, ...]:
-    """Those of these modes that a profile has, in its order, as the papers count them.
-
-    What crosses the uplink is the payload alone, without headers, and the edge's prefill is part of every mode.
-    """
-    return tuple(
-        ModeOption(
-            mode=mode,
-            wire_bytes=entry.payload_bytes,
-            edge_ms=profile.edge_prefill_of(mode) + entry.encode_ms + (0 if entry.payload_bytes else entry.decode_ms),
-            cloud_ms=entry.cloud_prefill_ms + entry.decode_ms if entry.payload_bytes else 0.0,
-            quality=entry.quality,
-        )
-        for mode, entry in profile.modes.items()
-        if mode in modes
-    )
-
-
 class _Builder:
     """Turns a checked file into a problem; equal agents share their options."""
 
@@ -144,7 +127,7 @@ class _Builder:
         self._document = document
         self._file = file
         self._profiles: dict[str, ModelProfile] = {}
-        self._options: dict[tuple[str, tuple[str, ...] | None], tuple[ModeOption, ...]] = {}
+        self._options: dict[tuple[str, tuple[Mode, ...] | None], tuple[ModeOption, ...]] = {}
 
     def build(self) -> NamedProblem:
         file = self._file
@@ -172,18 +155,19 @@ class _Builder:
         problem = Problem(file.uplink_mbps, tuple(agents), tuple(requests), workers_free_in_ms=slots)
         return NamedProblem(problem, list(names))
 
-    def _options_of(self, i: int, name: str, own: list[str] | None) -> tuple[ModeOption, ...]:
+    def _options_of(self, i: int, name: str, own: list[Mode] | None) -> tuple[ModeOption, ...]:
         key = (name, None if own is None else tuple(own))
         if key not in self._options:
             profile = self._profile(i, name)
             for mode in own or ():
                 if mode not in profile.modes:
                     where = ("agents", i, "modes")
-                    raise self._document.error(where, f"{name} has no mode {mode!r}; it has {', '.join(profile.modes)}")
+                    there_are = ", ".join(map(str, profile.modes))
+                    raise self._document.error(where, f"{name} has no mode '{mode}'; it has {there_are}")
             allowed = own or self._file.modes or list(profile.modes)
             self._options[key] = payload_options(profile, allowed)
             if not self._options[key]:
-                message = f"{name} has none of the allowed modes, only {', '.join(profile.modes)}"
+                message = f"{name} has none of the allowed modes, only {', '.join(map(str, profile.modes))}"
                 raise self._document.error(("agents", i, "profile"), message)
         return self._options[key]
 
@@ -199,8 +183,8 @@ class _Builder:
         known = {mode for profile in self._profiles.values() for mode in profile.modes}
         for i, mode in enumerate(self._file.modes or ()):
             if known and mode not in known:
-                there_are = ", ".join(sorted(known))
-                raise self._document.error(("modes", i), f"no agent's profile has mode {mode!r}; there are {there_are}")
+                there_are = ", ".join(sorted(map(str, known)))
+                raise self._document.error(("modes", i), f"no agent's profile has mode '{mode}'; there are {there_are}")
 
 
 def _allowed_keys(where: Where) -> Collection[str]:
@@ -209,4 +193,4 @@ def _allowed_keys(where: Where) -> Collection[str]:
     return ProblemAgent.model_fields if len(where) == 3 else OwnMode.model_fields
 
 
-__all__ = ["DocumentError", "NamedProblem", "load_problem", "payload_options"]
+__all__ = ["DocumentError", "NamedProblem", "load_problem"]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from kvcache.modes import MIXED, OperatingMode
+from kvcache.modes import MIXED, Mode
 from kvcache.plans import Plan, quantized
 from kvcache.selection import SELECTIONS, Selection
 from kvcache.selection.q2c import Q2C, Q2CPooled
@@ -50,7 +50,7 @@ class Comparison:
         self,
         edge: LoadedModel,
         cloud: LoadedModel,
-        modes: Sequence[OperatingMode],
+        modes: Sequence[Mode],
         plan: Plan | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
@@ -121,7 +121,7 @@ class Comparison:
             if side == "edge" and name in SCOUTS:
                 starts["cloud"]["scout", name, retention] = self._start(found["cloud"], positions)
         for mode in self._modes:
-            side = "cloud" if mode.kind in ("prompt", "scout") else "edge"
+            side = "cloud" if mode.is_question else "edge"
             starts[side]["mode", str(mode)] = self._mode_start(mode, found["edge"], found[side])
         for side, model in self._models.items():
             answers = model.decoder.decode(list(starts[side].values()))
@@ -133,14 +133,14 @@ class Comparison:
     def _start(self, found: Prefilled, kept: Tensor | None = None) -> Start:
         return Start(found.handover(kept), found.last_token, self._new)
 
-    def _mode_start(self, mode: OperatingMode, edge: Prefilled, owner: Prefilled) -> Start:
+    def _mode_start(self, mode: Mode, edge: Prefilled, owner: Prefilled) -> Start:
         """Where an answer in this mode goes on: positions are the edge's, the cache is its owner's."""
         positions = None
         if mode.selection is not None:
             selection = self._selections[mode.selection]
             positions = selection.select(edge.scores[mode.selection], mode.retention, edge.query)
         start = self._start(owner, positions)
-        if mode.kind != "cache":
+        if not mode.is_cache:
             return start
         plan = self._plan if mode.quantizer == MIXED else mode.quantizer
         assert plan is not None

@@ -18,18 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.estimators import EstimatorSettings, Ewma, Oracle, PublishedEwma
+from agents.offer import payload_options
 from allocator.policies import make_policy
 from allocator.policies.quality_max import QualityMax
 from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request
 from cluster.experiments.one_problem import chosen_option
-from cluster.experiments.problem_file import payload_options
+from kvcache.modes import Mode
 from models.profiles import ModelProfile, load_profile
 from netem.channels import MarkovChannel
 
 # Beyond the papers: what these reach on the same problems.
 OURS = ("deadline", "optimal")
-# The papers' allocators choose among a profile's modes that send a cache; these two send none.
-WITHOUT_CACHE = {"scout", "local"}
 
 Printed = tuple[int | float, int | float]
 
@@ -176,9 +175,9 @@ def at_once(
     return Reached(fmean(credited), fmean(delivered), 100 * fmean(all_met))
 
 
-def cache_modes(profile: ModelProfile) -> list[str]:
+def cache_modes(profile: ModelProfile) -> list[Mode]:
     """The modes that the papers' adaptive choice has: all that send a cache, pruned ones included."""
-    return [mode for mode in profile.modes if mode not in WITHOUT_CACHE]
+    return [mode for mode in profile.modes if mode.is_cache]
 
 
 def in_time(option: ModeOption, mbps: float, deadline_ms: float) -> bool:

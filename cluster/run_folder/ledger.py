@@ -3,22 +3,19 @@
 import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
 
 from agents.arrivals import Arrival
-from agents.record import Record, Status
+from agents.record import FIELDS, Record, Status
 from cluster.run_folder.jsonl import Tail
 from cluster.run_folder.result import Turn
 from cluster.scenario.schema import Scenario
 from reports import files
 
-FIELDS = [field.name for field in fields(Record)]
 COLUMNS = ["allocator", *FIELDS, "interventions"]
-_values = attrgetter(*FIELDS)
 
 
 class Unbalanced(AssertionError):
@@ -40,7 +37,7 @@ def read_journals(run_dir: Path, turn: Turn) -> None:
             if "issued" in entry:
                 turn.issued.add(entry["issued"])
             else:
-                turn.records.append(Record(**entry))
+                turn.records.append(Record.from_entry(entry))
 
 
 def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.DataFrame:
@@ -60,7 +57,7 @@ def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.
         records.sort(key=attrgetter("request_id"))
         done_s = [event.at_s for event in turn.timeline.events if event.kind == "intervention"]
         rows += [
-            (turn.allocator, *_values(record), bisect_right(done_s, record.intended_s) if done_s else 0)
+            (turn.allocator, *record.entry().values(), bisect_right(done_s, record.intended_s) if done_s else 0)
             for record in records
         ]
     ledger = pd.DataFrame(rows, columns=COLUMNS)

@@ -15,7 +15,8 @@ from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, Unsaved
 from cluster.scenario.yaml_document import Document, DocumentError
-from models.profiles import ModelProfile, ProfileError, load_profile
+from kvcache.modes import Mode
+from models.profiles import AllowedModes, ModelProfile, ProfileError, load_profile
 from models.settings import ModelSettings
 from netem.channels import AnyChannel
 from netem.impairments import MAX_DISTINCT_LINKS, UNIMPAIRED, Impairments, LinkImpairments
@@ -102,7 +103,7 @@ class AllocatorSettings(Settings):
     label: str | None = Field(default=None, pattern=NAME, description="default: the policy, with `+hedge` if it hedges")
     hedge: bool | None = Field(default=None, description="default: the scenario's")
     cloud_time: bool = Field(default=True, description="whether it knows when workers are free, or only the uplink")
-    modes: list[str] | None = Field(default=None, min_length=1, description="which it may assign; default: all allowed")
+    modes: AllowedModes | None = Field(default=None, description="which it may assign; default: all allowed")
     estimator: AnyEstimator | None = Field(default=None, description="default: the uplink's")
 
     @property
@@ -128,7 +129,7 @@ class Scenario(Settings):
     timeout_ms: float | None = Field(default=None, gt=0, description="then a request has failed; default 4 deadlines")
     lateness_limit_ms: float = Field(default=50.0, gt=0, description="p99 above which a live run marks itself invalid")
     context: Context = "resident"
-    modes: list[str] | None = Field(default=None, min_length=1, description="allowed modes; default: all of a profile")
+    modes: AllowedModes | None = Field(default=None, description="allowed modes; default: all of a profile")
     allocators: list[AnyAllocator] = Field(default=[AllocatorSettings(policy="deadline")], min_length=1)
     hedge: bool = Field(default=False, description="send a small mode ahead of caches at risk")
     unsaved: Unsaved = Field(default="local", description="what becomes of requests that can't meet their deadline")
@@ -214,7 +215,7 @@ class Scenario(Settings):
         """What agents offer the allocator, by profile name; agents of one profile share the very same tuple."""
         return {p.name: mode_options(p, self.modes_of(p), self.context) for p in self.models}
 
-    def modes_of(self, profile: ModelProfile) -> list[str]:
+    def modes_of(self, profile: ModelProfile) -> list[Mode]:
         """Allowed modes of a profile, in its own order."""
         return [mode for mode in profile.modes if self.modes is None or mode in self.modes]
 
@@ -247,9 +248,9 @@ class Scenario(Settings):
         for profile in self.models:
             offered = [m for m in self.modes_of(profile) if allocator.modes is None or m in allocator.modes]
             if isinstance(policy, Static) and policy.mode not in offered:
-                return f"{name}: {profile.name} may not use {policy.mode!r}, only {', '.join(offered)}"
+                return f"{name}: {profile.name} may not use '{policy.mode}', only {', '.join(map(str, offered))}"
             if not offered:
-                only = ", ".join(self.modes_of(profile))
+                only = ", ".join(map(str, self.modes_of(profile)))
                 return f"{name}: {profile.name} has none of the allocator's modes, only {only}"
         return None
 
@@ -267,9 +268,9 @@ class Scenario(Settings):
                 return
             modes = self.modes_of(profile)
             if not modes:
-                yield where, f"{profile.name} has none of the allowed modes, only {', '.join(profile.modes)}"
+                yield where, f"{profile.name} has none of the allowed modes, only {', '.join(map(str, profile.modes))}"
                 return
-            compute_ms, fastest = min((profile.compute_ms(mode), mode) for mode in modes)
+            compute_ms, fastest = min((profile.compute_ms(mode), str(mode)) for mode in modes)
             if compute_ms > self.deadline_ms:
                 yield (
                     ("deadline_ms",),
@@ -289,9 +290,10 @@ class Scenario(Settings):
         if agents > MAX_AGENTS:
             yield ("agents", "groups"), f"{agents} agents in all; there may be {MAX_AGENTS}"
         known = {mode for profile in self.models for mode in profile.modes}
+        there_are = ", ".join(sorted(map(str, known)))
         for i, mode in enumerate(self.modes or ()):
             if mode not in known:
-                yield ("modes", i), f"no agent's profile has mode {mode!r}; there are {', '.join(sorted(known))}"
+                yield ("modes", i), f"no agent's profile has mode '{mode}'; there are {there_are}"
         if self.request_timeout_ms < self.deadline_ms:
             yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {self.deadline_ms:g} ms"
         for i, allocator in enumerate(self.allocators):

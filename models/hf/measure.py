@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kvcache.cache import KVCache
-from kvcache.modes import FULL, MIXED, OperatingMode
+from kvcache.modes import MIXED, UNQUANTIZED, Mode
 from kvcache.plans import Plan, probe
 from kvcache.selection import SELECTIONS
 from kvcache.wire import Limits
@@ -57,20 +57,19 @@ class RequestResult:
         kv_bytes: payload of its full cache.
         edge_prefill_ms: tokenizing, prefill, and scoring for all selections of the modes; the same for every mode,
             since an agent prefills before it knows the mode.
-        modes: by name.
     """
 
     context: int
     kv_bytes: int
     edge_prefill_ms: float
-    modes: dict[str, ModeResult]
+    modes: dict[Mode, ModeResult]
 
 
 def measure(
     examples: Sequence[Example],
     edge: LoadedModel,
     cloud: LoadedModel,
-    modes: Sequence[OperatingMode],
+    modes: Sequence[Mode],
     max_new_tokens: int = MAX_NEW_TOKENS,
     plan: Plan | None = None,
     progress: Progress = lambda line: None,
@@ -87,7 +86,7 @@ def measure(
     Raises:
         ValueError: a prompt longer than a model takes, `mixed_int4` without a plan, or `scout` where tokenizers differ.
     """
-    if any(mode.kind == "scout" for mode in modes) and not same_tokenizer(edge, cloud):
+    if any(mode.needs_context for mode in modes) and not same_tokenizer(edge, cloud):
         raise ValueError(f"mode scout: the tokenizers of {edge.spec.name} and {cloud.spec.name} differ")
     if plan is None and any(mode.quantizer == MIXED for mode in modes):
         raise ValueError(f"{MIXED} needs a plan of layers")
@@ -107,7 +106,7 @@ class _Bench:
         self,
         edge: LoadedModel,
         cloud: LoadedModel,
-        modes: Sequence[OperatingMode],
+        modes: Sequence[Mode],
         max_new_tokens: int,
         plan: Plan | None,
     ) -> None:
@@ -124,12 +123,12 @@ class _Bench:
         found = self._edge.prefill(context, query, list(self._selections.values()))
         watch.lap()
         serve = {"cache": self._cache, "prompt": self._tokens, "scout": self._tokens, "local": self._local}
-        modes = {str(mode): serve[mode.kind](example, found, mode) for mode in self._modes}
+        modes = {mode: serve[mode.kind](example, found, mode) for mode in self._modes}
         whole = len(context) + len(query) - 1
-        kv_bytes = cache_bytes(loaded.geometry, FULL, torch.arange(whole), whole)
+        kv_bytes = cache_bytes(loaded.geometry, UNQUANTIZED, torch.arange(whole), whole)
         return RequestResult(len(context), kv_bytes, watch.laps_ms()[0], modes)
 
-    def _cache(self, example: Example, found: Prefilled, mode: OperatingMode) -> ModeResult:
+    def _cache(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         loaded = self._edge.loaded
         watch = Stopwatch(loaded.device)
         plan = self._plan if mode.quantizer == MIXED else mode.quantizer
@@ -148,7 +147,7 @@ class _Bench:
         watch.lap()
         return _result(loaded, example, answer, sent, watch)
 
-    def _tokens(self, example: Example, found: Prefilled, mode: OperatingMode) -> ModeResult:
+    def _tokens(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         """`prompt`, or `scout` with the edge's positions of a context that is in the cloud already."""
         loaded = self._cloud.loaded
         watch = Stopwatch(self._edge.loaded.device)
@@ -165,7 +164,7 @@ class _Bench:
         watch.lap()
         return _result(loaded, example, answer, len(sent), watch)
 
-    def _local(self, example: Example, found: Prefilled, mode: OperatingMode) -> ModeResult:
+    def _local(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         watch = Stopwatch(self._edge.loaded.device)
         watch.lap()
         watch.lap()
@@ -173,7 +172,7 @@ class _Bench:
         watch.lap()
         return _result(self._edge.loaded, example, answer, 0, watch)
 
-    def _kept(self, found: Prefilled, mode: OperatingMode) -> Tensor | None:
+    def _kept(self, found: Prefilled, mode: Mode) -> Tensor | None:
         if mode.selection is None:
             return None
         scores = found.scores[mode.selection]

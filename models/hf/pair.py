@@ -1,13 +1,13 @@
 """The real models of a scenario's group: an edge's and the cloud's, the questions asked of them, what must fit."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from kvcache.modes import MIXED, OperatingMode, parse_mode
+from kvcache.modes import MIXED, Mode
 from kvcache.plans import Plan, plan_of
 from models.datasets import Example, load_examples
 from models.hf.architecture import ModelError
@@ -44,12 +44,14 @@ def examples_of(settings: ModelSettings, base_dir: Path) -> list[Example]:
     return load_examples(settings.examples, settings.count, settings.seed, base_dir)
 
 
-def plan_for(mode: OperatingMode, profile: ModelProfile) -> str | Plan:
+def plan_for(mode: Mode, profile: ModelProfile) -> str | Plan:
     """The quantizers of a cache mode's layers; `mixed_int4` has the profile's, which a probe found.
 
     Raises:
         ModelError: the profile has none.
+        ValueError: no model knows this mode.
     """
+    mode.check_runnable()
     if mode.quantizer != MIXED:
         return str(mode.quantizer)
     if profile.mixed_int4_plan is None:
@@ -57,17 +59,16 @@ def plan_for(mode: OperatingMode, profile: ModelProfile) -> str | Plan:
     return plan_of(profile.mixed_int4_plan, len(profile.mixed_int4_plan))
 
 
-def check(settings: ModelSettings, profile: ModelProfile, modes: Iterable[str], base_dir: Path) -> None:
+def check(settings: ModelSettings, profile: ModelProfile, modes: Collection[Mode], base_dir: Path) -> None:
     """Whether this can run, before anything is started or any weights are loaded.
 
     Raises:
         ModelError, DatasetError, ValueError: one line: a model that isn't there or not supported, tokenizers that
             differ where `scout` is allowed, an unknown mode, no examples.
     """
-    parsed = [parse_mode(mode) for mode in modes]
-    for mode in parsed:
-        if mode.kind == "cache":
+    for mode in modes:
+        if mode.is_cache:
             plan_for(mode, profile)
     edge, cloud = specs_of(settings, base_dir)
-    check_pair(edge, cloud, scout=any(mode.kind == "scout" for mode in parsed))
+    check_pair(edge, cloud, scout=any(mode.needs_context for mode in modes))
     examples_of(settings, base_dir)

@@ -23,12 +23,14 @@ from cloud.dispatch import LeastLoaded
 from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
+from kvcache.modes import LOCAL, parse_mode
 from models.profiles import ModelProfile
 from reports.summary import STAGES
 from tests.support.virtual import SocketLoop
 from tests.support.workers import FreeLink
 
 EVENT_LOOP = SocketLoop  # virtual time: a busy machine makes nothing late
+FULL = parse_mode("full")
 PROFILE = ModelProfile.model_validate(
     {
         "name": "test/fast",
@@ -69,17 +71,16 @@ class Rig:
         self.issue, self.write = self.issued.append, self.records.append
         settings = AgentSettings(
             agent_id=0,
-            profile=PROFILE.name,
+            profile=PROFILE,
             model=0,
-            mode_codes={"full": 0, "local": 1},
-            options=mode_options(PROFILE, ["full", "local"], "resident"),
+            options=mode_options(PROFILE, PROFILE.modes, "resident"),
             prefill_ms=10,
             deadline_ms=deadline_ms,
             timeout_ms=timeout_ms,
             backlog_limit=backlog_limit,
         )
         self.uplink = SocketUplink(self.connect, warm)
-        self.host = AgentHost([Seat(settings, ProfileEdge(10, {"full": 200_000, "local": 0}), self.uplink)])
+        self.host = AgentHost([Seat(settings, ProfileEdge(10, {FULL: 200_000, LOCAL: 0}), self.uplink)])
         self.allocator = Allocator([AgentInfo(0, 1)], make_policy(policy), Fixed(mbps=1000), LeastLoaded(1), FreeLink())
 
     async def connect(self, worker: int) -> socket.socket:
@@ -124,7 +125,7 @@ async def rig(
 async def test_a_request_in_time() -> None:
     async with rig() as r:
         (record,) = await r.play([0.05])
-    assert (record.status, record.mode, record.worker) == (Status.MET, "full", 0)
+    assert (record.status, record.mode, record.worker) == (Status.MET, FULL, 0)
     assert record.quality_credited == record.quality_delivered == 100
     assert record.payload_bytes == 200_000 and record.wire_bytes > 200_040
     assert (record.prefill_ms, record.decode_ms) == pytest.approx((10, 50), abs=0.1)
@@ -144,7 +145,7 @@ async def test_a_late_answer_is_credited_but_delivers_nothing() -> None:
 async def test_local_stays_local() -> None:
     async with rig("static_local") as r:
         (record,) = await r.play([0])
-    assert (record.status, record.mode, record.worker, record.wire_bytes) == (Status.MET, "local", -1, 0)
+    assert (record.status, record.mode, record.worker, record.wire_bytes) == (Status.MET, LOCAL, -1, 0)
     assert record.latency_ms == pytest.approx(30, abs=0.1) and record.quality_delivered == 70
     assert not r.worker.counts
 

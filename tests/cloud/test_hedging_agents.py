@@ -46,7 +46,7 @@ PROFILE = ModelProfile.model_validate(
         },
     }
 )
-FULL, PROMPT = 0, 1
+FULL, PROMPT = PROFILE.modes
 HEDGE_S = 0.050
 
 
@@ -121,17 +121,16 @@ class Rig:
         self.write = self.records.append
         settings = AgentSettings(
             agent_id=0,
-            profile=PROFILE.name,
+            profile=PROFILE,
             model=0,
-            mode_codes={"full": FULL, "prompt": PROMPT},
-            options=mode_options(PROFILE, ["full", "prompt"], "resident"),
+            options=mode_options(PROFILE, PROFILE.modes, "resident"),
             prefill_ms=1,
             deadline_ms=deadline_ms,
             timeout_ms=10 * deadline_ms,
             backlog_limit=8,
         )
         self.uplink = SocketUplink(self.connect)
-        self.host = AgentHost([Seat(settings, ProfileEdge(1, {"full": CACHE_BYTES, "prompt": 50}), self.uplink)])
+        self.host = AgentHost([Seat(settings, ProfileEdge(1, {FULL: CACHE_BYTES, PROMPT: 50}), self.uplink)])
         self.dispatcher = LeastLoaded(1)
         policy = make_policy("static_full")
         self.allocator = Allocator(
@@ -172,7 +171,7 @@ async def rig(deadline_ms: float = 600) -> AsyncIterator[tuple[Rig, Worker]]:
 async def test_an_agent_on_a_good_link_is_answered_from_its_cache() -> None:
     async with rig() as (r, worker):
         (record,) = await r.play(0)
-        assert (record.status, record.mode, record.hedge, record.answered) == (Status.MET, "full", "prompt", "full")
+        assert (record.status, record.mode, record.hedge, record.answered) == (Status.MET, FULL, PROMPT, FULL)
         assert record.quality_delivered == 100
         assert record.payload_bytes == CACHE_BYTES + 50
         assert record.wire_bytes == wire_bytes(frame_bytes(CACHE_BYTES)) + wire_bytes(frame_bytes(50))
@@ -183,7 +182,7 @@ async def test_an_agent_on_a_bad_link_is_answered_from_its_hedge_and_goes_on() -
     async with rig() as (r, worker):
         r.relay.bytes_per_s = 100_000  # 2 s for the cache
         (record,) = await r.play(0)
-        assert (record.mode, record.hedge, record.answered) == ("full", "prompt", "prompt")
+        assert (record.mode, record.hedge, record.answered) == (FULL, PROMPT, PROMPT)
         assert record.quality_credited == 80
         assert 50 < record.payload_bytes < CACHE_BYTES, "the rest stayed where it was"
         assert record.cloud_prefill_ms >= 20 and record.decode_ms >= 30
@@ -191,7 +190,7 @@ async def test_an_agent_on_a_bad_link_is_answered_from_its_hedge_and_goes_on() -
         sent_bytes = record.payload_bytes
         r.relay.bytes_per_s = math.inf
         (record,) = await r.play(0)
-        assert (record.status, record.answered) == (Status.MET, "full")
+        assert (record.status, record.answered) == (Status.MET, FULL)
         assert r.relay.carried == pytest.approx(sent_bytes + record.payload_bytes, abs=500), (
             "and a few frames' overhead"
         )
@@ -203,7 +202,7 @@ async def test_an_answer_counts_from_when_it_is_there_however_slow_the_link() ->
     async with rig() as (r, _):
         r.relay.bytes_per_s = 30_000
         (record,) = await r.play(0)
-        assert record.answered == "prompt" and record.latency_ms < 600
+        assert record.answered == PROMPT and record.latency_ms < 600
 
 
 async def test_an_agent_that_times_out_leaves_no_hedge_behind() -> None:
@@ -218,5 +217,5 @@ async def test_an_agent_that_times_out_leaves_no_hedge_behind() -> None:
         assert [record.reason for record in r.records] == ["interrupted"]
         r.relay.bytes_per_s = math.inf
         (record,) = await r.play(0)
-        assert (record.status, record.answered, r.connections) == (Status.MET, "full", 2)
+        assert (record.status, record.answered, r.connections) == (Status.MET, FULL, 2)
         assert worker.counts["hedges_served"] == 0

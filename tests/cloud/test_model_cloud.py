@@ -13,6 +13,7 @@ from agents.model_edge import ModelEdge, ModelWork
 from cloud.frames import CRC, CloudStages, Header, Kind, small_frame
 from cloud.model_cloud import ModelCloud
 from cloud.worker import Worker
+from kvcache.modes import parse_mode
 from models.profiles import load_profile
 from models.settings import ModelSettings
 from tests.support import workers
@@ -49,7 +50,8 @@ async def serving(cloud: ModelCloud) -> AsyncIterator[tuple[Worker, Client]]:
             client.hang_up()
 
 
-async def body_of(work: ModelWork, mode: str) -> bytes:
+async def body_of(work: ModelWork, name: str) -> bytes:
+    mode = parse_mode(name)
     payload = await work.encode(mode, 0.0)
     body = b"".join([bytes(piece) async for piece in payload.pieces()])
     assert len(body) == payload.size == work.sizes[mode], "as many bytes as the allocator was told"
@@ -57,7 +59,7 @@ async def body_of(work: ModelWork, mode: str) -> bytes:
 
 
 def frame(number: int, mode: str, body: bytes) -> bytes:
-    return small_frame(Header(Kind.REQUEST, number, len(body), mode=MODES.index(mode)), body)
+    return small_frame(Header(Kind.REQUEST, number, len(body), mode=PROFILE.code_of(parse_mode(mode))), body)
 
 
 async def answer_of(client: Client) -> str:
@@ -76,7 +78,7 @@ async def test_a_whole_cache_is_answered_as_the_edge_itself_would(edge: ModelEdg
             assert await answer_of(client) == await work.decode(0.0) != ""
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "local"])
+@pytest.mark.parametrize("mode", [str(mode) for mode in MODES if not mode.is_local])
 async def test_every_mode_is_answered(edge: ModelEdge, cloud: ModelCloud, mode: str) -> None:
     async with serving(cloud) as (_, client):
         work = await edge.prefill(3)

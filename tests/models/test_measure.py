@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from kvcache.modes import parse_mode
+from kvcache.modes import LOCAL, SCOUT, parse_mode
 from kvcache.plans import quantized
 from kvcache.wire import payload_bytes
 from models.datasets import Example, family_examples
@@ -53,8 +53,8 @@ def measured() -> list[RequestResult]:
 def test_each_mode_is_answered_by_its_model() -> None:
     assert len(measured()) == len(EXAMPLES)
     for example, result in zip(EXAMPLES, measured(), strict=True):
-        assert list(result.modes) == MODES
-        answers = {mode: found.answer for mode, found in result.modes.items()}
+        assert list(map(str, result.modes)) == MODES
+        answers = {str(mode): found.answer for mode, found in result.modes.items()}
         assert answers["local"] == answers["full"] == answers["q2c@1.0"] == alone("tiny", example)
         assert answers["prompt"] == answers["scout@1.0"] == alone("small", example)
         for found in result.modes.values():
@@ -66,7 +66,7 @@ def test_bytes_are_those_on_the_wire() -> None:
     for example, result in zip(EXAMPLES, measured(), strict=True):
         tokens = len(context_tokens(model("tiny"), example.context))
         length = tokens + len(query_tokens(model("tiny"), example.question)) - 1
-        sent = {mode: found.payload_bytes for mode, found in result.modes.items()}
+        sent = {str(mode): found.payload_bytes for mode, found in result.modes.items()}
         for mode, plan in (("full", "bf16"), ("int8", "int8"), ("mixed_int4", PLAN)):
             assert sent[mode] == 4 + payload_bytes(geometry, plan, torch.arange(length), length)
         assert result.context == tokens and result.kv_bytes == sent["full"] == sent["q2c@1.0"]
@@ -81,7 +81,7 @@ def test_stages_take_their_time() -> None:
         assert result.edge_prefill_ms > 0
         for mode, found in result.modes.items():
             assert found.decode_ms > 0
-            assert (found.cloud_prefill_ms > 0.01) == (mode != "local")
+            assert (found.cloud_prefill_ms > 0.01) == (not mode.is_local)
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
@@ -103,7 +103,7 @@ def test_random_weights_need_no_words() -> None:
     modes = [parse_mode(mode) for mode in ("int8", "scout", "local")]
     for result in measure(examples, toy, toy, modes, 4):
         assert result.context == 40
-        assert isinstance(result.modes["scout"], ModeResult) and len(result.modes["local"].answer.split()) <= 4
+        assert isinstance(result.modes[SCOUT], ModeResult) and len(result.modes[LOCAL].answer.split()) <= 4
 
 
 def test_plans_follow_the_threshold() -> None:

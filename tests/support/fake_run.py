@@ -3,16 +3,15 @@
 import json
 import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from agents.record import Record, Status
+from agents.record import FIELDS, Record, Status
 from cluster.processes import started_at
-from cluster.run_folder.ledger import FIELDS
+from kvcache.modes import parse_mode
 from reports import files
 from reports.machine import describe_machine
 from reports.schema import RunFacts
@@ -52,12 +51,12 @@ class FakeRun:
     def record(self, request_id: int, agent_id: int, status: Status, **values: Any) -> Record:
         answered = status in (Status.MET, Status.LATE)
         latency_ms = (900.0 if status == Status.MET else 1900.0) if answered else math.nan
-        defaults = {"mode": "int8", "latency_ms": latency_ms, "grant_mbps": 5.0, "estimate_mbps": 16.0}
+        defaults = {"mode": parse_mode("int8"), "latency_ms": latency_ms, "grant_mbps": 5.0, "estimate_mbps": 16.0}
         return Record(request_id, agent_id, self.profile, 0, 1.0, 1500.0, status, **(defaults | values))
 
     def write(self, allocator: str, records: list[Record]) -> None:
         self.records += [(allocator, record) for record in records]
-        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+        lines = "".join(json.dumps(record.entry()) + "\n" for record in records)
         self.append_text(allocator, "host-0.jsonl", lines)
 
     def tick(self, allocator: str, at_s: float, **values: Any) -> None:
@@ -92,7 +91,7 @@ class FakeRun:
 
     def finish(self) -> None:
         """As `finish.finish`: ledger, summary, no journals."""
-        rows = [(allocator, *asdict(record).values()) for allocator, record in self.records]
+        rows = [(allocator, *record.entry().values()) for allocator, record in self.records]
         frame = pd.DataFrame(rows, columns=["allocator", *FIELDS])
         frame["status"] = frame.status.map(str)
         frame.to_parquet(self.dir / "ledger.parquet", index=False)

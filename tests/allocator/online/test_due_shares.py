@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from allocator.online.due_shares import NOTHING_MBPS, SAME_BYTES, beside_transfers, share_by_due
 from allocator.problem import ModeOption, Problem, Request, Transfer
+from kvcache.modes import parse_mode
 
 BYTES_PER_MS = 125.0  # of 1 Mbit/s
 GONE_BYTES = 1e-3
@@ -201,7 +202,7 @@ def test_what_nobody_needs_goes_to_who_has_the_least_left() -> None:
 
 
 def option(wire_bytes: int, edge_ms: float = 0.0, cloud_ms: float = 0.0) -> ModeOption:
-    return ModeOption(f"m{wire_bytes}", wire_bytes, edge_ms, cloud_ms, 90.0)
+    return ModeOption(parse_mode(f"m{wire_bytes}"), wire_bytes, edge_ms, cloud_ms, 90.0)
 
 
 def asking(time_left_ms: float, *options: ModeOption) -> Request:

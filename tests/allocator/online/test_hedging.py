@@ -4,16 +4,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.online.hedging import HEDGE_MODES, solve_hedged
+from allocator.online.hedging import solve_hedged
 from allocator.policies import POLICIES, make_policy
 from allocator.problem import AgentInfo, ModeOption, Problem, Request
+from kvcache.modes import parse_mode
 
-FULL = ModeOption("full", 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
-INT8 = ModeOption("int8", 500_000, 3, 100, 99)
-INT4 = ModeOption("int4", 250_000, 3, 100, 90)
-PROMPT = ModeOption("prompt", 700, 0, 150, 80)
-SCOUT = ModeOption("scout", 400, 10, 400, 85)
-LOCAL = ModeOption("local", 0, 170, 0, 60)
+FULL = ModeOption(parse_mode("full"), 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
+INT8 = ModeOption(parse_mode("int8"), 500_000, 3, 100, 99)
+INT4 = ModeOption(parse_mode("int4"), 250_000, 3, 100, 90)
+PROMPT = ModeOption(parse_mode("prompt"), 700, 0, 150, 80)
+SCOUT = ModeOption(parse_mode("scout"), 400, 10, 400, 85)
+LOCAL = ModeOption(parse_mode("local"), 0, 170, 0, 60)
 OUTAGE_MBPS = [0.5, 10.0, 10.0, 12.0]
 BY_NEED = ["deadline", "greedy", "optimal"]
 ADAPTIVE = [*BY_NEED, "equal", "model_aware"]
@@ -31,8 +32,8 @@ def alone(*options: ModeOption, left_ms: float = 2000) -> Problem:
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_a_hedge_makes_a_likely_cache_worth_more_than_a_sure_prompt(name: str) -> None:
     solution, hedges = solve_hedged(make_policy(name), alone(FULL, INT8, PROMPT), OUTAGE_MBPS)
-    assert solution.assignments[1].mode == "full"
-    assert hedges == {1: "prompt"}
+    assert solution.assignments[1].mode == FULL.mode
+    assert hedges == {1: PROMPT.mode}
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -44,20 +45,20 @@ def test_without_anything_to_go_ahead_the_plan_is_safe(name: str) -> None:
         option = next(o for o in offered if o.mode == assignment.mode)
         assert hedges == {}
         assert option.latency_ms(min(assignment.grant_mbps, OUTAGE_MBPS[0])) <= left_ms
-        assert option.mode == ("local" if left_ms == 2000 else "int4")
+        assert option == (LOCAL if left_ms == 2000 else INT4)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_of_what_may_go_ahead_the_best_that_arrives_goes(name: str) -> None:
-    for left_ms, ahead in ((2000, "scout"), (400, "prompt")):
+    for left_ms, ahead in ((2000, SCOUT), (400, PROMPT)):
         _, hedges = solve_hedged(make_policy(name), alone(INT8, SCOUT, PROMPT, left_ms=left_ms), [0.5, 50.0, 50.0])
-        assert hedges == {1: ahead}
+        assert hedges == {1: ahead.mode}
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_would_not_arrive_itself_doesn_t_go_ahead(name: str) -> None:
-    far = ModeOption("prompt", 700, 0, 1950, 80)
-    big = ModeOption("scout", 400_000, 0, 100, 95)
+    far = ModeOption(parse_mode("prompt"), 700, 0, 1950, 80)
+    big = ModeOption(parse_mode("scout"), 400_000, 0, 100, 95)
     _, hedges = solve_hedged(make_policy(name), alone(FULL, far, big, LOCAL), [0.1, 10.0, 10.0, 10.0])
     assert hedges == {}
 
@@ -81,15 +82,15 @@ def test_one_request_s_hedge_is_no_safety_for_another(name: str) -> None:
     """The one that has no prompt stays at home. (One rate for all: so the other plays safe, too.)"""
     requests = Request(1, 0, 2000, (FULL, PROMPT)), Request(2, 1, 2000, (FULL, LOCAL))
     solution, hedges = solve_hedged(make_policy(name), problem(*requests), [0.5, 9.0, 9.0, 9.0])
-    assert solution.assignments[2].mode == "local"
-    assert hedges == {} and solution.assignments[1].mode == "prompt"
+    assert solution.assignments[2].mode == LOCAL.mode
+    assert hedges == {} and solution.assignments[1].mode == PROMPT.mode
 
 
 offered = st.sets(st.sampled_from([FULL, INT8, INT4]), min_size=1).flatmap(
     lambda caches: st.sets(st.sampled_from([PROMPT, SCOUT])).map(
         # `prompt`, `scout` and `local` always, for policies that use nothing else; some too slow to be of use.
         lambda quick: (
-            *sorted(caches, key=lambda o: o.mode),
+            *sorted(caches, key=lambda o: str(o.mode)),
             *(o if o in quick else ModeOption(o.mode, o.wire_bytes, 0, 9e4, 1) for o in (PROMPT, SCOUT)),
             LOCAL,
         )
@@ -131,7 +132,7 @@ def test_every_policy_hedges_only_caches_and_only_with_what_arrives(
     assert sum(solution.grants_mbps.values()) <= max(rates) * (1 + 1e-8)
     requests = {r.request_id: r for r in asked.requests}
     for number, mode in hedges.items():
-        assert mode in HEDGE_MODES
-        assert solution.assignments[number].mode in ("full", "int8", "int4")
+        assert mode in (PROMPT.mode, SCOUT.mode)
+        assert solution.assignments[number].mode in (FULL.mode, INT8.mode, INT4.mode)
         ahead = next(o for o in requests[number].options if o.mode == mode)
         assert ahead.latency_ms(rates[0]) <= requests[number].time_left_ms * (1 + 1e-8)

@@ -13,10 +13,11 @@ from allocator.online.service import LEAST_GRANT_MBPS, LEAST_LEFT, Allocator, Ru
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer
 from cloud.dispatch import LeastLoaded
+from kvcache.modes import parse_mode
 from tests.support.virtual import virtually
 
-SEND = ModeOption("int8", 100_000, 0, 100, 99)
-LOCAL = ModeOption("local", 0, 10, 0, 75)
+SEND = ModeOption(parse_mode("int8"), 100_000, 0, 100, 99)
+LOCAL = ModeOption(parse_mode("local"), 0, 10, 0, 75)
 
 
 class RecordingLink:
@@ -100,7 +101,7 @@ class Stub:
         return next(t for t in self.last.transfers if t.request_id == request_id)
 
 
-CACHE = ModeOption("full", 1_000_000, 0, 100, 100)
+CACHE = ModeOption(parse_mode("full"), 1_000_000, 0, 100, 100)
 AGENTS = [AgentInfo(number, 1) for number in range(4)]
 
 
@@ -121,7 +122,7 @@ def test_what_a_transfer_has_left_falls_with_its_grant_and_time() -> None:
     async def main() -> None:
         allocator, policy, _ = stubbed()
         await allocator.assign(request(1))
-        await allocator.assign(request(2, ModeOption("int8", 1_000_000, 100, 50, 99)))
+        await allocator.assign(request(2, ModeOption(parse_mode("int8"), 1_000_000, 100, 50, 99)))
         assert policy.transfer(1) == Transfer(1, 1, 1_000_000, 4900)
         await asyncio.sleep(0.4)
         await allocator.peek(1)
@@ -146,7 +147,7 @@ def test_a_transfer_isn_t_due_sooner_for_what_its_edge_has_still_to_do() -> None
 
     async def main() -> None:
         allocator, policy, _ = stubbed()
-        await allocator.assign(request(1, ModeOption("int8", 1_000_000, 400, 100, 99)))
+        await allocator.assign(request(1, ModeOption(parse_mode("int8"), 1_000_000, 400, 100, 99)))
         await asyncio.sleep(0.1)
         await allocator.peek(1)
         assert policy.transfer(1).due_in_ms == pytest.approx(5000 - 400 - 100)
@@ -159,8 +160,8 @@ def test_what_the_uplink_can_t_have_carried_is_put_back() -> None:
     async def main() -> None:
         allocator, policy, _ = stubbed()
         await allocator.report(100)
-        await allocator.assign(request(1, ModeOption("full", 2_000_000, 0, 100, 100)))
-        await allocator.assign(request(2, ModeOption("full", 4_000_000, 500, 100, 100)))
+        await allocator.assign(request(1, ModeOption(parse_mode("full"), 2_000_000, 0, 100, 100)))
+        await allocator.assign(request(2, ModeOption(parse_mode("full"), 4_000_000, 500, 100, 100)))
         await asyncio.sleep(1)
         await allocator.report(9)  # 1.125 MB, where 1.25 and 0.625 were granted
         assert policy.transfer(1).bytes_left == pytest.approx(2_000_000 - 0.6 * 1_250_000)
@@ -269,7 +270,9 @@ def test_transfers_that_share_a_worker_are_due_one_after_the_other(
     async def main() -> None:
         allocator, policy, _ = stubbed(Rules(cloud_time=cloud_time), workers=1)
         for number, (deadline_ms, cost_ms) in enumerate(zip(deadlines, costs, strict=True)):
-            await allocator.assign(request(number, ModeOption("full", 1_000_000, 0, cost_ms, 100), deadline_ms))
+            await allocator.assign(
+                request(number, ModeOption(parse_mode("full"), 1_000_000, 0, cost_ms, 100), deadline_ms)
+            )
         await allocator.peek(1)
         due_ms = {t.request_id: t.due_in_ms for t in policy.last.transfers}
         alone_ms = {number: deadlines[number] - costs[number] for number in range(4)}
@@ -330,9 +333,9 @@ class SlowLink(RecordingLink):
 
 OPTIONS = (
     CACHE,
-    ModeOption("int4", 250_000, 3, 100, 90),
-    ModeOption("prompt", 500, 0, 150, 80),
-    ModeOption("local", 0, 300, 0, 60),
+    ModeOption(parse_mode("int4"), 250_000, 3, 100, 90),
+    ModeOption(parse_mode("prompt"), 500, 0, 150, 80),
+    ModeOption(parse_mode("local"), 0, 300, 0, 60),
 )
 events = st.lists(
     st.tuples(
@@ -377,7 +380,7 @@ def test_whatever_happens_nothing_is_left_behind(
         if assigning:
             for asked in (await asyncio.wait(assigning.values()))[0]:
                 decision = asked.result()
-                assert (decision.worker >= 0) == (decision.assignment.mode != "local")
+                assert (decision.worker >= 0) == (not decision.assignment.mode.is_local)
         await asyncio.sleep(1)
         assert dispatcher.free_in_ms() == (0, 0)
         assert (allocator._waiting, allocator._sending, allocator._regranting) == ({}, {}, None)

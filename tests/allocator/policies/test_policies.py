@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from allocator.modes import adaptive_mode
 from allocator.policies import POLICIES, make_policy
 from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request, Transfer
+from kvcache.modes import PROMPT, SCOUT, parse_mode
 
-KV_MODES = ("full", "int8", "int4")
+KV_MODES = tuple(map(parse_mode, ("full", "int8", "int4")))
 quality = st.floats(0, 120)
 kv_options = st.lists(
     st.builds(
@@ -23,9 +24,9 @@ kv_options = st.lists(
     unique_by=lambda o: o.mode,
 )
 small_options = st.tuples(
-    st.builds(ModeOption, st.just("prompt"), st.integers(100, 5000), st.just(0), st.floats(0, 1000), quality),
-    st.builds(ModeOption, st.just("scout"), st.integers(100, 1000), st.floats(0, 10), st.floats(0, 1000), quality),
-    st.builds(ModeOption, st.just("local"), st.just(0), st.floats(0, 2000), st.just(0), quality),
+    st.builds(ModeOption, st.just(PROMPT), st.integers(100, 5000), st.just(0), st.floats(0, 1000), quality),
+    st.builds(ModeOption, st.just(SCOUT), st.integers(100, 1000), st.floats(0, 10), st.floats(0, 1000), quality),
+    st.builds(ModeOption, st.just(parse_mode("local")), st.just(0), st.floats(0, 2000), st.just(0), quality),
 )
 options = st.builds(lambda kv, small: (*kv, *small), kv_options, small_options)
 some_options = st.one_of(options, kv_options.map(tuple))
@@ -106,11 +107,11 @@ def test_shares_as_published() -> None:
     assert make_policy("model_aware").solve(Problem(100, agents, ())).grants_mbps == {0: 25, 1: 75}
 
 
-FULL = ModeOption("full", 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
-INT8 = ModeOption("int8", 500_000, 3, 100, 99)
-MIXED = ModeOption("mixed_int4", 300_000, 3, 100, 107)
-INT4 = ModeOption("int4", 250_000, 3, 100, 96)
-LOCAL = ModeOption("local", 0, 170, 0, 75)
+FULL = ModeOption(parse_mode("full"), 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
+INT8 = ModeOption(parse_mode("int8"), 500_000, 3, 100, 99)
+MIXED = ModeOption(parse_mode("mixed_int4"), 300_000, 3, 100, 107)
+INT4 = ModeOption(parse_mode("int4"), 250_000, 3, 100, 96)
+LOCAL = ModeOption(parse_mode("local"), 0, 170, 0, 75)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_static_is_static_and_says_what_it_lacks() -> None:
     agents = (AgentInfo(0, 1),)
     policy = make_policy("static_int8")
     solution = policy.solve(Problem(1, agents, (Request(5, 0, 10, (FULL, INT8)),)))
-    assert solution.assignments[5].mode == "int8"
+    assert solution.assignments[5].mode == INT8.mode
     with pytest.raises(ValueError, match="no mode 'int8', only full"):
         policy.solve(Problem(1, agents, (Request(5, 0, 10, (FULL,)),)))
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from allocator.modes import adaptive_mode
 from allocator.policies.quality_max import DRAWS, QualityMax, delivered_quality
 from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request
+from kvcache.modes import parse_mode
 
 OPTIONS = (
-    ModeOption("full", 3_000_000, 20, 167, 100),
-    ModeOption("mixed_int4", 800_000, 23, 167, 107.1),
-    ModeOption("int4", 750_000, 23, 167, 96.2),
+    ModeOption(parse_mode("full"), 3_000_000, 20, 167, 100),
+    ModeOption(parse_mode("mixed_int4"), 800_000, 23, 167, 107.1),
+    ModeOption(parse_mode("int4"), 750_000, 23, 167, 96.2),
 )
 AGENTS = tuple(AgentInfo(i, 3_000_000) for i in range(4))
 

@@ -15,6 +15,7 @@ from allocator.solver.arrays import rows_of
 from allocator.solver.enumerate import few_choice
 from allocator.solver.lexicographic import solve_lexicographic
 from allocator.solver.milp import exact_choice
+from kvcache.modes import parse_mode
 
 seeds = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=60, deadline=None)
@@ -85,7 +86,10 @@ KV_MODES = (("full", 1.0, 0, 100.0), ("int8", 0.508, 3, 99.6), ("mixed_int4", 0.
 @pytest.mark.parametrize("spread", [0.0, 0.3], ids=["deadlines in common", "for each"])
 def test_many_agents_that_the_uplink_is_too_small_for(spread: float, workers: tuple[float, ...] | None) -> None:
     kinds = [
-        tuple(ModeOption(mode, int(share * size), edge_ms, decode_ms, q) for mode, share, edge_ms, q in KV_MODES)
+        tuple(
+            ModeOption(parse_mode(mode), int(share * size), edge_ms, decode_ms, q)
+            for mode, share, edge_ms, q in KV_MODES
+        )
         for size, decode_ms in MODELS
     ]
     late_ms = 5350 * np.random.default_rng(0).uniform(1 - spread, 1 + spread, 1000)

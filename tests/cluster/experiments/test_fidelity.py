@@ -14,6 +14,7 @@ from agents.record import Record, Status
 from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
+from kvcache.modes import parse_mode
 from reports.fidelity import STAGES, compare, print_fidelity
 from reports.schema import BothEngines, Deviation, Fidelity, RelativeError
 from tests.support.commands import scout
@@ -27,10 +28,9 @@ COMPARISON = {
 
 def row(number: int, allocator: str = "equal", **values: Any) -> dict[str, Any]:
     """A request that was answered in time, where nothing else is said."""
-    record = Record(number, 0, "tiny", -1, number / 10, 1000.0, Status.MET, mode="int8", lateness_ms=0.0)
+    record = Record(number, 0, "tiny", -1, number / 10, 1000.0, Status.MET, mode=parse_mode("int8"), lateness_ms=0.0)
     record.latency_ms, record.quality_delivered = 100.0, 90.0
-    known = {name: getattr(record, name) for name in Record.__slots__}
-    return {"allocator": allocator, **known, "status": "met", **values}
+    return {"allocator": allocator, **record.entry(), "status": "met", **values}
 
 
 Compared = Callable[..., dict[str, Deviation]]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.scenario.yaml_document import DocumentError
+from kvcache.modes import parse_mode
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -48,7 +49,7 @@ def test_defaults_and_derived(tmp_path: Path) -> None:
         "measured/qwen2.5-14b"
     ]
     assert [profile.name for profile in scenario.models] == ["measured/qwen2.5-7b", "measured/qwen2.5-14b"]
-    assert scenario.modes_of(scenario.models[0]) == ["int8", "int4"]
+    assert list(map(str, scenario.modes_of(scenario.models[0]))) == ["int8", "int4"]
     assert scenario.request_timeout_ms == 20_000
     assert scenario.agents_per_actor == 1
     assert scenario.uplink.estimator.kind == "ewma"
@@ -289,14 +290,16 @@ def test_variants_of_one_policy_have_turns_of_their_own(tmp_path: Path) -> None:
     assert equal == AllocatorSettings(policy="equal")
     assert (blind.cloud_time, hedging.cloud_time) == (False, True)
     assert (equal.hedge, hedging.hedge) == (None, True)
-    assert exact.estimator is not None and exact.estimator.kind == "oracle" and exact.modes == ["int4"]
+    assert exact.estimator is not None and exact.estimator.kind == "oracle" and exact.modes == [parse_mode("int4")]
 
 
 def test_a_variant_is_picked_by_its_name_and_any_policy_by_its_own(tmp_path: Path) -> None:
     picked = load(tmp_path, GOOD + VARIANTS, ["exact", "deadline+hedge", "deadline", "equal"])
     assert picked.allocator_names == ["exact", "deadline+hedge", "deadline", "equal"]
     assert [a.policy for a in picked.allocators] == ["deadline", "deadline", "deadline", "equal"]
-    assert picked.allocators[0].modes == ["int4"] and picked.allocators[2] == AllocatorSettings(policy="deadline")
+    assert picked.allocators[0].modes == [parse_mode("int4")] and picked.allocators[2] == AllocatorSettings(
+        policy="deadline"
+    )
     with pytest.raises(DocumentError, match="no allocator 'sharp'; there are equal"):
         load(tmp_path, GOOD + VARIANTS, ["sharp"])
     with pytest.raises(DocumentError, match="allocator 'blind' is there twice"):

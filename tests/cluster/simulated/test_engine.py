@@ -128,7 +128,7 @@ def test_hedges_save_what_outages_would_cost(simulate: Callable[..., Any]) -> No
     assert (hedged.status == Status.MET).mean() > (plain.status == Status.MET).mean()
     assert hedged.quality_delivered.mean() > plain.quality_delivered.mean()
     # An answer counts as what it is, and what was withdrawn wasn't sent.
-    options = {(p.name, mode): entry for p in loaded.models for mode, entry in p.modes.items()}
+    options = {(p.name, str(mode)): entry for p in loaded.models for mode, entry in p.modes.items()}
     for row in hedged.itertuples():
         assert row.quality_credited == options[row.profile, row.answered].quality
         whole = options[row.profile, row.mode].payload_bytes
