@@ -53,8 +53,8 @@ class RayAllocator:
     def received(self, request_id: int) -> None:
         self._actor.received.remote(request_id)
 
-    def finish(self, request_id: int) -> None:
-        self._actor.finish.remote(request_id)
+    def finish(self, request_id: int, gave_up: bool = False) -> None:
+        self._actor.finish.remote(request_id, gave_up)
 
 
 class CountedJournal(Journal):

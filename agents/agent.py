@@ -32,8 +32,12 @@ class AllocatorClient(Protocol):
         """The cloud needs no more of the request: its agent's uplink is free."""
         ...
 
-    def finish(self, request_id: int) -> None:
-        """The request has ended, however and whether or not it was ever assigned."""
+    def finish(self, request_id: int, gave_up: bool = False) -> None:
+        """The request has ended, whether or not it was ever assigned.
+
+        Args:
+            gave_up: the agent stopped waiting for an answer that the cloud may still be working on.
+        """
         ...
 
 
@@ -144,6 +148,7 @@ class Agent:
         name, intended_s = s.profile.name, arrival.intended_s
         record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
         record.lateness_ms = self._since_ms(arrival.intended_s)
+        gave_up = False
         try:
             if self._paused:
                 record.status, record.reason = Status.REJECTED, "paused"
@@ -164,13 +169,13 @@ class Agent:
             record.quality_credited = measured
             record.quality_delivered = record.quality_credited if met else 0.0
         except TimeoutError:
-            record.reason = f"no answer within {s.timeout_ms:g} ms"
+            record.reason, gave_up = f"no answer within {s.timeout_ms:g} ms", True
         except Refused as refusal:
             # A full queue is the cloud's admission at work; any other refusal means that something is broken.
             record.status = Status.REJECTED if str(refusal) == "queue_full" else Status.FAILED
             record.reason = f"cloud: {refusal}"
         except ConnectionLost as error:
-            record.reason = f"connection lost: {error}"
+            record.reason, gave_up = f"connection lost: {error}", True
         except asyncio.CancelledError:
             record.reason = "interrupted"
             raise
@@ -179,7 +184,7 @@ class Agent:
             record.reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         finally:
             self._ledger.write(record)
-            self._allocator.finish(record.request_id)
+            self._allocator.finish(record.request_id, gave_up)
 
     async def _answer(self, record: Record) -> Work:
         """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from."""

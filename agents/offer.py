@@ -53,4 +53,5 @@ def _option(profile: ModelProfile, mode: Mode, size_bytes: int, prefilled_ms: fl
     edge_ms = profile.edge_prefill_of(mode) - prefilled_ms + entry.encode_ms
     if mode.is_local:
         return ModeOption(mode, size_bytes, edge_ms + entry.decode_ms, 0.0, entry.quality)
-    return ModeOption(mode, size_bytes, edge_ms, entry.cloud_prefill_ms + entry.decode_ms, entry.quality)
+    cloud_ms = entry.cloud_prefill_ms + entry.decode_ms
+    return ModeOption(mode, size_bytes, edge_ms, cloud_ms, entry.quality, entry.cloud_prefill_ms, profile.name)

@@ -34,8 +34,14 @@ class AllocatorActor:
     async def received(self, request_id: int) -> None:
         self._allocator.received(request_id)
 
-    async def finish(self, request_id: int) -> None:
-        self._allocator.finish(request_id)
+    async def finish(self, request_id: int, gave_up: bool = False) -> None:
+        self._allocator.finish(request_id, gave_up)
+
+    async def worker_lost(self, worker: int) -> None:
+        self._allocator.worker_lost(worker)
+
+    async def worker_restored(self, worker: int) -> None:
+        self._allocator.worker_restored(worker)
 
     async def snapshot(self) -> Snapshot:
         return self._allocator.snapshot()

@@ -9,7 +9,7 @@ Choose a mode for every request and a grant for everybody who sends, so that
 - as much weight as possible meets its deadline, and after that the weighted quality of what does is highest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -31,6 +31,8 @@ class ModeOption:
         edge_ms: compute on the edge agent from the assignment on (encoding, or decoding for `local`).
         cloud_ms: compute on the cloud worker (prefill if any, decode), without queueing.
         quality: of the answer, if it is used.
+        cloud_prefill_ms: part of `cloud_ms` that can't be shared with other requests of a batch.
+        decoder: requests with an equal decoder can be decoded together.
     """
 
     mode: Mode
@@ -38,6 +40,8 @@ class ModeOption:
     edge_ms: float
     cloud_ms: float
     quality: float
+    cloud_prefill_ms: float = 0.0
+    decoder: Hashable = 0
 
     def latency_ms(self, mbps: float) -> float:
         """Predicted time from the assignment to the answer on a grant of `mbps` Mbit/s, empty queues assumed."""
@@ -110,8 +114,8 @@ class Problem:
         agents: all agents of the run, busy or not.
         requests: those whose mode is to be chosen.
         transfers: those in flight on the uplink.
-        workers_free_in_ms: for each cloud worker, when it will have done what is already promised to it; None if cloud
-            time is not modelled (as in the papers).
+        workers_free_in_ms: for each cloud worker, when it will have done what is already promised to it, inf if it is
+            lost; None if cloud time is not modelled (as in the papers).
         unsaved: what becomes of a request that can't meet its deadline: answered on the edge (`local`, where it is
             offered), or late by the mode that sends least, on what the others leave.
     """

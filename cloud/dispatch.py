@@ -1,62 +1,148 @@
-"""Which worker of the pool a request goes to, and what is promised to each."""
+"""Which worker a request goes to, and when each worker will be free."""
 
+import math
+
+from allocator.online.dispatcher import NO_WORKER, CloudJob
+from cloud.schedule import Schedule
 from models.clock import now_s
 
 
 class LeastLoaded:
-    """The worker that will be free first by what is promised to it; the lowest number among equals.
+    """Sends each request to the living worker with the least work left; the lowest number among equals.
 
-    Workers serve in order of arrival. What arrives when is told by the agents, what it takes by the profile.
+    It keeps a copy of each worker's schedule, driven by what the allocator hears from agents, and implements
+    `allocator.online.dispatcher.Dispatcher`. The copy differs from the worker where agents don't tell: a hedge that is
+    served before its request arrived (known from its start, with the cost of the request), and the delay of messages.
+
+    Args:
+        batch: the most requests that a worker serves together.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._promised_ms = [0.0] * workers
-        self._promises = [0] * workers
-        self._jobs: dict[int, tuple[int, float]] = {}
-        self._arrived: list[dict[int, None]] = [{} for _ in range(workers)]  # request ids in order of arrival
-        self._serving_since_s = [0.0] * workers
+    def __init__(self, workers: int, batch: int = 1) -> None:
+        self._batch = batch
+        self._copies: list[_WorkerCopy | None] = [_WorkerCopy(batch) for _ in range(workers)]  # None: lost
+        self._chosen: dict[int, _WorkerCopy] = {}
 
-    def choose(self, request_id: int, cloud_ms: float) -> int:
-        """A worker for a request that will occupy it for `cloud_ms`."""
+    def choose(self, request_id: int, job: CloudJob) -> int:
+        """See `Dispatcher`."""
         free_in_ms = self.free_in_ms()
         worker = free_in_ms.index(min(free_in_ms))
-        self._jobs[request_id] = (worker, cloud_ms)
-        self._promised_ms[worker] += cloud_ms
-        self._promises[worker] += 1
+        copy = self._copies[worker]
+        if copy is None:
+            return NO_WORKER
+        copy.promise(request_id, job)
+        self._chosen[request_id] = copy
         return worker
 
-    def arrived(self, request_id: int) -> None:
-        """The worker has the whole request; unknown ids are fine."""
-        job = self._jobs.get(request_id)
-        if job is not None:
-            queue = self._arrived[job[0]]
-            if not queue:
-                self._serving_since_s[job[0]] = now_s()
-            queue[request_id] = None
+    def predict(self, request_id: int, arrives_s: float) -> float:
+        """See `Dispatcher`."""
+        return self._chosen[request_id].predict(request_id, arrives_s, now_s())
 
-    def done(self, request_id: int) -> None:
-        """That work is off its worker, however it ended; unknown ids are fine."""
-        job = self._jobs.pop(request_id, None)
-        if job is None:
-            return
-        worker, cloud_ms = job
-        queue = self._arrived[worker]
-        self._promises[worker] -= 1
-        # Sums of differences drift; an idle worker has promised nothing.
-        self._promised_ms[worker] = self._promised_ms[worker] - cloud_ms if self._promises[worker] else 0.0
-        if request_id in queue:
-            was_served = next(iter(queue)) == request_id
-            del queue[request_id]
-            if was_served:
-                self._serving_since_s[worker] = now_s()
+    def arrived(self, request_id: int) -> None:
+        """See `Dispatcher`."""
+        if copy := self._chosen.get(request_id):
+            copy.arrived(request_id, now_s())
+
+    def done(self, request_id: int, gave_up: bool = False) -> None:
+        """See `Dispatcher`."""
+        if copy := self._chosen.pop(request_id, None):
+            copy.done(request_id, gave_up, now_s())
+
+    def lost(self, worker: int) -> None:
+        """See `Dispatcher`."""
+        copy, self._copies[worker] = self._copies[worker], None
+        self._chosen = {request_id: other for request_id, other in self._chosen.items() if other is not copy}
+
+    def restored(self, worker: int) -> None:
+        """See `Dispatcher`."""
+        if self._copies[worker] is None:
+            self._copies[worker] = _WorkerCopy(self._batch)
 
     def free_in_ms(self) -> tuple[float, ...]:
-        """For each worker, when it will have done what is promised to it, if that were all there already."""
+        """See `Dispatcher`."""
         at_s = now_s()
-        free_in_ms = []
-        for promised_ms, queue, since_s in zip(self._promised_ms, self._arrived, self._serving_since_s, strict=True):
-            if queue:
-                serving_ms = self._jobs[next(iter(queue))][1]
-                promised_ms -= min(serving_ms, (at_s - since_s) * 1e3)
-            free_in_ms.append(max(0.0, promised_ms))
-        return tuple(free_in_ms)
+        return tuple([math.inf if copy is None else copy.free_in_ms(at_s) for copy in self._copies])
+
+    def schedule(self, worker: int) -> Schedule[int] | None:
+        """What the worker is thought to serve and to have queued; None if it is lost."""
+        copy = self._copies[worker]
+        return None if copy is None else copy.as_of(now_s())
+
+
+class _WorkerCopy:
+    """The schedule of one worker as far as it is known, and the requests that are on their way to it."""
+
+    def __init__(self, batch: int) -> None:
+        self._schedule: Schedule[int] = Schedule(batch)
+        self._promised: dict[int, tuple[CloudJob, float | None]] = {}  # with the predicted arrival
+        self._unanswered: set[int] = set()  # in the queue or in service, and not given up
+        self._idle_since_s = 0.0
+        self._batch = batch
+        self._queue_ms: float | None = None  # of all queued and promised work, begun at `_begin_s`; None: not known
+        self._begin_s = 0.0
+
+    def promise(self, request_id: int, job: CloudJob) -> None:
+        self._promised[request_id] = job, None
+        self._queue_ms = None
+
+    def arrived(self, request_id: int, at_s: float) -> None:
+        promised = self._promised.pop(request_id, None)
+        if promised is None:
+            return
+        schedule = self.as_of(at_s)
+        if not schedule.serving and not len(schedule):
+            self._idle_since_s = at_s
+        schedule.add(request_id, promised[0])
+        self._unanswered.add(request_id)
+        self._queue_ms = None
+
+    def done(self, request_id: int, gave_up: bool, at_s: float) -> None:
+        if self._promised.pop(request_id, None):
+            self._queue_ms = None
+            return
+        schedule = self.as_of(at_s)
+        self._unanswered.discard(request_id)
+        if gave_up:
+            return  # the worker serves it, and nobody tells when that has ended
+        if request_id in schedule.serving:
+            if not self._unanswered.intersection(schedule.serving):
+                self._end(at_s)
+        else:
+            # It was served before those that were thought to be in service, so these have not begun.
+            schedule.remove(request_id)
+            schedule.put_back()
+            self._end(at_s)
+
+    def as_of(self, at_s: float) -> Schedule[int]:
+        """The schedule with all batches begun that the worker should have begun by `at_s`."""
+        schedule = self._schedule
+        while True:
+            if schedule.serving:
+                if schedule.busy_until_s >= at_s or self._unanswered.intersection(schedule.serving):
+                    return schedule
+                self._end(schedule.busy_until_s)
+            if not len(schedule):
+                return schedule
+            schedule.begin(self._idle_since_s)
+            self._queue_ms = None
+
+    def predict(self, request_id: int, arrives_s: float, at_s: float) -> float:
+        schedule = self.as_of(at_s)
+        if request_id in self._promised:
+            self._promised[request_id] = self._promised[request_id][0], arrives_s
+        later = [(when, number, job) for number, (job, when) in self._promised.items() if when is not None]
+        return schedule.ready_s(request_id, at_s, later)
+
+    def free_in_ms(self, at_s: float) -> float:
+        schedule = self.as_of(at_s)
+        left_ms = schedule.left_ms(at_s)
+        begin_s = max(at_s, schedule.busy_until_s)
+        if self._queue_ms is None or (self._batch > 1 and begin_s != self._begin_s):  # batches change with time
+            self._queue_ms = schedule.queue_ms(begin_s, {number: job for number, (job, _) in self._promised.items()})
+            self._begin_s = begin_s
+        return left_ms + self._queue_ms
+
+    def _end(self, at_s: float) -> None:
+        self._schedule.end()
+        self._idle_since_s = at_s
+        self._queue_ms = None

@@ -1,14 +1,15 @@
 """Real models on a cloud worker: caches to go on from, questions to answer, several models at once."""
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from allocator.online.dispatcher import CloudJob
 from cloud.frames import Header
 from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, Unservable
 from kvcache.errors import WireError
@@ -58,16 +59,13 @@ class ModelCloud:
         if served is not None and not served.takes(header):
             raise UnknownModel(f"model {header.model}, mode {header.mode}: no body comes in it that a model can read")
 
-    def expected_ms(self, header: Header) -> float:
-        return self._profiles.expected_ms(header)
+    def job_of(self, header: Header) -> CloudJob:
+        job, served = self._profiles.job_of(header), self._served.get(header.model)
+        return job if served is None else replace(job, decoder=served.decoder(header).loaded.fingerprint)
 
     def receive(self, header: Header) -> Body:
         served = self._served.get(header.model)
         return Discarded() if served is None else _Checked(served.body(header))
-
-    def decoder_of(self, header: Header) -> Hashable:
-        served = self._served.get(header.model)
-        return self._profiles.decoder_of(header) if served is None else served.decoder(header).loaded.fingerprint
 
     async def prefill(self, header: Header, content: Any) -> Any:
         served = self._served.get(header.model)

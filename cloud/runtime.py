@@ -1,8 +1,9 @@
 """What a cloud worker computes with; here from a profile: its times instead of a model."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from allocator.online.dispatcher import CloudJob
 from cloud.frames import Header
 from models.clock import sleep_ms
 from models.profiles import ModelProfile, ModeProfile
@@ -53,16 +54,12 @@ class CloudRuntime(Protocol):
         """Raises UnknownModel before any of the body is read."""
         ...
 
-    def expected_ms(self, header: Header) -> float:
-        """How long the worker will be occupied."""
+    def job_of(self, header: Header) -> CloudJob:
+        """How a request that was checked is scheduled: its deadline, its cost, and its decoder."""
         ...
 
     def receive(self, header: Header) -> Body:
         """What takes the body of a request that was checked."""
-        ...
-
-    def decoder_of(self, header: Header) -> Hashable:
-        """Requests for which this is the same can be decoded together."""
         ...
 
     async def prefill(self, header: Header, content: Any) -> Any:
@@ -90,15 +87,12 @@ class ProfileCloud:
         except IndexError:
             raise UnknownModel(f"model {header.model}, mode {header.mode}") from None
 
-    def expected_ms(self, header: Header) -> float:
+    def job_of(self, header: Header) -> CloudJob:
         mode = self._of(header)
-        return mode.cloud_prefill_ms + mode.decode_ms
+        return CloudJob(header.deadline_s, mode.cloud_prefill_ms, mode.decode_ms, decoder=header.model)
 
     def receive(self, header: Header) -> Discarded:
         return Discarded()
-
-    def decoder_of(self, header: Header) -> int:
-        return header.model
 
     async def prefill(self, header: Header, content: Any) -> None:
         await sleep_ms(self._of(header).cloud_prefill_ms)

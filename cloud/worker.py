@@ -1,6 +1,6 @@
-"""A cloud worker: queues what has arrived, serves it batch by batch, holds hedges until their last safe moment.
+"""A cloud worker: queues requests, serves them batch by batch, and holds hedges until their last safe moment.
 
-It knows nothing of sockets: `cloud.reception` receives frames for it live, the simulated link calls it directly.
+It knows nothing of sockets: live, `cloud.reception` passes it what arrives; simulated, the fluid link does.
 """
 
 import asyncio
@@ -9,28 +9,28 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from cloud.backlog import Backlog
 from cloud.frames import CloudStages, Header, Kind
 from cloud.holds import Holds
 from cloud.runtime import CloudRuntime, Unservable
+from cloud.schedule import Schedule
 from models.clock import now_s
 
-# An answer from a hedge starts so much earlier than it must: for its own way back, and the cloud's own unpunctuality.
+# The service of a hedge begins this much earlier than it must, for the answer's way back and late timers in the cloud.
 HOLD_MARGIN_S = 0.010
 
 Reply = Callable[[Kind, Header, CloudStages], Awaitable[None]]
 """Sends the requester a receipt, an answer or a refusal. Raises OSError if it has gone."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """A request that waits for the worker.
+    """A request, or the hedge of one, that waits for the worker. Jobs are equal only to themselves.
 
     Attributes:
-        key: the same for a request and the hedge that went ahead of it, and for nothing else.
-        received_s: when its last byte was there.
-        content: of its body, for the runtime.
-        first_byte_s: when its header was there.
+        key: the same for a request and its hedge, different for all other requests.
+        received_s: when its last byte arrived, as loop time.
+        content: its body as the runtime's `Body` decoded it.
+        first_byte_s: when its header arrived, as loop time.
     """
 
     key: Hashable
@@ -46,113 +46,111 @@ class QueueFull(Exception):
 
 
 class Worker:
-    """One queue, and a runtime that serves up to `batch` requests of one decoder at a time.
+    """One queue, and a runtime that serves it by `cloud.schedule`.
 
     `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_queue_full`, `refused_unservable`,
-    `unanswered` for answers whose agent was gone, and of hedges `hedges_held`, `hedges_served`, `hedges_dropped` (for
-    want of room).
+    `unanswered` (the agent had gone), `hedges_held`, `hedges_served` and `hedges_dropped` (there was no room).
+
+    Args:
+        queue_limit: the most requests that wait, and the most hedges that are held; further ones are refused.
+        batch: the most requests that are decoded together.
     """
 
     def __init__(self, runtime: CloudRuntime, queue_limit: int, batch: int = 1) -> None:
         self.runtime = runtime
         self.counts: Counter[str] = Counter()
-        self._backlog: Backlog[Job] = Backlog(queue_limit)
+        self.schedule: Schedule[Job] = Schedule(batch)
         self._queue_limit = queue_limit
-        self._batch = batch
+        self._filled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._free_s = 0.0  # when the request being served should be done
         self._holds: Holds[Job] = Holds()
         self._queued_hedges: dict[Hashable, Job] = {}
         self._served_from_hedge: set[Hashable] = set()
         self._check: asyncio.TimerHandle | None = None
 
     async def submit(self, job: Job) -> None:
-        """A request has arrived whole: send its receipt and queue it, or put it in the place of its queued hedge.
+        """A whole request has arrived: queue it instead of its hedge, and send its receipt.
 
-        If it has already been answered from its hedge, it is dropped.
+        It is dropped if it has already been answered from its hedge.
 
         Raises:
-            QueueFull: and counted.
+            QueueFull: the queue has no room; this is counted.
         """
         if job.key in self._served_from_hedge:
             self._served_from_hedge.discard(job.key)
             return
         self._holds.drop(job.key)
-        hedge = self._queued_hedges.pop(job.key, None)
-        if hedge is not None:
-            hedge.header, hedge.received_s, hedge.content = job.header, job.received_s, job.content
-            hedge.first_byte_s = job.first_byte_s
-        elif not self._enqueue(job):
+        self._drop_queued_hedge(job.key)
+        if not self._enqueue(job):
             self.counts["refused_queue_full"] += 1
             raise QueueFull
         self._release_due()
         try:
             await job.reply(Kind.RECEIPT, job.header, _receipt(job))
         except OSError:
-            pass  # serving it will show, and count, that nobody waits
+            pass  # counted when the answer can't be sent either
 
     def hold(self, job: Job) -> None:
-        """A hedge has come: if its request isn't whole by the last safe moment, answer from this."""
+        """A hedge has arrived: it is served if its request hasn't arrived whole by the last safe moment."""
         if len(self._holds) >= self._queue_limit:
             self.counts["hedges_dropped"] += 1
             return
         self.counts["hedges_held"] += 1
-        self._holds.add(job.key, job, job.header.deadline_s, self.runtime.expected_ms(job.header))
+        self._holds.add(job.key, job, job.header.deadline_s, self.runtime.job_of(job.header).cost_ms)
         self._release_due()
 
     def withdraw(self, key: Hashable) -> None:
-        """Nobody wants this request any more, or the rest of it will never come."""
+        """The request was cancelled, or the rest of it will never arrive: forget its hedge."""
         self._holds.drop(key)
-        self._queued_hedges.pop(key, None)  # its turn will come, and find that nobody wants it
+        self._drop_queued_hedge(key)
         self._served_from_hedge.discard(key)
 
     async def settle(self) -> None:
-        """Forget what waits and finish the request being served, so that the next turn finds the worker idle."""
+        """Forget all queued requests and finish those in service, so that the next turn finds the worker idle."""
         self._holds = Holds()
-        if forgotten := self._backlog.clear():
+        if forgotten := self.schedule.clear():
             self.counts["forgotten"] += forgotten
         self._queued_hedges.clear()
         await self._idle.wait()
         self._served_from_hedge.clear()
 
     async def serve_queue(self) -> None:
-        """Serve queued requests, for ever."""
+        """Serve queued requests until cancelled."""
         while True:
-            await self._backlog.filled()
-            self._release_due()  # what can't wait until the next job is done goes first
+            while not len(self.schedule):
+                self._filled.clear()
+                await self._filled.wait()
+            self._release_due()  # hedges that can't wait until the next batch ends are queued before it begins
             self._idle.clear()
             try:
                 await self._serve(self._next_batch())
             finally:
-                self._free_s = now_s()
+                self.schedule.end()
                 self._idle.set()
 
     def _next_batch(self) -> list[Job]:
-        """What is served next, with those right behind it that can be decoded together with it."""
-        jobs = [self._backlog.next()]
-        if self._batch > 1:
-            decoder = self.runtime.decoder_of(jobs[0].header)
-            while len(jobs) < self._batch and (job := self._backlog.peek()) is not None:
-                if self.runtime.decoder_of(job.header) != decoder:
-                    break
-                jobs.append(self._backlog.next())
-        return [job for job in jobs if job.header.kind is not Kind.HEDGE or self._still_wanted(job)]
+        jobs = self.schedule.begin(now_s())
+        # From now on a request whose hedge is among them is dropped when it arrives.
+        hedges = {job.key for job in jobs if self._queued_hedges.pop(job.key, None)}
+        if hedges:
+            self._served_from_hedge |= hedges
+            self.counts["hedges_served"] += len(hedges)
+        return jobs
 
     async def _serve(self, jobs: list[Job]) -> None:
-        """Prefill one after the other, decode together, answer each."""
-        self._free_s = now_s() + sum(self.runtime.expected_ms(job.header) for job in jobs) / 1e3
+        """Prefill each job, decode all together, and answer each."""
         prefilled: list[tuple[Job, Any, float]] = []
         for job in jobs:
             if job.header.kind is Kind.HEDGE:
-                await self._begin_hedge(job)
+                await self._stop_transfer(job)
             began_s = now_s()
             try:
                 start = await self.runtime.prefill(job.header, job.content)
             except Unservable as error:
                 await self._refuse(job, error)
                 continue
-            job.content = None  # a cache is large, and what goes on from it has it
+            job.content = None  # free the memory of a cache, which `start` has taken over
             prefilled.append((job, start, (now_s() - began_s) * 1e3))
         if not prefilled:
             return
@@ -165,7 +163,7 @@ class Worker:
             return
         decode_ms = (now_s() - began_s) * 1e3
         for (job, _, prefill_ms), text in zip(prefilled, texts, strict=True):
-            # Others' prefills count as waiting for the worker.
+            # The prefills of other jobs of the batch count as time in the queue.
             queue_ms = (began_s - job.received_s) * 1e3 - prefill_ms
             stages = CloudStages(job.received_s, queue_ms, prefill_ms, decode_ms, job.header.mode, text)
             try:
@@ -174,13 +172,8 @@ class Worker:
             except OSError:
                 self.counts["unanswered"] += 1
 
-    def _still_wanted(self, hedge: Job) -> bool:
-        return self._queued_hedges.pop(hedge.key, None) is not None
-
-    async def _begin_hedge(self, job: Job) -> None:
-        """Tell the agent, by a receipt that names the hedge's mode, that the rest of the cache can stay where it is."""
-        self._served_from_hedge.add(job.key)
-        self.counts["hedges_served"] += 1
+    async def _stop_transfer(self, job: Job) -> None:
+        """Tell the agent, by a receipt that names the hedge's mode, to stop sending the cache."""
         try:
             await job.reply(Kind.RECEIPT, job.header, _receipt(job))
         except OSError:
@@ -194,11 +187,19 @@ class Worker:
             self.counts["unanswered"] += 1
 
     def _enqueue(self, job: Job) -> bool:
-        """Whether there was room."""
-        return self._backlog.put(job, job.header.deadline_s, self.runtime.expected_ms(job.header))
+        """Whether there was room in the queue."""
+        if len(self.schedule) >= self._queue_limit:
+            return False
+        self.schedule.add(job, self.runtime.job_of(job.header))
+        self._filled.set()
+        return True
+
+    def _drop_queued_hedge(self, key: Hashable) -> None:
+        if hedge := self._queued_hedges.pop(key, None):
+            self.schedule.remove(hedge)
 
     def _release_due(self) -> None:
-        """Queue the hedges that can't wait any longer, and look again when the next one can't."""
+        """Queue the hedges that have reached their last safe moment, and set a timer for the next one."""
         if self._check is not None:
             self._check.cancel()
             self._check = None
@@ -211,16 +212,17 @@ class Worker:
                 self.counts["hedges_dropped"] += 1
         start_s = self._holds.next_start_s()
         if start_s is not None:
-            # Earlier than that only new work can make one due, and whoever brings or begins new work looks again.
+            # Before that, only new work can make a hedge due, and this method is called for all new work.
             self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)
 
     def _busy_until_s(self, deadline_s: float) -> float:
-        """When something with this deadline would be begun if it waited any longer; and a margin."""
-        now = now_s()
-        other_ms = self._backlog.before_ms(deadline_s)
-        if self._free_s <= now and not other_ms:
-            other_ms = self._backlog.blocking_ms(deadline_s)
-        return max(now, self._free_s) + other_ms / 1e3 + HOLD_MARGIN_S
+        """When a job with this deadline would begin if it waited any longer, plus a margin."""
+        at_s = now_s()
+        other_ms = self.schedule.before_ms(deadline_s, at_s)
+        left_ms = self.schedule.left_ms(at_s)
+        if not left_ms and not other_ms:
+            other_ms = self.schedule.blocking_ms(deadline_s, at_s)
+        return at_s + (left_ms + other_ms) / 1e3 + HOLD_MARGIN_S
 
 
 def _receipt(job: Job) -> CloudStages:

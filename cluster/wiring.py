@@ -43,7 +43,7 @@ def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) 
         [AgentInfo(agent_id, profile.kv_bytes) for agent_id, profile in enumerate(scenario.agent_profiles)],
         make_policy(settings.policy),
         estimator.model_copy(deep=True),
-        LeastLoaded(scenario.cloud.workers),
+        LeastLoaded(scenario.cloud.workers, scenario.cloud.batch),
         link,
         Rules(
             margin_ms=scenario.planning_margin_ms,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from allocator.online.dispatcher import NO_WORKER, CloudJob, Dispatcher
 from allocator.online.due_shares import beside_transfers, share_by_due
 from allocator.online.hedging import solve_hedged
 from allocator.policies import Policy
@@ -44,24 +45,8 @@ class Estimator(Protocol):
         ...
 
 
-class Dispatcher(Protocol):
-    """Picks a cloud worker and knows what is promised to each. See `cloud.dispatch`."""
-
-    def choose(self, request_id: int, cloud_ms: float) -> int:
-        """A worker for a request that will occupy it for `cloud_ms`."""
-        ...
-
-    def arrived(self, request_id: int) -> None:
-        """The worker has the whole request."""
-        ...
-
-    def done(self, request_id: int) -> None:
-        """That work is off the worker, however it ended; unknown ids are fine."""
-        ...
-
-    def free_in_ms(self) -> tuple[float, ...]:
-        """For each worker, when it will have done what is promised to it."""
-        ...
+class NoWorkerAlive(RuntimeError):
+    """All cloud workers are lost, and the request can't be answered on the edge."""
 
 
 class Link(Protocol):
@@ -213,16 +198,22 @@ class Allocator:
 
         Raises:
             ValueError: the policy can't serve these modes.
+            NoWorkerAlive: no cloud worker is left, and the request has no mode that needs none.
         """
         self._waiting.pop(request.request_id, None)
         now_s = _now_s()
         solution, hedges = self._solve(now_s, asker=request)
         assignment = solution.assignments[request.request_id]
         option = next(o for o in request.options if o.mode == assignment.mode)
-        worker = -1
+        worker = NO_WORKER
+        deadline_s = now_s + request.time_left_ms / 1e3
         if option.wire_bytes:
-            worker = self._dispatcher.choose(request.request_id, option.cloud_ms)
-            deadline_s = now_s + request.time_left_ms / 1e3
+            prefill_ms, decode_ms = option.cloud_prefill_ms, option.cloud_ms - option.cloud_prefill_ms
+            job = CloudJob(deadline_s, prefill_ms, decode_ms, option.decoder)
+            worker = self._dispatcher.choose(request.request_id, job)
+            if worker == NO_WORKER:
+                option, assignment = _without_cloud(request)
+        if option.wire_bytes:
             self._sending[request.request_id] = sending = _Sending(
                 request.agent_id,
                 option,
@@ -244,11 +235,27 @@ class Allocator:
         self._dispatcher.arrived(request_id)
         self._leave_uplink(request_id)
 
-    def finish(self, request_id: int) -> None:
-        """The request has ended, however; ids that were never assigned a worker are fine."""
+    def finish(self, request_id: int, gave_up: bool = False) -> None:
+        """The request has ended; ids that were never assigned a worker are ignored.
+
+        Args:
+            gave_up: its agent stopped waiting: a worker that has the request serves it nevertheless.
+        """
         self._waiting.pop(request_id, None)
-        self._dispatcher.done(request_id)
+        self._dispatcher.done(request_id, gave_up)
         self._leave_uplink(request_id)
+
+    def worker_lost(self, worker: int) -> None:
+        """The worker is dead or frozen: it gets no more requests.
+
+        Its requests in flight keep their share of the uplink until their agents, which lose the connection or time
+        out, finish them.
+        """
+        self._dispatcher.lost(worker)
+
+    def worker_restored(self, worker: int) -> None:
+        """The worker serves again, with an empty queue."""
+        self._dispatcher.restored(worker)
 
     def solve_times_ms(self) -> list[float]:
         """How long each solve took, without applying the grants."""
@@ -440,6 +447,15 @@ class Allocator:
             sending.credited_bytes = 0.0
         self._credited_bytes = 0.0
         self._reported_s = now_s
+
+
+def _without_cloud(request: Request) -> tuple[ModeOption, Assignment]:
+    """The fastest option that needs no worker. Raises NoWorkerAlive if there is none."""
+    local = min((o for o in request.options if not o.wire_bytes), key=lambda o: o.edge_ms, default=None)
+    if local is None:
+        raise NoWorkerAlive("no cloud worker is alive, and no mode is answered on the edge")
+    meets = local.edge_ms <= request.time_left_ms
+    return local, Assignment(request.request_id, local.mode, 0.0, local.edge_ms, meets)
 
 
 def _now_s() -> float:

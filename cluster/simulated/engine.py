@@ -63,8 +63,8 @@ class _DistantAllocator:
     def received(self, request_id: int) -> None:
         self._loop.call_later(self._way_ms / 1e3, self._allocator.received, request_id)
 
-    def finish(self, request_id: int) -> None:
-        self._loop.call_later(self._way_ms / 1e3, self._allocator.finish, request_id)
+    def finish(self, request_id: int, gave_up: bool = False) -> None:
+        self._loop.call_later(self._way_ms / 1e3, self._allocator.finish, request_id, gave_up)
 
 
 class SimulatedEngine:

@@ -431,6 +431,6 @@ def test_whatever_work_comes_hedges_are_in_time_if_they_can_be(deadlines: list[i
             mode, at_s = r.answers[number]
             assert mode == PROMPT and at_s <= deadline_ms / 1e3
         assert not r.worker._served_from_hedge - set(range(len(spaced))) and not r.worker._queued_hedges
-        assert not len(r.worker._backlog)
+        assert not len(r.worker.schedule)
 
     virtually(main)

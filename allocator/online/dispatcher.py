@@ -1,0 +1,72 @@
+"""The pool of cloud workers as the allocator sees it."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+NO_WORKER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class CloudJob:
+    """The cloud work of one request, as its worker schedules it.
+
+    Attributes:
+        deadline_s: of the answer, on the event loop's clock, as in the request's frame.
+        prefill_ms: worker time that the request needs alone.
+        decode_ms: worker time that it can share with other requests of the same decoder.
+        decoder: requests with an equal decoder can be decoded in one batch.
+    """
+
+    deadline_s: float
+    prefill_ms: float
+    decode_ms: float
+    decoder: Hashable = 0
+
+    @property
+    def cost_ms(self) -> float:
+        """Worker time if it is served alone."""
+        return self.prefill_ms + self.decode_ms
+
+
+class Dispatcher(Protocol):
+    """Picks a cloud worker for each request and predicts when workers are free. See `cloud.dispatch`.
+
+    Request ids that were never chosen a worker, or whose worker was lost, are ignored by all methods but `predict`.
+    """
+
+    def choose(self, request_id: int, job: CloudJob) -> int:
+        """The worker that gets the request; `NO_WORKER` if no worker is alive (the request is not remembered then)."""
+        ...
+
+    def predict(self, request_id: int, arrives_s: float) -> float:
+        """When the answer of a chosen request is ready if the worker has the request at `arrives_s` (loop time).
+
+        Raises:
+            KeyError: the request has no worker, or has ended.
+        """
+        ...
+
+    def arrived(self, request_id: int) -> None:
+        """The worker has the whole request."""
+        ...
+
+    def done(self, request_id: int, gave_up: bool = False) -> None:
+        """The request has ended.
+
+        Args:
+            gave_up: the agent stopped waiting: a worker that has the request serves it nevertheless.
+        """
+        ...
+
+    def lost(self, worker: int) -> None:
+        """The worker is dead or frozen: it gets no more requests, and those that it had are forgotten."""
+        ...
+
+    def restored(self, worker: int) -> None:
+        """The worker serves again, with an empty queue."""
+        ...
+
+    def free_in_ms(self) -> tuple[float, ...]:
+        """For each worker, how long it needs for the requests chosen for it, were all there already; inf if lost."""
+        ...
