@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.estimators import Ewma, Fixed
-from allocator.online.service import LEAST_GRANT_MBPS, LEAST_LEFT, Allocator, Rules
+from allocator.online.service import LEAST_GRANT_MBPS, LEAST_LEFT, Allocator, Decision, NoWorkerAlive, Rules
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer
 from cloud.dispatch import LeastLoaded
@@ -138,6 +138,43 @@ def test_what_a_transfer_has_left_falls_with_its_grant_and_time() -> None:
         await allocator.peek(1)
         assert policy.transfer(1).bytes_left == pytest.approx(LEAST_LEFT * 1_000_000), "until the cloud says otherwise"
         assert policy.transfer(1).due_in_ms < 0 and policy.transfer(1).least_mbps == float("inf")
+
+    virtually(main)
+
+
+@pytest.mark.parametrize("policy", ["deadline", "equal", "static_full"])
+def test_lost_workers_get_no_requests(policy: str) -> None:
+    """With no worker left a request is answered on its edge, or fails with a reason, whatever the policy chose."""
+
+    async def main() -> None:
+        allocator = Allocator(AGENTS, make_policy(policy), Fixed(mbps=100), LeastLoaded(2), RecordingLink())
+        await allocator.report(100)
+        local = ModeOption(parse_mode("local"), 0, 700, 0, 90)
+
+        async def asked(number: int, *options: ModeOption) -> Decision:
+            return await allocator.assign(Request(number, number % 4, 5000, options))
+
+        assert [(await asked(number, CACHE, local)).worker for number in (0, 1)] == [0, 1]
+        allocator.received(0)
+        allocator.worker_lost(1)
+        assert [(await asked(number, CACHE, local)).worker for number in (2, 3)] == [0, 0]
+        assert allocator.snapshot().in_flight == 3, "those to the lost worker too, until their agents finish them"
+        allocator.worker_lost(0)
+        decision = await asked(4, CACHE, local)
+        assert (decision.worker, decision.assignment.mode, decision.assignment.grant_mbps) == (
+            -1,
+            parse_mode("local"),
+            0,
+        )
+        assert decision.assignment.predicted_ms == 700
+        with pytest.raises(NoWorkerAlive, match="no cloud worker is alive"):
+            await asked(5, CACHE)
+        for number in range(6):
+            allocator.finish(number, gave_up=True)
+        assert allocator.snapshot().in_flight == 0
+        allocator.worker_restored(1)
+        assert (await asked(6, CACHE, local)).worker == 1
+        assert allocator.snapshot().cloud_ms == (float("inf"), 100)
 
     virtually(main)
 
