@@ -18,6 +18,16 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Live runs are measured. Of pytest-xdist's processes, one has all tests of a module, and one all that start Ray."""
+    for item in items:
+        if "ray_head" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.measuring)
+        module = item.path.relative_to(item.config.rootpath)
+        item.add_marker(pytest.mark.xdist_group("live" if "live" in module.parts else str(module)))
+
+
 def pytest_asyncio_loop_factories(item: pytest.Function) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """A module's `EVENT_LOOP` is the loop of its tests, if it has one."""
     return {"loop": getattr(item.module, "EVENT_LOOP", asyncio.new_event_loop)}

@@ -25,7 +25,7 @@ from tests.netem.uml.checks import CHECKS, TRANSFER_BYTES, TRANSFER_MBPS, TRANSF
 
 ROOT = Path(__file__).parents[2]
 BOOT_TIMEOUT_S = 400  # two minutes on an idle machine
-pytestmark = pytest.mark.timeout(BOOT_TIMEOUT_S + 50)
+pytestmark = [pytest.mark.timeout(BOOT_TIMEOUT_S + 50), pytest.mark.measuring]
 MEMORY_MB = 512
 INIT = """#!/bin/sh
 cd {root} && export PYTHONDONTWRITEBYTECODE=1

@@ -172,17 +172,17 @@ def test_many_agents_and_records_are_cheap(tmp_path: Path) -> None:
     fake.write("equal", [fake.record(number, number % 64, statuses[number % 4]) for number in range(20_000)])
     for number in range(600):
         fake.tick("equal", number / 5)
-    began = time.perf_counter()
+    began = time.process_time()
     snapshot = watcher.snapshot()
-    first_s = time.perf_counter() - began
+    first_s = time.process_time() - began
     assert snapshot["turns"][0]["ended"] == 20_000 and snapshot["turns"][0]["met"] == 5000
-    assert first_s < 5, "0.3 s where nobody else computes"
+    assert first_s < 5, "0.3 s of the processor's time"
     assert len(json.dumps(snapshot)) < 60_000
-    began = time.perf_counter()
+    began = time.process_time()
     for number in range(50):
         fake.end("equal", 20_000 + number, number, Status.MET)
         watcher.snapshot()
-    assert (time.perf_counter() - began) / 50 < 0.1, "some ms: only what is new is read"
+    assert (time.process_time() - began) / 50 < 0.1, "some ms: only what is new is read"
 
 
 @pytest.mark.parametrize(("width", "height"), [(120, 40), (80, 24), (40, 12), (20, 6)])

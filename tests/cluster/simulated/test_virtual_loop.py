@@ -39,9 +39,9 @@ def test_the_clock_starts_at_0_and_passes_in_no_time() -> None:
             await sleep_ms(1e-6)
         assert now_s() < 1e7 + 0.001
 
-    began_s = time.monotonic()
+    began_s = time.process_time()
     virtually(main)
-    assert time.monotonic() - began_s < 10
+    assert time.process_time() - began_s < 10
 
 
 def test_timeouts_end_what_takes_longer_and_nothing_else() -> None:

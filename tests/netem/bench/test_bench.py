@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 from rich.console import Console
 
 from netem.bench import bench_links, bench_tables
 from netem.bench.cycles import bench_cycles, cycles_table
+
+pytestmark = pytest.mark.measuring
 
 
 def test_rows_and_tables() -> None:

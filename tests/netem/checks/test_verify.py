@@ -13,6 +13,7 @@ from netem.helper.session import LinkSession
 from netem.impairments import NO_IMPAIRMENTS, Impairment, Impairments, LinkImpairments, Loss
 from tests.support.links import measured
 
+pytestmark = pytest.mark.measuring
 DELAYED = LinkImpairments(up=Impairment(delay_ms=20), down=Impairment(delay_ms=10, jitter_ms=2))
 
 

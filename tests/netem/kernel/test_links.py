@@ -14,6 +14,7 @@ from netem.helper.session import LinkSession, LinkUnavailable
 from netem.wire import ideal_transfer_s, wire_bytes
 from tests.support.links import measured, start_link
 
+pytestmark = pytest.mark.measuring
 MIB = 1 << 20
 
 
