@@ -20,7 +20,7 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Live runs are measured. Of pytest-xdist's processes, one has all tests of a module, and one all that start Ray."""
+    """Live runs are measured. One of pytest-xdist's processes has all tests of a module, and of the live engine."""
     for item in items:
         if "ray_head" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.measuring)
