@@ -5,10 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from netem.helper.session import LinkSession
 from netem.impairments import Impairment, Impairments, LinkImpairments
 from tests.support.links import kernel_can
+
+# How long an example takes says nothing but how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(wrapper=True)
