@@ -14,21 +14,30 @@ from tests.support.commands import ENVIRONMENT, Finished, scout
 from tests.support.scenarios import write_scenario
 
 
-@pytest.fixture(scope="session")
-def ray_head() -> Iterator[str]:
-    """The address of a running cluster with 4 (nominal) CPUs and one (nominal) GPU, as `ray start --head` makes it."""
+def start_head() -> tuple["subprocess.Popen[str]", str, str]:
+    """`ray start --head`, its address ("" where it ended), and all that it said until then."""
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--num-cpus=4", "--num-gpus=1", "--port=0"]
     command += ["--disable-usage-stats", "--object-store-memory=134217728", "--block"]
     # In the foreground, to be ended by its id: `ray stop` ends every cluster on the machine.
     head = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
     assert head.stdout
-    address, said = None, ""
-    while address is None:
-        line = head.stdout.readline()
-        assert line, f"ray start ended: {said}"
+    said = ""
+    for line in head.stdout:
         said += line
-        address = next((part for part in line.split("'") if re.fullmatch(r"[\d.]+:\d+", part)), None)
-    threading.Thread(target=head.stdout.read, daemon=True).start()  # lest it blocks on a full pipe
+        if found := re.search(r"'([\d.]+:\d+)'", line):
+            threading.Thread(target=head.stdout.read, daemon=True).start()  # lest it blocks on a full pipe
+            return head, found[1], said
+    head.wait()
+    return head, "", said
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[str]:
+    """The address of a running cluster with 4 (nominal) CPUs and one (nominal) GPU, as `ray start --head` makes it."""
+    head, address, said = start_head()
+    if "timed out during startup" in said:  # Ray gives itself 30 s, which a busy machine may not
+        head, address, said = start_head()
+    assert address, f"ray start ended: {said}"
     try:
         yield address
     finally:

@@ -61,8 +61,14 @@ def gone(namespaces: set[str]) -> bool:
     return not any(namespaces & held_namespaces(process) for process in Path("/proc").glob("[0-9]*"))
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    deadline_s = time.monotonic() + timeout_s
+def patience_s(idle_s: float) -> float:
+    """What may take `idle_s` on an idle machine: as much longer as there are processes for each core by now."""
+    return idle_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def wait_until(true: Callable[[], bool], idle_s: float = 5.0) -> bool:
+    """Whether it gets true within `patience_s(idle_s)`."""
+    deadline_s = time.monotonic() + patience_s(idle_s)
     while time.monotonic() < deadline_s:
         if true():
             return True

@@ -16,10 +16,11 @@ import yaml
 from netem.wire import ideal_transfer_s
 from tests.support.commands import ENVIRONMENT, REPOSITORY, Finished, scout, started
 from tests.support.links import needs_kernel_link
-from tests.support.processes import alive, descendants, gone, namespaces_of, wait_until
+from tests.support.processes import alive, descendants, gone, namespaces_of, patience_s, wait_until
 
 Run = Callable[..., Finished]
 Write = Callable[..., Path]
+ONCE = {"kind": "synchronized", "rounds": 1, "period_s": 1}
 
 
 @needs_kernel_link
@@ -44,7 +45,9 @@ def test_the_headline_in_small(live_run: Run, scenario: Write) -> None:
     )
     # Real bytes over a really shaped link: every transfer takes what its grant makes it take.
     ideal_ms = [1e3 * ideal_transfer_s(row.payload_bytes, row.grant_mbps) for row in ledger.itertuples()]
-    assert ((ledger.transfer_ms / ideal_ms - 1).abs() < 0.03).all()
+    error = ledger.transfer_ms / ideal_ms - 1
+    assert error.min() > -0.03 and error.abs().median() < 0.03
+    assert error.max() < 0.15, "a receiver on a busy core is woken late, by some 10 ms of at least 100"
     # The kernel counted what the ledger says was sent, and little more (acknowledgements, handshakes).
     sent = sum(agent["hop1_bytes"] for agent in document["link"]["agents"])
     assert 1.0 <= sent / ledger.wire_bytes.sum() < 1.02
@@ -130,7 +133,7 @@ def test_a_falling_channel_makes_estimates_fall_and_is_played_in_time(live_run: 
     assert done.returncode == 0, done.stderr
     channel = pd.read_csv(done.run_dir / "channel.csv")
     assert channel.mbps.tolist() == [40, 4]
-    assert ((channel.applied_s - channel.at_s).iloc[1:] < 0.05).all()
+    assert ((channel.applied_s - channel.at_s).iloc[1:] < patience_s(0.05)).all()
     large = done.ledger[done.ledger.agent_id == 1]
     assert large.estimate_mbps.tolist() == [40, 4], "what was measured over the last second that has ended"
     assert large["mode"].tolist() == ["full", "local"]
@@ -138,8 +141,7 @@ def test_a_falling_channel_makes_estimates_fall_and_is_played_in_time(live_run: 
 
 def test_gpu_fractions_are_given_out_and_checked(live_run: Run, scenario: Write) -> None:
     groups = yaml.safe_load(scenario().read_text())["agents"]["groups"]
-    few = {"kind": "synchronized", "rounds": 1, "period_s": 1}
-    fits = scenario(agents={"groups": groups, "num_gpus": 0.3}, arrivals=few)
+    fits = scenario(agents={"groups": groups, "num_gpus": 0.3}, arrivals=ONCE)
     done = live_run(fits, "--allocators", "model_aware")
     assert done.returncode == 0, done.stderr
     too_much = scenario(agents={"groups": groups, "num_gpus": 0.6})
@@ -157,7 +159,7 @@ def test_too_many_cpus_are_refused(live_run: Run, scenario: Write) -> None:
 
 
 def test_a_late_emulator_says_so(live_run: Run, scenario: Write) -> None:
-    done = live_run(scenario(lateness_limit_ms=0.001), "--allocators", "model_aware")
+    done = live_run(scenario(lateness_limit_ms=0.001, arrivals=ONCE), "--allocators", "model_aware")
     assert done.returncode == 1
     assert not done.summary["valid"] and "this run is INVALID" in done.stdout
 
@@ -175,8 +177,6 @@ def start(scenario_path: Path, run_dir: Path, *arguments: str) -> subprocess.Pop
 
 
 LONG = {"kind": "synchronized", "rounds": 40, "period_s": 1.3}
-# Some 2 s on two idle cores. The run would go on for 52 s in each of two turns: that it ended early shows by far.
-ENDS_WITHIN_S = 15.0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -187,7 +187,7 @@ def test_interrupted_it_ends_in_seconds_with_a_partial_report(
     refused = scout("recover", tmp_path / "run")
     assert refused.returncode == 2 and f"process {process.pid}, is still running" in refused.stderr
     os.kill(process.pid, signum)
-    output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    output, _ = process.communicate(timeout=patience_s(5))
     done = Finished(process.returncode, output, "", tmp_path / "run")
     assert done.returncode == 130
     assert "PARTIAL: interrupted" in output and "Traceback" not in output
@@ -212,7 +212,7 @@ def test_interrupted_while_starting_it_ends_without_a_traceback(
     )
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)  # Ray may finish starting first
+    output, _ = process.communicate(timeout=patience_s(15))  # Ray may finish starting first
     assert process.returncode in (130, -signal.SIGINT)  # the latter: Python itself was still starting
     assert "Traceback" not in output or process.returncode == -signal.SIGINT
 
@@ -246,7 +246,7 @@ def test_nothing_is_left_five_seconds_after_a_kill(scenario: Write, tmp_path: Pa
 
 def test_as_a_ray_job(ray_head: str, scenario: Write, tmp_path: Path) -> None:
     """Both ways of the README, with token authentication on."""
-    once = scenario(arrivals={"kind": "synchronized", "rounds": 1, "period_s": 1}, allocators=["model_aware"])
+    once = scenario(arrivals=ONCE, allocators=["model_aware"])
     ray = str(Path(sys.executable).parent / "ray")
     by_ray = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "cluster", "run"]
     by_scout = [sys.executable, "-m", "cluster", "submit"]

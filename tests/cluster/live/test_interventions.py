@@ -26,6 +26,7 @@ from models.clock import now_s, sleep_until
 from netem.channels import RateChange
 from reports import files
 from tests.support.commands import started
+from tests.support.processes import patience_s
 from tests.support.virtual import virtually
 
 Write = Callable[..., Path]
@@ -153,9 +154,9 @@ def test_a_live_run_is_squeezed_and_its_ledger_says_so(ray_head: str, scenario: 
     time.sleep(2)
     asked_s = time.monotonic()
     ask(run_dir, SetUplink(steps=[UplinkStep(mbps=3, for_s=2)]))
-    while '"channel_mbps": 3' not in journal.read_text() and time.monotonic() < asked_s + 5:
+    while '"channel_mbps": 3' not in journal.read_text() and time.monotonic() < asked_s + patience_s(5):
         time.sleep(0.02)
-    assert time.monotonic() - asked_s < 1.0, "the channel follows within a second"
+    assert time.monotonic() - asked_s < patience_s(1), "the channel follows within a second"
     for control in (
         SetDeadline(ms=1500),
         PauseAgent(agent=0, paused=True),
@@ -183,7 +184,7 @@ def test_a_live_run_is_squeezed_and_its_ledger_says_so(ray_head: str, scenario: 
     assert set(timeline.policy) == {"deadline", "equal"} and timeline.deadline_ms.iloc[-1] == 1500
     squeezed = timeline[timeline.channel_mbps == 3]
     assert 8 <= len(squeezed) <= 12, "two seconds of it, five moments each"
-    assert squeezed.used_mbps.iloc[2:].max() < 3.4
+    assert squeezed.used_mbps.iloc[2:].mean() < 3.2, "single moments are a fifth of a second, and may be longer"
     assert timeline.channel_mbps.iloc[-1] == 20
 
 

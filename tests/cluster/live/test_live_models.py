@@ -22,6 +22,7 @@ def family(path: Path, **changes: object) -> Path:
     data = {
         "name": "family",
         "deadline_ms": 5000,
+        "lateness_limit_ms": 1000,  # real models share the cores
         "allocators": ["static_full", "static_int8", "static_scout", "static_local"],
         "modes": ["full", "int8", "prompt", "scout", "local"],
         "uplink": {"channel": {"kind": "constant", "mbps": 20}},

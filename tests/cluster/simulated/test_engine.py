@@ -221,7 +221,7 @@ def test_interrupted_it_ends_with_a_partial_report(scenario: Write, tmp_path: Pa
             assert process.poll() is None and time.monotonic() < give_up_s, process.communicate()[0]
             time.sleep(0.05)
         begun_s = cpu_s(process.pid)
-        assert wait_until(lambda: cpu_s(process.pid) > begun_s + 3, timeout_s=90), "well within the first turn"
+        assert wait_until(lambda: cpu_s(process.pid) > begun_s + 3, idle_s=60), "well within the first turn"
         process.send_signal(signum)
         output, _ = process.communicate(timeout=60)
     finally:
