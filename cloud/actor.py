@@ -37,7 +37,7 @@ class WorkerActor:
 
     async def counts(self) -> dict[str, int]:
         if self._serving.done():
-            await self._serving  # it never ends but by an error, which belongs to whoever asks
+            await self._serving  # it ends only by an error, which the caller gets
         return dict(self._worker.counts)
 
     async def memory_mb(self) -> dict[str, float]:

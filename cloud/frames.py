@@ -1,6 +1,6 @@
-"""The frame format between edge agents and cloud workers: bounded, checksummed, nothing in it is ever evaluated.
+"""The frame format between edge agents and cloud workers: bounded and checksummed; its contents are never evaluated.
 
-A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (of what came of it):
+A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (of the part that was sent):
 
     offset size field
          0    4 magic "SCUT"
@@ -19,8 +19,8 @@ A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (o
 
 A receiver checks the header before it reads, or allocates for, any of the body.
 
-A hedge is the small thing that goes ahead of a request with the same id, in a mode of its own. A body in chunks can be
-cut short without losing the connection: each chunk is a 4-byte length and as many bytes of the body; a length of 0
+A hedge is a small frame sent ahead of the request with the same id, in a mode of its own. A body in chunks can be cut
+short without closing the connection: each chunk is a 4-byte length and that many bytes of the body; a length of 0
 withdraws the rest.
 """
 
@@ -43,11 +43,11 @@ CHUNKED = 1
 READ_BYTES = 256 * 1024
 MAX_HEDGE_BYTES = 64 * 1024
 MAX_TEXT_BYTES = 32 * 1024
-UNREADABLE = 2**64 - 1  # the request id of a refusal that can't say which request it refuses
+UNREADABLE = 2**64 - 1  # the request id of a refusal if the request's own id couldn't be read
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """The kinds of frames."""
 
     REQUEST = 1
     RECEIPT = 2
@@ -61,7 +61,7 @@ WITH_DEADLINE = (Kind.REQUEST, Kind.HEDGE)
 
 
 class FrameError(Exception):
-    """What arrived is not a frame that may be accepted. `reason` is one word, for counters."""
+    """The received bytes are not an acceptable frame. `reason` is one word, for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -138,7 +138,7 @@ Sink = Callable[[memoryview], None]
 
 
 class FrameReader:
-    """Reads frames from one peer through a fixed buffer, whatever lengths the peer claims."""
+    """Reads frames from one peer through a buffer of fixed size, so that lengths in frames allocate nothing."""
 
     def __init__(self, receive: Receive, max_body_bytes: int) -> None:
         self._receive = receive
@@ -155,10 +155,13 @@ class FrameReader:
         return Header.unpack(bytes(await self._exactly(HEADER_BYTES, between_frames=True)), self._max_body_bytes)
 
     async def body(self, header: Header, sink: Sink = lambda view: None) -> bool:
-        """Pass the body to `sink` and check it. Whether it is whole: False if the peer withdrew the rest.
+        """Pass the body to `sink` and check it.
+
+        Returns:
+            True if the body is whole, False if the peer withdrew the rest.
 
         Raises:
-            FrameError: cut off, or the checksum differs, or a chunk that isn't one.
+            FrameError: the body is cut off, its checksum differs, or a chunk is longer than the rest of the body.
         """
         checksum, left = 0, header.body_bytes
         while left:
@@ -183,7 +186,7 @@ class FrameReader:
         return left == 0
 
     async def small_body(self, header: Header) -> bytes:
-        """The whole body, for kinds whose bodies are small (the reader's limit bounds it)."""
+        """The whole body, for kinds of frames with small bodies (the reader's limit bounds it)."""
         pieces = bytearray()
         await self.body(header, pieces.extend)
         return bytes(pieces)
@@ -211,15 +214,15 @@ STAGES = struct.Struct("<dddddB")
 
 @dataclass(frozen=True, slots=True)
 class CloudStages:
-    """What a worker reports of a request: when it had it whole, and where its time went.
+    """A worker's report on a request: when it arrived, and how long each stage took.
 
     Attributes:
-        received_s: when the last byte was there, in seconds of the event loop's clock (live: CLOCK_MONOTONIC, which is
-            one for all processes of a machine).
-        queue_ms, prefill_ms, decode_ms: waiting for the worker, and its work.
-        mode: what it answers from: the request's mode, or that of its hedge.
-        text: the answer, where a model gives one; why not, of a refusal that comes instead.
-        first_byte_s: when the first bytes were there, its header, by the same clock.
+        received_s: when its last byte arrived, in seconds of the event loop's clock (live: CLOCK_MONOTONIC, which all
+            processes of a machine share).
+        queue_ms, prefill_ms, decode_ms: time in the queue and in each stage of service.
+        mode: the mode that is answered: the request's own, or that of its hedge.
+        text: the answer of a real model; the reason, in a refusal.
+        first_byte_s: when its header arrived, by the same clock.
     """
 
     received_s: float

@@ -1,4 +1,4 @@
-"""Hedges that wait in the cloud for the cache they went ahead of, and when waiting must end."""
+"""Hedges that wait in the cloud for the cache that follows them, and the last moment to serve each of them."""
 
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
@@ -8,10 +8,10 @@ ROUNDING_S = 1e-6
 
 
 class Holds(Generic[T]):
-    """What one worker holds, each with its deadline (s) and how long serving it takes (ms).
+    """The hedges held by one worker, each with its deadline (s) and its cost (ms).
 
-    All of them may have to be served, one after the other: so each one's last safe moment is found by scheduling
-    backwards from the latest deadline.
+    All of them may have to be served, one after the other. The latest start of each is found by scheduling backwards
+    from the latest deadline.
     """
 
     def __init__(self) -> None:
@@ -24,25 +24,25 @@ class Holds(Generic[T]):
         return key in self._held
 
     def add(self, key: Hashable, item: T, deadline_s: float, cost_ms: float) -> None:
-        """Hold `item`; one key holds one thing."""
+        """Hold `item` instead of any other with this key."""
         self._held[key] = (deadline_s, cost_ms, item)
 
     def drop(self, key: Hashable) -> None:
-        """Its cache is there, or nobody wants it any more; unknown keys are fine."""
+        """Forget a hedge: its cache has arrived, or its request was cancelled. Unknown keys are ignored."""
         self._held.pop(key, None)
 
     def due(self, busy_until_s: Callable[[float], float]) -> list[T]:
-        """Take out what can't wait any longer, most urgent first.
+        """Take out the hedges that can't wait any longer, most urgent first.
 
         Args:
-            busy_until_s: for something with a deadline, until when the worker has other work before it.
+            busy_until_s: of a deadline: until when the worker serves other jobs before one with this deadline.
         """
         latest = self._latest_starts()
         due = [key for start_s, key in latest if start_s <= busy_until_s(self._held[key][0]) + ROUNDING_S]
         return [self._held.pop(key)[2] for key in due]
 
     def next_start_s(self) -> float | None:
-        """When serving the most urgent one must start; None if nothing is held."""
+        """The latest start of the most urgent hedge; None if none is held."""
         starts = self._latest_starts()
         return starts[0][0] if starts else None
 

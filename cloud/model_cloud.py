@@ -1,4 +1,4 @@
-"""Real models on a cloud worker: caches to go on from, questions to answer, several models at once."""
+"""Real models on a cloud worker: it decodes from received caches and answers questions, with several models."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +27,16 @@ R = TypeVar("R")
 
 
 class ModelCloud:
-    """Serves requests whose model is real, in a thread of its own; the others from their profiles.
+    """Serves requests of real models in a thread of its own, and requests of other models from their profiles.
 
-    What it expects a request to take is the profile's, as the allocator believes it. See `cloud.runtime.CloudRuntime`.
+    Requests are scheduled by the times of their profiles, as the allocator expects. See `cloud.runtime.CloudRuntime`.
 
     Args:
         profiles: of the run's models; settings: of those that are real, by index.
-        base_dir: where relative paths start.
+        base_dir: relative paths start here.
 
     Raises:
-        ModelError, DatasetError: a model or its examples can't be had.
+        ModelError, DatasetError: a model or its examples can't be loaded.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class ModelCloud:
         return [text_of(model.loaded, answer.tokens) for answer in answers]
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
-        """Raises Unservable for whatever a request can do to a model."""
+        """Run `work` in the model's thread. Raises Unservable for errors that a request can cause."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (ValueError, RuntimeError) as error:  # what doesn't fit the model; out of memory
+        except (ValueError, RuntimeError) as error:  # the input doesn't fit the model, or memory is full
             raise Unservable(" ".join(str(error).split())[:200]) from None
 
 
 @dataclass(slots=True)
 class _Checked:
-    """Tells a body's refusals as the reception knows them."""
+    """Raises a body's errors as BadBody, which the reception handles."""
 
     body: CacheBody | QuestionBody
 
@@ -111,7 +111,7 @@ class _Checked:
 
 
 class _Served:
-    """One of the run's models: the edge's, whose caches come, and the cloud's own."""
+    """One of the run's model pairs: the edge's model, which wrote the received caches, and the cloud's own."""
 
     def __init__(
         self, settings: ModelSettings, profile: ModelProfile, edge: CloudModel, cloud: CloudModel, base_dir: Path
@@ -161,7 +161,7 @@ class _Served:
         return self._profile.mode_at(header.mode)
 
     def warm_up(self, batch: int) -> None:
-        """The first of everything takes longer, and is nobody's request."""
+        """Run each model once at each batch size, because first runs are slow."""
         example = max(self._examples, key=lambda example: len(example.context))
         for model in {self._edge, self._cloud}:
             tokens = context_tokens(model.loaded, example.context) + query_tokens(model.loaded, example.question)

@@ -1,4 +1,4 @@
-"""Where a cloud worker's frames come in: its listening socket, and one connection for each agent."""
+"""A cloud worker's listening socket, and its connections, one per agent."""
 
 import asyncio
 import socket
@@ -21,16 +21,16 @@ from cloud.sockets import close_socket
 from cloud.worker import Job, QueueFull, Worker
 from models.clock import now_s
 
-# Replies are a few dozen bytes: a peer that doesn't take them for so long would hold up everybody in the queue.
+# Replies are a few dozen bytes. A peer that doesn't read them for this long would delay the whole queue.
 REPLY_TIMEOUT_S = 2.0
 ACCEPT_AGAIN_S = 0.05
 
 
 class Reception:
-    """Accepts connections for a worker. What can't be accepted is refused and counted, and nothing crashes.
+    """Accepts connections for a worker; refuses and counts frames and connections that are not acceptable.
 
-    Adds to the worker's counts: `refused_<reason>` for frames that were not acceptable, `refused_connections`,
-    `failed_accepts`, and `withdrawn` for requests cut short by their agent.
+    Adds to the worker's counts: `refused_<reason>` for frames, `refused_connections`, `failed_accepts`, and `withdrawn`
+    for requests cut short by their agent.
     """
 
     def __init__(self, worker: Worker, max_body_bytes: int, max_connections: int) -> None:
@@ -54,7 +54,7 @@ class Reception:
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
-            except OSError:  # out of descriptors, or the peer has gone again
+            except OSError:  # out of descriptors, or the peer has closed already
                 self._worker.counts["failed_accepts"] += 1
                 await asyncio.sleep(ACCEPT_AGAIN_S)
                 continue
@@ -82,7 +82,7 @@ class _Connection:
         self._hedged: set[Hashable] = set()
 
     async def serve(self) -> None:
-        """Read frames until the peer closes or sends what is not a frame."""
+        """Read frames until the peer closes or sends something else."""
         header: Header | None = None
         try:
             while True:
@@ -98,7 +98,7 @@ class _Connection:
         except Disconnected:
             pass
         except (FrameError, UnknownModel) as error:
-            # After a broken frame nothing on this connection can be trusted to be a frame boundary: close it.
+            # After a broken frame, the start of the next one is unknown: close the connection.
             reason = error.reason if isinstance(error, FrameError) else "unknown_model"
             self._worker.counts[f"refused_{reason}"] += 1
             try:
@@ -148,7 +148,7 @@ class _Connection:
         await self._send(kind, header, stages.text.encode() if kind is Kind.REFUSAL else stages.pack())
 
     async def _refuse_body(self, header: Header, error: BadBody) -> None:
-        """The frame is whole, so the connection can be trusted; what was in it can't be used."""
+        """Refuse a body that can't be used. Its frame was whole, so the connection stays open."""
         self._worker.counts[f"refused_{error.reason}"] += 1
         await self._refuse(header, f"{error.reason}: {error}")
 
@@ -161,12 +161,12 @@ class _Connection:
             async with self._writing, asyncio.timeout(REPLY_TIMEOUT_S):
                 await self._loop.sock_sendall(self._sock, frame)
         except TimeoutError:
-            self._sock.shutdown(socket.SHUT_RDWR)  # half a frame is out: the reading side will see the end and close
+            self._sock.shutdown(socket.SHUT_RDWR)  # half a frame was sent: `serve` will see the end and close
             raise
 
 
 class _Usable:
-    """Feeds a body as long as it can be used; the rest is read, and dropped, so that the connection stays in step."""
+    """Feeds a body until it fails; the rest is read and dropped, so that the next frame can be read."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
@@ -180,7 +180,7 @@ class _Usable:
                 self._error = error
 
     def content(self) -> Any:
-        """What the whole body held. Raises BadBody."""
+        """The decoded body. Raises BadBody."""
         if self._error is not None:
             raise self._error
         return self._body.finish()

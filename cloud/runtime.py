@@ -1,4 +1,4 @@
-"""What a cloud worker computes with; here from a profile: its times instead of a model."""
+"""The runtime of a cloud worker: its interface, and the one that takes the times of profiles and runs no model."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ class UnknownModel(LookupError):
 
 
 class BadBody(Exception):
-    """What came in a request's body can't be used. `reason` is one word, for counters."""
+    """A request's body can't be used. `reason` is one word, for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -22,23 +22,23 @@ class BadBody(Exception):
 
 
 class Unservable(Exception):
-    """A request that looked right can't be served after all; the text says why."""
+    """A request with an acceptable header and body can't be served; the text says why."""
 
 
 class Body(Protocol):
-    """Takes the body of one request as it comes, and makes of it what `CloudRuntime.prefill` wants."""
+    """Decodes the body of one request piece by piece, for `CloudRuntime.prefill`."""
 
     def feed(self, piece: memoryview) -> None:
-        """The next bytes; the view is only valid during the call. Raises BadBody; then there is no more to come."""
+        """The next bytes; the view is only valid during the call. Raises BadBody; then `feed` isn't called again."""
         ...
 
     def finish(self) -> Any:
-        """What the body held, now that it is whole. Raises BadBody."""
+        """The decoded body, after its last byte. Raises BadBody."""
         ...
 
 
 class Discarded:
-    """A body whose bytes mean nothing."""
+    """A body whose bytes are ignored."""
 
     def feed(self, piece: memoryview) -> None:
         pass
@@ -55,28 +55,28 @@ class CloudRuntime(Protocol):
         ...
 
     def job_of(self, header: Header) -> CloudJob:
-        """How a request that was checked is scheduled: its deadline, its cost, and its decoder."""
+        """The deadline, cost and decoder of a checked request, for the worker's schedule."""
         ...
 
     def receive(self, header: Header) -> Body:
-        """What takes the body of a request that was checked."""
+        """The decoder of the body of a checked request."""
         ...
 
     async def prefill(self, header: Header, content: Any) -> Any:
-        """Prefill in the cloud, where the mode needs it; returns what `decode` starts from. Raises Unservable.
+        """Prefill in the cloud, if the mode needs it; returns the state that `decode` starts from. Raises Unservable.
 
         Args:
-            content: what the request's `Body` made of it.
+            content: the body, as decoded by its `Body`.
         """
         ...
 
     async def decode(self, batch: Sequence[tuple[Header, Any]]) -> list[str]:
-        """The answers of requests of one decoder, decoded together; empty where no model runs. Raises Unservable."""
+        """Decode requests of one decoder together; returns their answers, empty without a model. Raises Unservable."""
         ...
 
 
 class ProfileCloud:
-    """Takes the profile's time for each stage, of a batch that of its longest; the worker is occupied for as long."""
+    """Takes the profile's time for each stage; the requests of a batch decode in the time of the longest."""
 
     def __init__(self, profiles: Sequence[ModelProfile]) -> None:
         self._profiles = profiles

@@ -4,6 +4,7 @@ Engines differ in the link and the clock that they put in, and only the live one
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from agents.agent import AgentSettings, Terms
 from agents.edge import EdgeRuntime, ProfileEdge, common_prefill_ms
@@ -12,7 +13,7 @@ from agents.offer import payload_bytes
 from agents.uplink import Uplink
 from allocator.online.service import Allocator, Link, Rules
 from allocator.policies import make_policy
-from allocator.problem import AgentInfo
+from allocator.problem import AgentInfo, ModeOption
 from cloud.dispatch import LeastLoaded
 from cloud.frames import MAX_HEDGE_BYTES
 from cloud.reception import Reception
@@ -20,6 +21,7 @@ from cloud.runtime import CloudRuntime, ProfileCloud
 from cloud.worker import Worker
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from kvcache.modes import Mode
+from models.profiles import ModelProfile
 
 MAX_REAL_BODY_BYTES = 2**34
 
@@ -104,7 +106,7 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) 
         agent_id=agent_id,
         profile=profile,
         model=scenario.models.index(profile),
-        options=scenario.options[profile.name],
+        options=_options(scenario, profile, models),
         prefill_ms=common_prefill_ms(profile, modes),
         deadline_ms=scenario.deadline_ms,
         timeout_ms=scenario.request_timeout_ms,
@@ -112,6 +114,22 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) 
         weight=scenario.agent_weights[agent_id],
     )
     return Seat(settings, _make_edge(scenario, settings.model, modes, models), uplink)
+
+
+def _options(scenario: Scenario, profile: ModelProfile, models: bool) -> tuple[ModeOption, ...]:
+    """What an agent offers; with real models, the decoder is the edge's model for caches, and the cloud's for the rest.
+
+    See `ModelCloud.job_of`, which tells decoders apart in the worker.
+    """
+    options = scenario.options[profile.name]
+    real = scenario.real_models.get(scenario.models.index(profile)) if models else None
+    if real is None:
+        return options
+    decoder = {
+        is_cache: (real.source(name, scenario.base_dir), real.weights, real.dtype, real.seed)
+        for is_cache, name in ((True, real.edge), (False, real.cloud))
+    }
+    return tuple(replace(option, decoder=decoder[option.mode.is_cache]) for option in options)
 
 
 def _make_edge(scenario: Scenario, model: int, modes: list[Mode], models: bool) -> EdgeRuntime:
