@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.columns import Columns
 from rich.console import Console
 
+from cluster.scenario.explain import located
 from netem.channels import CHANNELS, Channel
 from netem.channels.ar1 import PUBLISHED
 from netem.channels.cellular import CELLS
@@ -53,7 +54,7 @@ def make_channel(kind: str, settings: Sequence[str]) -> Channel:
     try:
         return CHANNELS[kind].model_validate({"kind": kind, **given})
     except ValidationError as error:
-        raise ChannelError(f"channel {kind}: {_explain(error, CHANNELS[kind])}") from None
+        raise ChannelError(f"channel {kind}: {located(error, given, CHANNELS[kind])}") from None
 
 
 def play(channel: Channel, seed: int, steps: int) -> dict[str, Any]:
@@ -95,20 +96,3 @@ def show(console: Console, played: dict[str, Any]) -> None:
         f"mean {fmean(rates):.1f}, least {min(rates):.4g}, most {max(rates):.4g}.",
         highlight=False,
     )
-
-
-def _explain(error: ValidationError, kind: type[Channel]) -> str:
-    found = error.errors(include_url=False)
-    settings = ", ".join(name for name in kind.model_fields if name != "kind")
-    unknown = next((each for each in found if each["type"] == "extra_forbidden"), None)
-    if unknown:
-        return f"no setting {unknown['loc'][0]!r}; there are {settings}"
-    missing = [str(each["loc"][0]) for each in found if each["type"] == "missing"]
-    if missing:
-        return f"needs {', '.join(missing)}; its settings are {settings}"
-    first = found[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    return f"{where}: {first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from cluster.run_folder import folder as run_folder
+from cluster.scenario.explain import Where
 from cluster.scenario.schema import Scenario
-from cluster.scenario.yaml_document import Document, DocumentError, Where
+from cluster.scenario.yaml_document import Document, DocumentError
 from reports import files
 from reports.schema import ComparedRun, ComparisonRuns, Summary
 

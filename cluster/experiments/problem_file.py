@@ -1,6 +1,6 @@
 """An allocation problem as a JSON file: who asks for what, on which uplink, by when."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -20,7 +20,7 @@ from pydantic import (
 from agents.offer import payload_options
 from allocator.problem import AgentInfo, ModeOption, Problem, Request
 from cluster.scenario.json_document import JsonFile
-from cluster.scenario.yaml_document import DocumentError, Where
+from cluster.scenario.yaml_document import DocumentError
 from kvcache.modes import Mode
 from models.profiles import AllowedModes, ModelProfile, ProfileError, WrittenMode, load_profile
 from netem.channels import MIN_CHANNEL_MBPS
@@ -116,7 +116,7 @@ def load_problem(path: Path) -> NamedProblem:
     try:
         file = ProblemFile.model_validate(document.data)
     except ValidationError as error:
-        raise document.explain(error, _allowed_keys) from None
+        raise document.explain(error, ProblemFile) from None
     return _Builder(document, file).build()
 
 
@@ -185,12 +185,6 @@ class _Builder:
             if known and mode not in known:
                 there_are = ", ".join(sorted(map(str, known)))
                 raise self._document.error(("modes", i), f"no agent's profile has mode '{mode}'; there are {there_are}")
-
-
-def _allowed_keys(where: Where) -> Collection[str]:
-    if where[0] != "agents" or len(where) < 3:
-        return ProblemFile.model_fields
-    return ProblemAgent.model_fields if len(where) == 3 else OwnMode.model_fields
 
 
 __all__ = ["DocumentError", "NamedProblem", "load_problem"]

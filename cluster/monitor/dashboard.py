@@ -11,13 +11,14 @@ import json
 import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
-from cluster.monitor.watcher import RUNNING, STARTING, RunWatcher
+from cluster.monitor.snapshot import RUNNING, STARTING, RunSnapshot
+from cluster.monitor.watcher import RunWatcher
 from cluster.run_folder import controls
 from cluster.run_folder.folder import RunFolderError
 from reports import files
@@ -125,11 +126,11 @@ class Dashboard:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 control = controls.parse(await request.read())
             snapshot = await self._snapshot()
-            if snapshot["state"] not in (STARTING, RUNNING):
+            if snapshot.state not in (STARTING, RUNNING):
                 raise web.HTTPConflict(text="the run has ended")
-            if not snapshot["agents"]:
+            if not snapshot.agents:
                 raise web.HTTPConflict(text="the run isn't ready for this yet")
-            if snapshot["engine"] == "simulated":
+            if snapshot.engine == "simulated":
                 raise web.HTTPConflict(text="a simulated run can't be changed while it is running")
             _check(control, snapshot)
             controls.ask(self._run_dir, control)
@@ -141,7 +142,7 @@ class Dashboard:
             raise web.HTTPConflict(text=f"{files.CONTROLS}: {error.strerror}") from None
         return web.json_response({"asked": str(control)}, status=202)
 
-    async def _snapshot(self) -> dict[str, Any]:
+    async def _snapshot(self) -> RunSnapshot:
         async with self._snapshot_lock:
             return await asyncio.to_thread(self._watcher.snapshot)
 
@@ -156,7 +157,7 @@ class Dashboard:
         while True:
             if self._clients:
                 try:
-                    text = json.dumps(await self._snapshot(), allow_nan=False)
+                    text = json.dumps(asdict(await self._snapshot()), allow_nan=False)
                 except (RunFolderError, OSError, ValueError) as error:
                     text = json.dumps({"problem": str(error)})
                 if text != self._latest:
@@ -198,12 +199,12 @@ async def serve(run_dir: Path, port: int, ready: Callable[[str], None]) -> None:
         await runner.cleanup()
 
 
-def _check(control: controls.Control, snapshot: dict[str, Any]) -> None:
+def _check(control: controls.Control, snapshot: RunSnapshot) -> None:
     """Check a control against the run's policies and agents. Raises BadControl.
 
     Only the offered policies are allowed: `module:Class` would make the run import code that a request names.
     """
-    policies, agents = snapshot["policies"], len(snapshot["agents"])
+    policies, agents = snapshot.policies, len(snapshot.agents)
     if isinstance(control, controls.SetAllocator) and control.policy not in policies:
         raise controls.BadControl(f"no allocator {control.policy!r} here; there are {', '.join(policies)}")
     if isinstance(control, controls.PauseAgent) and control.agent >= agents:

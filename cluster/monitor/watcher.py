@@ -11,6 +11,7 @@ import pandas as pd
 from agents.arrivals import ArrivalTraceError
 from agents.record import Status
 from allocator.policies import POLICIES
+from cluster.monitor.snapshot import CUT_OFF, ENDED, RUNNING, STARTING, AgentView, RunSnapshot, TurnView
 from cluster.run_folder import folder as run_folder
 from cluster.run_folder.jsonl import Tail
 from cluster.scenario.schema import Scenario
@@ -22,7 +23,6 @@ from reports.schema import RunFacts
 WINDOW_S = 60.0
 MAX_POINTS = 300
 MAX_EVENTS = 20
-STARTING, RUNNING, ENDED, CUT_OFF = "starting", "running", "ended", "cut off"
 STATUSES = tuple(str(status) for status in Status)
 POINT = ("at_s", "channel_mbps", "estimate_mbps", "used_mbps", "in_flight")
 RECORD = ("agent_id", "status", "mode", "latency_ms", "deadline_ms", "grant_mbps", "estimate_mbps")
@@ -102,18 +102,21 @@ class TurnState:
             self.counts[str(status)] += 1
             self.agents[agent_id].take(record)
 
-    def summary(self, planned: int | None) -> dict[str, Any]:
-        """Counts by status; compliance is a share of ended requests, None before the first."""
+    def view(self, planned: int | None) -> TurnView:
+        """The turn's counts; `planned` is the number of requests in a turn, None if unknown."""
         ended = self.counts.total()
-        return {
-            "name": self.name,
-            "policy": self.policy,
-            "planned": planned,
-            "issued": max(self.issued, ended),  # an end may be read before its issue, from another file
-            "ended": ended,
-            **{status: self.counts[status] for status in STATUSES},
-            "compliance": attainment(self.counts[Status.MET], ended),
-        }
+        return TurnView(
+            name=self.name,
+            policy=self.policy,
+            planned=planned,
+            issued=max(self.issued, ended),  # an end may be read before its issue, from another file
+            ended=ended,
+            met=self.counts[Status.MET],
+            late=self.counts[Status.LATE],
+            rejected=self.counts[Status.REJECTED],
+            failed=self.counts[Status.FAILED],
+            compliance=attainment(self.counts[Status.MET], ended),
+        )
 
 
 class RunWatcher:
@@ -137,8 +140,8 @@ class RunWatcher:
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._ended = False
 
-    def snapshot(self) -> dict[str, Any]:
-        """The present state of the run, for JSON: non-finite numbers are None, rates are in link-layer Mbit/s.
+    def snapshot(self) -> RunSnapshot:
+        """The present state of the run.
 
         Raises:
             RunFolderError: the folder's `run.json` or `scenario.yaml` is invalid.
@@ -184,50 +187,47 @@ class RunWatcher:
             if turn.name in by_turn:
                 turn.replace(by_turn[turn.name][list(RECORD)])
 
-    def _shown(self, alive: bool) -> dict[str, Any]:
+    def _shown(self, alive: bool) -> RunSnapshot:
         begun = [turn for turn in self._turns if turn.begun]
         now = begun[-1] if begun else None
-        shown = now or (self._turns[0] if self._turns else None)  # its agents are known before the turn begins
+        scenario, facts = self._scenario, self._facts
         latest = now.latest if now else {}
-        scenario = self._scenario
-        state = ENDED if self._ended else CUT_OFF if not alive else RUNNING if now else STARTING
-        return {
-            "run": self._run_dir.name,
-            "scenario": scenario.name if scenario else "",
-            "description": scenario.description if scenario else "",
-            "engine": self._facts.engine if self._facts else "",
-            "state": state,
-            "allocators": [turn.name for turn in self._turns],
-            "allocator": now.name if now else None,
-            "at_s": latest.get("at_s"),
-            "deadline_ms": latest.get("deadline_ms", scenario.deadline_ms if scenario else None),
-            "policies": self._policies,
-            "timeline": latest,
-            "points": _thinned(now.points) if now else [],
-            "agents": self._agents(shown) if shown else [],
-            "turns": [turn.summary(self._planned) for turn in self._turns],
-            "events": list(self._events),
-        }
+        return RunSnapshot(
+            run=self._run_dir.name,
+            scenario=scenario.name if scenario else "",
+            description=scenario.description if scenario else "",
+            engine=facts.engine if facts else "",
+            state=ENDED if self._ended else CUT_OFF if not alive else RUNNING if now else STARTING,
+            allocators=[turn.name for turn in self._turns],
+            allocator=now.name if now else None,
+            at_s=latest.get("at_s"),
+            deadline_ms=latest.get("deadline_ms", scenario.deadline_ms if scenario else None),
+            policies=self._policies,
+            timeline=latest,
+            points=_thinned(now.points) if now else [],
+            agents=self._agents(now or self._turns[0]) if self._turns else [],  # known before the first turn begins
+            turns=[turn.view(self._planned) for turn in self._turns],
+            events=list(self._events),
+        )
 
-    def _agents(self, turn: TurnState) -> list[dict[str, Any]]:
-        latest = turn.latest
-        grants, paused = latest.get("grants_mbps"), latest.get("paused")
-        grants = grants if isinstance(grants, list) else []
-        stopped = paused if isinstance(paused, list) else []
+    def _agents(self, turn: TurnState) -> list[AgentView]:
+        grants, paused = (
+            found if isinstance(found := turn.latest.get(key), list) else [] for key in ("grants_mbps", "paused")
+        )
         return [
-            {
-                "id": number,
-                "profile": profile,
-                "mode": agent.mode,
-                "grant_mbps": grants[number] if number < len(grants) else agent.grant_mbps,
-                "estimate_mbps": agent.estimate_mbps,
-                "status": agent.status,
-                "latency_ms": agent.latency_ms,
-                "deadline_ms": agent.deadline_ms,
-                "met": agent.met,
-                "ended": agent.ended,
-                "paused": number in stopped,
-            }
+            AgentView(
+                id=number,
+                profile=profile,
+                grant_mbps=grants[number] if number < len(grants) else agent.grant_mbps,
+                paused=number in paused,
+                mode=agent.mode,
+                estimate_mbps=agent.estimate_mbps,
+                status=agent.status,
+                latency_ms=agent.latency_ms,
+                deadline_ms=agent.deadline_ms,
+                met=agent.met,
+                ended=agent.ended,
+            )
             for number, (profile, agent) in enumerate(zip(self._profiles, turn.agents, strict=True))
         ]
 

@@ -3,13 +3,15 @@
 A file, because whoever may write into the run folder may do all of this anyway, and nobody else can.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cluster.run_folder.jsonl import Tail
+from cluster.scenario.explain import located
 from reports import files
 
 MAX_LINE_BYTES = 16_384
@@ -87,9 +89,14 @@ def parse(text: str | bytes) -> Control:
     try:
         return _CONTROL.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadControl(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise BadControl(located(error, _given(text), Control)) from None
+
+
+def _given(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None  # the validation error says so
 
 
 def ask(run_dir: Path, control: Control) -> None:

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from cluster.scenario.yaml_document import DocumentError, Where, dotted
+from cluster.scenario.explain import Where, dotted, explain, shown
+from cluster.scenario.yaml_document import DocumentError
 
 MAX_JSON_BYTES = 16 * 2**20
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -45,35 +45,11 @@ class JsonFile:
 
     def error(self, where: Where, message: str) -> DocumentError:
         """`file:line: key: message`, with the line of the innermost key that the document has."""
-        place = dotted(tuple(_printable(part) for part in where))
-        return DocumentError(f"{self.path}:{self._line(where)}: {place}: {message}")
+        return DocumentError(f"{self.path}:{self._line(where)}: {dotted(where)}: {message}")
 
-    def explain(self, error: ValidationError, allowed: Callable[[Where], Collection[str]]) -> DocumentError:
-        """The first thing that pydantic found wrong; a misspelt key before the one that is missing for it.
-
-        Args:
-            allowed: the keys that may stand beside an unknown one, by where that is.
-        """
-        found = error.errors(include_url=False)
-        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-        where, message = self._without_tags(first["loc"]), first["msg"]
-        if first["type"] == "missing":
-            return self.error((*where, first["loc"][-1]), "is missing")
-        if first["type"] == "extra_forbidden":
-            return self.error(where, f"unknown key; allowed here: {', '.join(sorted(allowed(where)))}")
-        if first["type"] == "value_error":
-            return self.error(where, message.removeprefix("Value error, "))
-        return self.error(where, f"{_shown(first['input'])}: {message[0].lower()}{message[1:]}")
-
-    def _without_tags(self, loc: Where) -> Where:
-        """Pydantic's location without what the document doesn't have: names of union members, `[key]`, missing keys."""
-        where: list[str | int] = []
-        at: Any = self.data
-        for part in loc:
-            if part in at if isinstance(at, dict) else isinstance(at, list) and isinstance(part, int):
-                where.append(part)
-                at = at[part]
-        return tuple(where)
+    def explain(self, error: ValidationError, model: type[BaseModel]) -> DocumentError:
+        """The first thing that pydantic found wrong, with its line."""
+        return self.error(*explain(error, self.data, model))
 
     def _line(self, where: Where) -> int:
         at = _after_space(self._text, 0)
@@ -117,18 +93,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {_shown(twice)} is twice in one object")
+        raise ValueError(f"the key {shown(twice)} is twice in one object")
     return found
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
-
-
-def _printable(part: str | int) -> str | int:
-    return part if isinstance(part, int) or part.isprintable() else _shown(part)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -169,6 +169,13 @@ async def _measure(
         least_ms, most_ms = (sum(bounds) for bounds in zip(*(way.delay_range_ms for way in ways), strict=True))
         found.append(AgentVerified(agent, asked[agent], None, least_ms, most_ms, float("inf")))
     # Transfers first: on a delayed path only a new connection's initial window measures the rate.
+    await _measure_rates(found, ends, impairments)
+    await _measure_round_trips(found, ends)
+    return found
+
+
+async def _measure_rates(found: list[AgentVerified], ends: dict[int, Ends], impairments: Impairments) -> None:
+    """Note each agent's best rate of up to TRIES measurements."""
     for attempt in range(TRIES):
         if rated := [each for each in found if each.asked_mbps and (attempt == 0 or _off_rate(each))]:
             sizes = [_transfer_bytes(each.asked_mbps or 0.0, impairments.touch(each.agent)) for each in rated]
@@ -178,6 +185,10 @@ async def _measure(
             for each, mbps in zip(rated, rates, strict=True):
                 if each.achieved_mbps is None or _error(mbps, each) < _error(each.achieved_mbps, each):
                     each.achieved_mbps = mbps
+
+
+async def _measure_round_trips(found: list[AgentVerified], ends: dict[int, Ends]) -> None:
+    """Note each agent's best round trip of up to TRIES measurements."""
     for attempt in range(TRIES):
         if timed := [each for each in found if attempt == 0 or each.beyond_ms() > ROUND_TRIP_BOUND_MS]:
             times_ms = await _all([_round_trip_ms(*ends[each.agent]) for each in timed])
@@ -186,7 +197,6 @@ async def _measure(
                 each.round_trip_ms = round_trip_ms
                 if before < each.beyond_ms():
                     each.round_trip_ms = before_ms
-    return found
 
 
 def _error(mbps: float, verified: AgentVerified) -> float:

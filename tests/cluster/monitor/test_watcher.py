@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from agents.record import Status
 from allocator.policies import POLICIES
+from cluster.monitor.snapshot import RunSnapshot
 from cluster.monitor.terminal_view import render
 from cluster.monitor.watcher import MAX_EVENTS, MAX_POINTS, RunWatcher, newest
 from cluster.run_folder import folder as run_folder
@@ -24,7 +26,7 @@ def fake(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path / "run")
 
 
-def shown(snapshot: dict, width: int = 100, height: int = 30) -> str:
+def shown(snapshot: RunSnapshot, width: int = 100, height: int = 30) -> str:
     file = io.StringIO()
     Console(file=file, width=width, height=height).print(render(snapshot))
     return file.getvalue()
@@ -33,13 +35,13 @@ def shown(snapshot: dict, width: int = 100, height: int = 30) -> str:
 def test_a_run_from_its_start_to_its_end(fake: FakeRun) -> None:
     watcher = RunWatcher(fake.dir)
     snapshot = watcher.snapshot()
-    assert (snapshot["state"], snapshot["run"], snapshot["turns"]) == ("starting", "run", [])
+    assert (snapshot.state, snapshot.run, snapshot.turns) == ("starting", "run", [])
     fake.begin()
     snapshot = watcher.snapshot()
-    assert (snapshot["state"], snapshot["allocator"], snapshot["deadline_ms"]) == ("starting", None, 1500)
-    assert [agent["ended"] for agent in snapshot["agents"]] == [0, 0, 0, 0]
-    assert [turn["planned"] for turn in snapshot["turns"]] == [400, 400]
-    assert snapshot["policies"][:2] == ["equal", "deadline"] and set(snapshot["policies"]) == set(POLICIES)
+    assert (snapshot.state, snapshot.allocator, snapshot.deadline_ms) == ("starting", None, 1500)
+    assert [agent.ended for agent in snapshot.agents] == [0, 0, 0, 0]
+    assert [turn.planned for turn in snapshot.turns] == [400, 400]
+    assert snapshot.policies[:2] == ["equal", "deadline"] and set(snapshot.policies) == set(POLICIES)
 
     fake.issue("equal", 0)
     fake.issue("equal", 1)
@@ -47,10 +49,10 @@ def test_a_run_from_its_start_to_its_end(fake: FakeRun) -> None:
     fake.tick("equal", 1.0, paused=[3], grants_mbps=[1.0, 2.0, 3.0, 4.0], deadline_ms=1200)
     fake.event("equal", 0.5, "uplink: 5 Mbit/s for 10 s")
     snapshot = watcher.snapshot()
-    assert (snapshot["state"], snapshot["allocator"], snapshot["at_s"]) == ("running", "equal", 1.0)
-    assert snapshot["deadline_ms"] == 1200 and snapshot["timeline"]["waiting"] == 1
-    assert snapshot["points"] == [[1.0, 20.0, 16.1, 14.9, 3]]
-    assert snapshot["turns"][0] == {
+    assert (snapshot.state, snapshot.allocator, snapshot.at_s) == ("running", "equal", 1.0)
+    assert snapshot.deadline_ms == 1200 and snapshot.timeline["waiting"] == 1
+    assert snapshot.points == [[1.0, 20.0, 16.1, 14.9, 3]]
+    assert asdict(snapshot.turns[0]) == {
         "name": "equal",
         "policy": "equal",
         "planned": 400,
@@ -62,7 +64,7 @@ def test_a_run_from_its_start_to_its_end(fake: FakeRun) -> None:
         "failed": 0,
         "compliance": 1.0,
     }
-    assert snapshot["agents"][2] == {
+    assert asdict(snapshot.agents[2]) == {
         "id": 2,
         "profile": "measured/qwen2.5-7b",
         "mode": "int8",
@@ -75,26 +77,26 @@ def test_a_run_from_its_start_to_its_end(fake: FakeRun) -> None:
         "ended": 1,
         "paused": False,
     }
-    assert snapshot["agents"][3]["paused"] and snapshot["agents"][3]["status"] == ""
-    assert snapshot["events"][0]["text"] == "uplink: 5 Mbit/s for 10 s"
+    assert snapshot.agents[3].paused and snapshot.agents[3].status == ""
+    assert snapshot.events[0]["text"] == "uplink: 5 Mbit/s for 10 s"
 
     fake.end("equal", 1, 2, Status.FAILED, reason="timeout")
-    failed = watcher.snapshot()["agents"][2]
-    assert (failed["status"], failed["latency_ms"], failed["met"], failed["ended"]) == ("failed", None, 1, 2)
+    failed = watcher.snapshot().agents[2]
+    assert (failed.status, failed.latency_ms, failed.met, failed.ended) == ("failed", None, 1, 2)
     fake.end("deadline", 0, 2, Status.LATE)
     fake.tick("deadline", 0.2)
     snapshot = watcher.snapshot()
-    assert snapshot["allocator"] == "deadline" and len(snapshot["points"]) == 1
-    assert [turn["compliance"] for turn in snapshot["turns"]] == [0.5, 0.0]
-    assert snapshot["agents"][2]["ended"] == 1, "agents are those of the present turn"
+    assert snapshot.allocator == "deadline" and len(snapshot.points) == 1
+    assert [turn.compliance for turn in snapshot.turns] == [0.5, 0.0]
+    assert snapshot.agents[2].ended == 1, "agents are those of the present turn"
 
     fake.end("deadline", 1, 0, Status.MET)  # it ends before anybody looks again
     fake.finish()
     for ended in (watcher.snapshot(), watcher.snapshot(), RunWatcher(fake.dir).snapshot()):
-        assert ended["state"] == "ended"
-        assert [turn["compliance"] for turn in ended["turns"]] == [0.5, 0.5]
-        assert ended["agents"][0]["status"] == "met"
-    assert watcher.snapshot()["points"], "what was seen of its timeline stays"
+        assert ended.state == "ended"
+        assert [turn.compliance for turn in ended.turns] == [0.5, 0.5]
+        assert ended.agents[0].status == "met"
+    assert watcher.snapshot().points, "what was seen of its timeline stays"
 
 
 def test_lines_are_read_once_and_whole(fake: FakeRun) -> None:
@@ -102,11 +104,11 @@ def test_lines_are_read_once_and_whole(fake: FakeRun) -> None:
     watcher = RunWatcher(fake.dir)
     line = json.dumps({"issued": 7})
     fake.append_text("equal", "host-1.jsonl", line[:5])
-    assert watcher.snapshot()["turns"][0]["issued"] == 0
+    assert watcher.snapshot().turns[0].issued == 0
     fake.append_text("equal", "host-1.jsonl", line[5:])
-    assert watcher.snapshot()["turns"][0]["issued"] == 0
+    assert watcher.snapshot().turns[0].issued == 0
     fake.append_text("equal", "host-1.jsonl", "\n")
-    assert [watcher.snapshot()["turns"][0]["issued"] for _ in range(3)] == [1, 1, 1]
+    assert [watcher.snapshot().turns[0].issued for _ in range(3)] == [1, 1, 1]
     for nonsense in (
         "{",
         "[1]",
@@ -119,8 +121,8 @@ def test_lines_are_read_once_and_whole(fake: FakeRun) -> None:
         fake.append_text("equal", "host-1.jsonl", nonsense + "\n")
         fake.append_text("equal", "timeline.jsonl", nonsense + "\n")
     fake.issue("equal", 8)
-    turn = watcher.snapshot()["turns"][0]
-    assert (turn["issued"], turn["ended"]) == (2, 0)
+    turn = watcher.snapshot().turns[0]
+    assert (turn.issued, turn.ended) == (2, 0)
 
 
 def test_numbers_that_are_none_don_t_break_json(fake: FakeRun) -> None:
@@ -128,8 +130,8 @@ def test_numbers_that_are_none_don_t_break_json(fake: FakeRun) -> None:
     fake.end("equal", 0, 0, Status.REJECTED, grant_mbps=float("nan"), estimate_mbps=float("inf"))
     fake.tick("equal", 0.2, estimate_mbps=float("nan"), cloud_ms=[float("inf")])
     snapshot = RunWatcher(fake.dir).snapshot()
-    json.dumps(snapshot, allow_nan=False)
-    assert snapshot["timeline"]["estimate_mbps"] is None and snapshot["timeline"]["cloud_ms"] == [None]
+    json.dumps(asdict(snapshot), allow_nan=False)
+    assert snapshot.timeline["estimate_mbps"] is None and snapshot.timeline["cloud_ms"] == [None]
     assert shown(snapshot)
 
 
@@ -139,14 +141,14 @@ def test_a_run_that_was_cut_off(fake: FakeRun) -> None:
     fake.end("equal", 0, 0, Status.MET)
     fake.tick("equal", 0.2)
     watcher = RunWatcher(fake.dir)
-    assert watcher.snapshot()["state"] == "running"
+    assert watcher.snapshot().state == "running"
     driver.kill()
     driver.communicate()
     for watching in (watcher, RunWatcher(fake.dir)):
         snapshot = watching.snapshot()
-        assert (snapshot["state"], snapshot["turns"][0]["met"]) == ("cut off", 1)
+        assert (snapshot.state, snapshot.turns[0].met) == ("cut off", 1)
     fake.finish()  # as `scout recover` does
-    assert watcher.snapshot()["state"] == "ended"
+    assert watcher.snapshot().state == "ended"
 
 
 def test_the_last_minute_and_the_last_events(fake: FakeRun) -> None:
@@ -158,10 +160,10 @@ def test_the_last_minute_and_the_last_events(fake: FakeRun) -> None:
         fake.event("deadline", number / 50, f"event {number}")
     watcher = RunWatcher(fake.dir)
     snapshot = watcher.snapshot()
-    times = [point[0] for point in snapshot["points"]]
+    times = [point[0] for point in snapshot.points]
     assert len(times) <= MAX_POINTS and times == sorted(times)
     assert times[-1] == pytest.approx(99.98) and times[0] >= 39.9 and times[0] < 41
-    assert [event["text"] for event in snapshot["events"]] == [f"event {n}" for n in range(5000 - MAX_EVENTS, 5000)]
+    assert [event["text"] for event in snapshot.events] == [f"event {n}" for n in range(5000 - MAX_EVENTS, 5000)]
 
 
 def test_many_agents_and_records_are_cheap(tmp_path: Path) -> None:
@@ -175,9 +177,9 @@ def test_many_agents_and_records_are_cheap(tmp_path: Path) -> None:
     began = time.process_time()
     snapshot = watcher.snapshot()
     first_s = time.process_time() - began
-    assert snapshot["turns"][0]["ended"] == 20_000 and snapshot["turns"][0]["met"] == 5000
+    assert snapshot.turns[0].ended == 20_000 and snapshot.turns[0].met == 5000
     assert first_s < 5, "0.3 s of the processor's time"
-    assert len(json.dumps(snapshot)) < 60_000
+    assert len(json.dumps(asdict(snapshot))) < 60_000
     began = time.process_time()
     for number in range(50):
         fake.end("equal", 20_000 + number, number, Status.MET)
