@@ -42,9 +42,7 @@ BRANCHES = (
 )
 LONG_ON_PURPOSE = {
     "cluster/scenario/schema.py:_problems",  # a list of independent checks, each with its message
-    # The solver and the sharing of the uplink; these are being rewritten in parts.
-    "allocator/solver/mckp.py:improve",
-    "allocator/solver/mckp.py:_best_of",
+    # The sharing of the uplink, and a search with its bounds.
     "allocator/solver/grants.py:hand_out",
     "allocator/solver/enumerate.py:few_choice",
 }

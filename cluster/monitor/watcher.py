@@ -197,7 +197,7 @@ class RunWatcher:
             scenario=scenario.name if scenario else "",
             description=scenario.description if scenario else "",
             engine=facts.engine if facts else "",
-            state=ENDED if self._ended else CUT_OFF if not alive else RUNNING if now else STARTING,
+            state=self._state(alive, bool(begun)),
             allocators=[turn.name for turn in self._turns],
             allocator=now.name if now else None,
             at_s=latest.get("at_s"),
@@ -209,6 +209,13 @@ class RunWatcher:
             turns=[turn.view(self._planned) for turn in self._turns],
             events=list(self._events),
         )
+
+    def _state(self, alive: bool, begun: bool) -> str:
+        if self._ended:
+            return ENDED
+        if not alive:
+            return CUT_OFF
+        return RUNNING if begun else STARTING
 
     def _agents(self, turn: TurnState) -> list[AgentView]:
         grants, paused = (

@@ -80,11 +80,8 @@ def bench_links(
             ) as session,
             Rig(session, count) as rig,
         ):
-            result |= {
-                "link": session.kind,
-                "privilege": session.privilege,
-                "fallback_reason": session.fallback_reason,
-            }
+            result |= {"link": session.kind, "privilege": session.privilege}
+            result["fallback_reason"] = session.fallback_reason
             rig.transfer(WARM_UP_BYTES)
             for rate_mbps in rates_mbps:
                 for size in sizes_bytes:
