@@ -139,6 +139,7 @@ async def test_what_cannot_be_used_is_refused_with_its_reason_and_the_worker_ser
         assert await answer_of(client) != ""
 
 
+@pytest.mark.timeout(600)  # each answer is decoded alone: half a minute, and more where others compute
 async def test_ten_thousand_mutated_frames(edge: ModelEdge, cloud: ModelCloud) -> None:
     """Bodies are damaged and their frames' checksums made right again, so that everything reaches the decoders."""
     rng = random.Random(1)

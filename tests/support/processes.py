@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import processes
@@ -51,14 +52,30 @@ def held_namespaces(process: Path) -> set[str]:
     return found
 
 
-def namespaces_of(*pids: int) -> set[str]:
+@dataclass(frozen=True)
+class Namespaces:
+    """Network namespaces while they were in use: their names, and who held them.
+
+    The kernel gives a name anew as soon as its namespace is gone, to any process of the machine: those that hold one
+    of these names later, and did not hold it then, hold another namespace.
+    """
+
+    names: frozenset[str]
+    holders: frozenset[tuple[int, int | None]]  # process and when it was started
+
+    def gone(self) -> bool:
+        """Whether none of the processes that held them does any more."""
+        return not any(
+            processes.started_at(pid) == started and self.names & held_namespaces(Path(f"/proc/{pid}"))
+            for pid, started in self.holders
+        )
+
+
+def namespaces_of(*pids: int) -> Namespaces:
     """The network namespaces that these processes have and this one hasn't."""
-    return set().union(*(held_namespaces(Path(f"/proc/{pid}")) for pid in pids)) - held_namespaces(Path("/proc/self"))
-
-
-def gone(namespaces: set[str]) -> bool:
-    """Whether no process holds any of these network namespaces any more."""
-    return not any(namespaces & held_namespaces(process) for process in Path("/proc").glob("[0-9]*"))
+    names = set().union(*(held_namespaces(Path(f"/proc/{pid}")) for pid in pids)) - held_namespaces(Path("/proc/self"))
+    holding = [int(path.name) for path in Path("/proc").glob("[0-9]*") if names & held_namespaces(path)]
+    return Namespaces(frozenset(names), frozenset((pid, processes.started_at(pid)) for pid in holding))
 
 
 def patience_s(idle_s: float) -> float:

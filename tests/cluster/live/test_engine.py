@@ -16,7 +16,7 @@ import yaml
 from netem.wire import ideal_transfer_s
 from tests.support.commands import ENVIRONMENT, REPOSITORY, Finished, scout, started
 from tests.support.links import needs_kernel_link
-from tests.support.processes import alive, descendants, gone, namespaces_of, patience_s, wait_until
+from tests.support.processes import alive, descendants, namespaces_of, patience_s, wait_until
 
 Run = Callable[..., Finished]
 Write = Callable[..., Path]
@@ -223,12 +223,12 @@ def test_nothing_is_left_five_seconds_after_a_kill(scenario: Write, tmp_path: Pa
     process = start(scenario(arrivals=LONG), tmp_path / "run")
     family = descendants(process.pid)
     namespaces = namespaces_of(*family)
-    assert len(namespaces) >= 3, "two agents, the cloud, and maybe more"
+    assert len(namespaces.names) >= 3, "two agents, the cloud, and maybe more"
     pid = process.pid if victim == "driver" else next(p for p, name in family.items() if victim in name)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(map(alive, family)))
     assert {name for pid, name in family.items() if alive(pid)} == set()
-    assert gone(namespaces)
+    assert namespaces.gone()
     output, _ = process.communicate()
     if victim == "driver":
         recovered = scout("recover", str(tmp_path / "run"), "--json")

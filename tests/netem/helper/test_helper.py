@@ -17,7 +17,7 @@ from netem.helper import protocol
 from netem.helper.client import LinkClient, LinkLost, LinkRefused
 from netem.helper.session import LinkSession, LinkUnavailable
 from tests.support.commands import REPOSITORY
-from tests.support.processes import alive, gone, namespaces_of, wait_until
+from tests.support.processes import alive, namespaces_of, wait_until
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_client_that_never_reads_is_dropped(session: LinkSession) -> None:
         deaf.connect(session.socket_path)
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             for _ in range(100_000):
-                deaf.send(b'{"id": 1, "op": "counters"}')
+                deaf.send(b'{"id": 1, "op": "channel", "mbps": 200}')
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
         other.connect(session.socket_path)
         assert ask(other, b'{"id": 1, "op": "counters"}')["ok"]
@@ -143,7 +143,7 @@ def test_stop_is_idempotent_and_leaves_nothing(make_session: Callable[..., LinkS
     session.stop()
     assert not alive(session.pid)
     assert not Path(session.socket_path).parent.exists()
-    assert gone(namespaces)
+    assert namespaces.gone()
 
 
 async def test_killed_helper_leaves_nothing(make_session: Callable[..., LinkSession]) -> None:
@@ -154,7 +154,7 @@ async def test_killed_helper_leaves_nothing(make_session: Callable[..., LinkSess
     await asyncio.sleep(0.05)
     assert not watching.done()
     if session.kind == "kernel":
-        assert len(namespaces) >= 6  # four agents, base station, cloud
+        assert len(namespaces.names) >= 6  # four agents, base station, cloud
     os.kill(session.pid, signal.SIGKILL)
     with pytest.raises(LinkLost):
         await client.counters()
@@ -163,7 +163,7 @@ async def test_killed_helper_leaves_nothing(make_session: Callable[..., LinkSess
     watcher.close()
     session.stop()
     assert not alive(session.pid)
-    assert gone(namespaces)
+    assert namespaces.gone()
     with pytest.raises(LinkLost):
         await LinkClient.open(session.socket_path)
 
@@ -195,7 +195,7 @@ def test_helper_ends_with_its_killed_launcher(
         namespaces = namespaces_of(int(pid))
         launcher.kill()
     assert wait_until(lambda: not alive(int(pid)))
-    assert wait_until(lambda: gone(namespaces))
+    assert wait_until(namespaces.gone)
     assert not Path(path).parent.exists()
 
 
