@@ -39,6 +39,12 @@ class ProfileError(ValueError):
     """A profile doesn't exist or can't be read; the message says what there is."""
 
 
+def check_payload(mode: Mode, payload_bytes: int) -> None:
+    """Raises ValueError unless `local` has no payload and every other mode has one."""
+    if mode.is_local != (payload_bytes == 0):
+        raise ValueError(f"mode {mode} has payload_bytes: {payload_bytes}; only `local` has 0")
+
+
 class ModeProfile(BaseModel):
     """One operating mode: what it sends, how long its stages take, how good its answers are."""
 
@@ -69,8 +75,7 @@ class ModelProfile(BaseModel):
     @model_validator(mode="after")
     def _only_local_sends_nothing(self) -> Self:
         for mode, entry in self.modes.items():
-            if mode.is_local != (entry.payload_bytes == 0):
-                raise ValueError(f"mode {mode} has payload_bytes: {entry.payload_bytes}; only `local` has 0")
+            check_payload(mode, entry.payload_bytes)
         return self
 
     @cached_property

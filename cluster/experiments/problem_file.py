@@ -22,7 +22,7 @@ from allocator.problem import AgentInfo, ModeOption, Problem, Request
 from cluster.scenario.json_document import JsonFile
 from cluster.scenario.yaml_document import DocumentError
 from kvcache.modes import Mode
-from models.profiles import AllowedModes, ModelProfile, ProfileError, WrittenMode, load_profile
+from models.profiles import AllowedModes, ModelProfile, ProfileError, WrittenMode, check_payload, load_profile
 from netem.channels import MIN_CHANNEL_MBPS
 
 MAX_AGENTS = 100_000
@@ -49,7 +49,7 @@ class Strict(BaseModel):
 class OwnMode(Strict):
     """A mode written out in the problem."""
 
-    payload_bytes: int = Field(ge=0, le=2**34, description="0: nothing is sent")
+    payload_bytes: int = Field(ge=0, le=2**34, description="0 for `local`, and only for it")
     edge_ms: Milliseconds = Field(default=0.0, description="all compute on the edge, from the start on")
     cloud_ms: Milliseconds = Field(default=0.0, description="all compute on the cloud worker")
     quality: float = Field(ge=0, le=1e6)
@@ -83,6 +83,9 @@ class ProblemAgent(Strict):
             raise ValueError('needs a profile, such as "paper_b/qwen2.5-7b", or modes of its own, {"int4": {...}}')
         if self.profile is not None and isinstance(self.modes, dict):
             raise ValueError("has a profile and modes of its own: one or the other, or a list of the profile's modes")
+        if isinstance(self.modes, dict):
+            for mode, own in self.modes.items():
+                check_payload(mode, own.payload_bytes)
         return self
 
 

@@ -13,6 +13,7 @@ from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import SimulatedEngine
+from kvcache.modes import LOCAL, parse_mode
 from netem.channels.ar1 import PUBLISHED as PUBLISHED_5G
 from reports import metrics
 from reports.machine import describe_machine
@@ -21,7 +22,6 @@ PROMPT_VS_CACHE_RATES_MBPS = (25, 50, 100, 200, 400, 800)
 PROMPT_VS_CACHE_LOADS = (0.8, 1.0, 1.2, 1.4)
 # Cloud prefill and decode of the prompt mode, as in configs/profiles/journal.yaml.
 PROMPT_MS = 57 + 167
-CACHES = ("full", "int8", "mixed_int4", "int4")
 
 Row = dict[str, Any]
 
@@ -79,13 +79,14 @@ def _run(data: dict[str, Any], labels: Row) -> Iterator[Row]:
 
 
 def _figures(rows: pd.DataFrame) -> Row:
+    modes = rows["mode"].map(lambda text: parse_mode(text) if text else None)
     return {
         "requests": len(rows),
         "compliance": metrics.compliance(rows),
         "delivered_quality": metrics.delivered_quality(rows),
         "credited_quality": metrics.credited_quality(rows),
-        "caches": float(rows["mode"].isin(CACHES).mean()),
-        "local": float((rows["mode"] == "local").mean()),
+        "caches": float(modes.map(lambda mode: mode is not None and mode.is_cache).mean()),
+        "local": float(modes.map(lambda mode: mode == LOCAL).mean()),
         "from_hedge": float(((rows.hedge != "") & (rows.answered == rows.hedge)).mean()),
     }
 

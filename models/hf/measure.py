@@ -122,11 +122,15 @@ class _Bench:
         context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
         found = self._edge.prefill(context, query, list(self._selections.values()))
         watch.lap()
-        serve = {"cache": self._cache, "prompt": self._tokens, "scout": self._tokens, "local": self._local}
-        modes = {mode: serve[mode.kind](example, found, mode) for mode in self._modes}
+        modes = {mode: self._serve(example, found, mode) for mode in self._modes}
         whole = len(context) + len(query) - 1
         kv_bytes = cache_bytes(loaded.geometry, UNQUANTIZED, torch.arange(whole), whole)
         return RequestResult(len(context), kv_bytes, watch.laps_ms()[0], modes)
+
+    def _serve(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
+        if mode.is_cache:
+            return self._cache(example, found, mode)
+        return self._question(example, found, mode) if mode.is_question else self._local(example, found)
 
     def _cache(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         loaded = self._edge.loaded
@@ -147,7 +151,7 @@ class _Bench:
         watch.lap()
         return _result(loaded, example, answer, sent, watch)
 
-    def _tokens(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
+    def _question(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         """`prompt`, or `scout` with the edge's positions of a context that is in the cloud already."""
         loaded = self._cloud.loaded
         watch = Stopwatch(self._edge.loaded.device)
@@ -164,7 +168,7 @@ class _Bench:
         watch.lap()
         return _result(loaded, example, answer, len(sent), watch)
 
-    def _local(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
+    def _local(self, example: Example, found: Prefilled) -> ModeResult:
         watch = Stopwatch(self._edge.loaded.device)
         watch.lap()
         watch.lap()

@@ -211,6 +211,7 @@ AGENT = {"modes": {"int4": INT4}}
             "modes.int4.bytes: unknown key; allowed here: cloud_ms",
         ),
         (problem(agents=[{"modes": {"": INT4}}]), "agents[0].modes.: no mode ''; there are full"),
+        (problem(agents=[{"modes": {"int4": INT4 | {"payload_bytes": 0}}}]), "only `local` has 0"),
         (problem(agents=[{"modes": "int4"}]), "agents[0].modes: 'int4': input should be a valid list"),
         (problem(agents={"0": AGENT}), "agents: "),
     ],
