@@ -1,9 +1,9 @@
-"""Taking time exactly: the clock of the running event loop, wall or virtual."""
+"""Precise waiting on the running event loop's clock, wall or virtual."""
 
 import asyncio
 
-# The kernel may end a wait late by 0.1 % of its length, for processes of low priority (as Ray's workers are) by 0.5 %:
-# 40 ms of 8 s. So long waits are taken in steps that end early, the last one short enough not to matter.
+# The kernel may oversleep by 0.1 % of a wait, for low-priority processes (as Ray's workers) by 0.5 %: 40 ms of 8 s.
+# So long waits are split into steps that end early, until the remainder is too short for the error to matter.
 STEP = 0.97
 SHORT_S = 0.02
 
@@ -14,7 +14,7 @@ def now_s() -> float:
 
 
 async def sleep_until(at_s: float) -> None:
-    """Return at `at_s` on the loop's clock, at once if that has passed."""
+    """Sleep until `at_s` on the loop's clock; return at once if it has passed."""
     loop = asyncio.get_running_loop()
     if getattr(loop, "punctual", False):  # virtual time
         if at_s > loop.time():
@@ -30,6 +30,6 @@ async def sleep_until(at_s: float) -> None:
 
 
 async def sleep_ms(duration_ms: float) -> None:
-    """Take `duration_ms` milliseconds."""
+    """Sleep for `duration_ms` milliseconds."""
     if duration_ms > 0:
         await sleep_until(now_s() + duration_ms / 1e3)

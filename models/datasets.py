@@ -1,4 +1,4 @@
-"""Questions on contexts: the family's own, SQuAD v2, HotpotQA and JSONL files, by path or by name on the hub."""
+"""Question-answering data sets: the family's, SQuAD v2, HotpotQA and JSONL files, by path or by hub name."""
 
 import importlib
 import json
@@ -17,11 +17,11 @@ FAMILY: dict[str, Split] = {"family": "eval", "family/train": "train"}
 MAX_FILE_BYTES = 2**27  # SQuAD's and HotpotQA's development files have 4 and 46 MB
 MAX_LINE_BYTES = 2**22
 MAX_EXAMPLES = 200_000
-DEFAULT_COUNT = 500  # of the family, which has no end
+DEFAULT_COUNT = 500  # of the family, which is infinite
 
 
 class DatasetError(ValueError):
-    """Examples can't be had; the message says where and why."""
+    """Examples can't be loaded; the message names the source and the reason."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _example(context: str, question: str, answers: list[str]) -> Example:
 
 
 def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir: Path | None = None) -> list[Example]:
-    """Examples of a source; where it has more than `count`, a random sample of so many, by `seed`.
+    """Load examples from a source; if it has more than `count`, a random sample of that size, by `seed`.
 
     Questions without an answer (SQuAD v2's `is_impossible`) are left out.
 
@@ -121,7 +121,7 @@ def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir
 def family_examples(
     split: Split, count: int, seed: int = 0, min_tokens: int = MIN_TOKENS, max_tokens: int = MAX_TOKENS
 ) -> list[Example]:
-    """Examples of the family's task, one passage each, contexts of `min_tokens` to `max_tokens` (all lengths alike).
+    """Examples of the family's task, one passage each, with contexts of `min_tokens` to `max_tokens`.
 
     Splits share no invented word; the first examples of a seed don't depend on `count`.
     """
@@ -188,8 +188,8 @@ def _from_hub(source: str) -> Iterator[Example]:
     name, _, configuration = source.partition(":")
     try:
         rows = datasets.load_dataset(name, configuration or None, split="validation", streaming=True)
-    except Exception as error:  # whatever a network and another's code can raise
-        raise DatasetError(f"{source} can't be had from the hub: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # networks and third-party code can raise anything
+        raise DatasetError(f"{source} can't be loaded from the hub: {' '.join(str(error).split())[:300]}") from None
     return (example for number, row in enumerate(rows) for example in _of_row(row, f"{source}, row {number}"))
 
 

@@ -1,4 +1,4 @@
-"""Token F1 and exact match as SQuAD's official evaluation computes them, and intervals for their means."""
+"""Token F1 and exact match by SQuAD's official evaluation, and bootstrap intervals of their means."""
 
 import re
 import string
@@ -20,8 +20,8 @@ def normalise(answer: str) -> str:
 def token_f1(answer: str, references: Sequence[str]) -> float:
     """The best F1 of the answer's tokens against any reference, in [0, 1].
 
-    Where either has no tokens, it is 1 if both have none, else 0. No references at all means that the question has no
-    answer: the reference is then the empty string, as in SQuAD v2.
+    If either has no tokens, it is 1 if both have none, else 0. Without references the question has no answer, and the
+    reference is the empty string, as in SQuAD v2.
     """
     return max(_f1(normalise(answer).split(), normalise(reference).split()) for reference in references or ("",))
 
@@ -41,7 +41,7 @@ def _f1(answer: list[str], reference: list[str]) -> float:
 def mean_interval(
     scores: Sequence[float], rng: np.random.Generator, confidence: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:
-    """Bootstrap interval (percentile) of the mean of scores; of a single score, or equal ones, that score twice.
+    """Bootstrap interval (percentile) of the mean of scores; for a single score, or equal ones, that score twice.
 
     Raises:
         ValueError: there are no scores.

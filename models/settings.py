@@ -1,4 +1,4 @@
-"""Which real models a group of agents runs, as a scenario says it. Imports nothing heavy."""
+"""A scenario's settings for the real models of a group of agents. Imports nothing heavy."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
 
 class ModelSettings(BaseModel):
-    """An edge model and the cloud's for it, and the questions that are asked of them.
+    """An edge model, the cloud's model for it, and their examples.
 
     Request n asks example n modulo `count`. A cache is decoded in the cloud by the edge's own model; `prompt` and
     `scout` are answered by the cloud's.
@@ -34,6 +34,6 @@ class ModelSettings(BaseModel):
     )
 
     def source(self, name: str, base_dir: Path) -> str:
-        """A model's name, or its folder's path if there is one of that name where relative paths start."""
+        """A model's name, or the path of the folder of that name below `base_dir`, if there is one."""
         folder = base_dir / name
         return str(folder) if folder.is_dir() else name

@@ -1,4 +1,4 @@
-"""Reads runs with many seeds: every allocator's figures with intervals, and pairwise verdicts."""
+"""Reads comparisons over seeds: each allocator's figures with intervals, and pairwise verdicts."""
 
 import json
 import os
@@ -39,19 +39,19 @@ Read = TypeVar("Read", bound=Document)
 
 
 class ComparisonError(ValueError):
-    """Not a folder of a comparison, or nothing in it can be read; the message says which."""
+    """The folder isn't a comparison, or no run in it can be read; the message says which."""
 
 
 def read_comparison(*folders: Path) -> Comparison:
-    """Figures by point and allocator, verdicts, and warnings about runs that are missing or left out.
+    """Read figures by point and allocator, verdicts, and warnings about missing or excluded runs.
 
-    Points are what was swept; compliance is in percent, quality as the profiles say.
+    A point is a combination of swept values; compliance is in percent, quality in the profiles' basis.
 
     Args:
-        folders: one of a comparison, or several of runs of one scenario, which are then what is compared.
+        folders: one comparison folder, or several run folders of one scenario.
 
     Raises:
-        ComparisonError: no such folder, or no run in it that can be read.
+        ComparisonError: the folder doesn't exist, or no run in it can be read.
     """
     if len(folders) == 1:
         folder = folders[0]
@@ -90,7 +90,7 @@ def read_comparison(*folders: Path) -> Comparison:
 
 
 def _of_runs(folder: Path, runs: Sequence[Path]) -> ComparisonRuns:
-    """The document of a comparison of these runs. Raises ComparisonError if they aren't of one scenario."""
+    """A comparison document for these runs. Raises ComparisonError if they aren't of one scenario."""
     entries: list[ComparedRun] = []
     names: dict[str, None] = {}
     scenarios = set()
@@ -105,7 +105,7 @@ def _of_runs(folder: Path, runs: Sequence[Path]) -> ComparisonRuns:
         names |= dict.fromkeys(summary.allocators)
         engine = summary.engine
         if seed in [entry.seed for entry in entries]:
-            raise ComparisonError(f"{run}: seed {seed} is there already; runs to compare differ in their seed")
+            raise ComparisonError(f"{run}: seed {seed} occurs twice; compared runs must differ in their seed")
         entries.append(ComparedRun(folder=str(run.resolve().relative_to(folder)), seed=seed, point={}))
     if len(scenarios) > 1:
         raise ComparisonError(f"runs of different scenarios: {', '.join(sorted(scenarios))}")
@@ -115,7 +115,7 @@ def _of_runs(folder: Path, runs: Sequence[Path]) -> ComparisonRuns:
 
 
 def _rows(folder: Path, entry: ComparedRun, warnings: list[str]) -> list[dict[str, Any]]:
-    """A row for each allocator of a run."""
+    """One row for each allocator of a run."""
     run_dir = (folder / entry.folder).resolve()
     if not run_dir.is_relative_to(folder.resolve()):
         raise ComparisonError(f"{entry.folder} lies outside the comparison")
@@ -123,7 +123,7 @@ def _rows(folder: Path, entry: ComparedRun, warnings: list[str]) -> list[dict[st
     if summary.partial:
         raise ComparisonError(f"{entry.folder} is partial: " + "; ".join(summary.warnings))
     if not summary.valid:
-        warnings.append(f"{entry.folder} is INVALID, and counted all the same: " + "; ".join(summary.warnings))
+        warnings.append(f"{entry.folder} is INVALID, but included: " + "; ".join(summary.warnings))
     _check_ledger(run_dir, summary)
     where = {"point": json.dumps(entry.point, sort_keys=True), "seed": entry.seed, "folder": entry.folder}
     return [
@@ -135,7 +135,7 @@ def _rows(folder: Path, entry: ComparedRun, warnings: list[str]) -> list[dict[st
 
 
 def _check_ledger(run_dir: Path, summary: Summary) -> None:
-    """Raises ComparisonError unless the ledger is there and agrees with the summary."""
+    """Raise ComparisonError unless the ledger exists and agrees with the summary."""
     path = run_dir / files.LEDGER
     try:
         ledger = pd.read_parquet(path, columns=["allocator", "status"])
@@ -148,7 +148,7 @@ def _check_ledger(run_dir: Path, summary: Summary) -> None:
 
 
 def _point(point: str, rows: pd.DataFrame, compared: list[str], rng: np.random.Generator) -> ComparisonPoint:
-    """Figures and verdicts of one combination of what was swept, from seeds that all allocators have."""
+    """Figures and verdicts of one point, from the seeds that all allocators have."""
     allocators = sorted(set(rows.allocator))
     order = [name for name in compared if name in allocators] + [n for n in allocators if n not in compared]
     values = {metric: {name: _values(rows[rows.allocator == name], metric) for name in order} for metric in METRICS}
@@ -176,12 +176,12 @@ def _interval(values: list[float], rng: np.random.Generator) -> Interval:
 
 
 def _values(rows: pd.DataFrame, column: str) -> list[float]:
-    """Of one allocator, in the order of seeds."""
+    """One allocator's values, in the order of seeds."""
     return [float(value) for value in rows.sort_values("seed")[column].to_numpy()]
 
 
 def comparison_tables(found: Comparison) -> Iterator[Table]:
-    """For a terminal: the figures of every point, then the verdicts."""
+    """Tables for a terminal: the figures of every point, then its verdicts."""
     for each in found.points:
         swept = each.swept()
         title = f"{found.scenario}{f', {swept}' if swept else ''}: {each.seeds} seeds, {found.engine}"

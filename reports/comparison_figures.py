@@ -1,4 +1,4 @@
-"""The figures of comparisons: who is better, at which load, and what it costs in quality."""
+"""Figures of comparisons: compliance against load, quality against compliance, paired differences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from reports.schema import ComparisonPoint, Interval, Metric
 
 
 def load(points: Sequence[ComparisonPoint], compared: Sequence[str]) -> list[Drawn]:
-    """Compliance against what was swept, with bands; one figure for every key that takes several numbers."""
+    """Compliance against swept values, with confidence bands; one figure for every key with several numbers."""
     drawn = []
     keys = dict.fromkeys(key for point in points for key in point.point)
     for key in keys:
@@ -51,7 +51,7 @@ def _load(key: str, points: Sequence[ComparisonPoint], compared: Sequence[str], 
         return pd.DataFrame(rows, columns=["allocator", key, "met_percent", "low", "high"])
 
     where = f" At {fixed}." if fixed else ""
-    read = f"Bands: 95 % intervals of the mean over seeds; dotted lines: for orientation.{where}"
+    read = f"Bands: 95 % intervals of the mean over seeds; dotted lines: baselines.{where}"
     return draw_axes(f"load_{safe_name(key)}", f"Compliance against {key}", read, draw, wide=True)
 
 
@@ -82,14 +82,14 @@ def tradeoff(point: ComparisonPoint, compared: Sequence[str], number: int) -> Dr
         return pd.DataFrame(rows, columns=["allocator", "met_percent", "quality"])
 
     read = (
-        "Up and right is better; bars are 95 % intervals. Hollow marks: for orientation (clairvoyant knows the present "
+        "Up and right is better; bars are 95 % intervals. Hollow marks: baselines (clairvoyant knows the present "
         f"rate).{_at(point)}"
     )
     return draw_axes(f"tradeoff_{number}", "Quality against compliance", read, draw)
 
 
 def differences(point: ComparisonPoint, metric: Metric, title: str, unit: str, number: int) -> list[Drawn]:
-    """Paired differences with their intervals."""
+    """Paired differences with their confidence intervals."""
     verdicts = [v for v in point.verdicts if v.metric == metric]
     if not verdicts:
         return []

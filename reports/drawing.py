@@ -1,4 +1,4 @@
-"""How figures are drawn: their style, their colours by the page's theme, and what they have in common."""
+"""Drawing of figures: style, theme colours and common helpers."""
 
 import io
 import re
@@ -13,21 +13,21 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Drawn in these, and replaced in the SVG by what the page's theme says; PNGs keep them.
+# Drawing colours; the SVG replaces them by variables of the page's theme, PNGs keep them.
 INK, GRID = "#1b1c1d", "#d4d5d6"
 THEMED = {INK: "currentColor", GRID: "var(--grid)"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7f6bb3", "#8c8c8c")  # Okabe and Ito's
 MARKERS = "osD^vPX*"
 WIDTH_IN, HEIGHT_IN = 5.4, 3.3
 WIDE_IN = 11.2
-MAX_POINTS = 1500  # drawn one by one; more are sampled, and the figure says so
+MAX_POINTS = 1500  # of individual marks; more are sampled, and the figure says so
 
 matplotlib.use("svg")
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names are names
+    "text.parse_math": False,  # names may contain $
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,9 +47,9 @@ class Drawn:
     """A figure.
 
     Attributes:
-        name: for files; title; read: what to read off it, in a line.
-        svg: to be put into a page; its colours follow the page's theme. png: for elsewhere.
-        data: what was drawn, or nothing if that is the ledger itself.
+        name: used in file names; title; read: one line on how to read the figure.
+        svg: for the page, in the colours of its theme. png: for other uses.
+        data: the drawn data, None if it is the ledger itself.
     """
 
     name: str
@@ -78,7 +78,7 @@ def draw_figure(
     name: str, title: str, read: str, draw: Callable[[Figure], pd.DataFrame], width: float, height: float, wide: bool
 ) -> Drawn:
     rc: Any = STYLE | {"svg.hashsalt": name}
-    # The salt makes ids of one page differ, and those of the same figure the same again.
+    # The salt makes ids unique in a page, and reproducible for the same figure.
     with matplotlib.rc_context(rc):
         figure = Figure(figsize=(width, height))
         data = draw(figure)
@@ -89,7 +89,7 @@ def draw_figure(
 
 
 def _themed(svg: str, title: str) -> str:
-    """The element alone, without fixed size, in the page's colours, with a name for those who don't see it."""
+    """The bare <svg> element: no fixed size, theme colours, and an accessible label."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
@@ -120,7 +120,7 @@ def legend(ax: Axes, entries: int) -> None:
 
 
 def thinned(count: int, most: int = MAX_POINTS) -> np.ndarray:
-    """Indices of at most so many of `count`, evenly, first and last among them."""
+    """At most `most` evenly spaced indices below `count`, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)) if count else np.zeros(0, int)
 
 

@@ -1,4 +1,4 @@
-"""The figures of runs, each with the line that says what to read off it. Static SVG: works offline, prints well."""
+"""Figures of runs, each with a line on how to read it. Static SVG, which works offline and prints well."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from netem.fairness import jain_index
 from reports import metrics
 from reports.drawing import (
     COLOURS,
@@ -45,7 +46,7 @@ STAGE_GROUPS = {
 
 
 def run_figures(runs: Sequence[Run]) -> list[Drawn]:
-    """Figures of one run, or of several of one scenario: all requests together, the timelines are the first run's."""
+    """Figures of one run, or of several of one scenario: all requests pooled, timelines of the first run."""
     ledger = pd.concat([run.ledger for run in runs], ignore_index=True)
     order = list(dict.fromkeys(name for name in runs[0].ledger.allocator))
     ledger = ledger.sort_values("allocator", key=lambda names: names.map(order.index), kind="stable")
@@ -62,7 +63,7 @@ def run_figures(runs: Sequence[Run]) -> list[Drawn]:
 
 
 def slack(ledger: pd.DataFrame) -> Drawn:
-    """CDF of deadline minus latency; a request without an answer is below all of it."""
+    """CDF of deadline minus latency; unanswered requests count as below every value."""
 
     def draw(ax: Axes) -> pd.DataFrame:
         rows = []
@@ -86,7 +87,7 @@ def slack(ledger: pd.DataFrame) -> Drawn:
 
 
 def stages(ledger: pd.DataFrame) -> Drawn:
-    """Where the time of answered requests went."""
+    """Mean stage times of answered requests."""
     answered = ledger[ledger.latency_ms.notna()]
     found = pd.DataFrame(
         {
@@ -113,7 +114,7 @@ def stages(ledger: pd.DataFrame) -> Drawn:
     return draw_axes(
         "stages",
         "Where the time went",
-        "The widest part is what to shorten first; late requests count, unanswered ones don't.",
+        "The widest part dominates latency; late requests are included, unanswered ones are not.",
         draw,
         height=max(HEIGHT_IN, 1.7 + 0.3 * len(mean)),
     )
@@ -131,7 +132,7 @@ def agents(ledger: pd.DataFrame) -> Drawn:
             ax.plot(
                 thin + 1,
                 sorted_met.to_numpy()[thin],
-                label=f"{name}: Jain {jain(met.to_numpy()):.2f}",
+                label=f"{name}: Jain {jain_index(met.tolist()):.2f}",
                 **line(number),
                 marker=MARKERS[number % 8],
                 markersize=3,
@@ -145,13 +146,13 @@ def agents(ledger: pd.DataFrame) -> Drawn:
     return draw_axes(
         "agents",
         "Agent by agent",
-        "A steep curve: some are served at the cost of others. Jain's index of compliance is 1 where all are alike.",
+        "A steep curve: some agents are served at others' cost. Jain's index of compliance is 1 if all are equal.",
         draw,
     )
 
 
 def predicted(ledger: pd.DataFrame) -> Drawn:
-    """The allocator's prediction at assignment against what happened."""
+    """Latency as predicted at assignment against observed latency."""
     both = ledger[ledger.latency_ms.notna() & ledger.predicted_ms.notna()]
     shown = both.sample(min(len(both), MAX_POINTS), random_state=0).sort_index()
 
@@ -180,19 +181,19 @@ def predicted(ledger: pd.DataFrame) -> Drawn:
     return draw_axes(
         "predicted",
         "Predicted against observed latency",
-        f"Above the dashed line a request took longer than the allocator believed when it chose the mode.{sampled}",
+        f"Above the dashed line a request took longer than the allocator predicted when it chose the mode.{sampled}",
         draw,
     )
 
 
 def bandwidth(runs: Sequence[Run]) -> list[Drawn]:
-    """What was configured of the shared hop against what went through it."""
+    """Configured against achieved rate of the shared hop."""
     timeline = pd.concat([run.timeline for run in runs]) if runs else pd.DataFrame()
     if timeline.empty:
         return []
     frame = timeline.assign(granted=timeline.grants_mbps.map(sum))
     frame["configured_mbps"] = np.minimum(frame.channel_mbps, frame.granted)
-    # Only where there was something to send all the time, at a rate that held: before, at and after the moment.
+    # Only moments with data to send before, at and after them, and a constant configured rate.
     steady = (frame.in_flight > 0) & (frame.in_flight.shift() > 0) & (frame.in_flight.shift(-1) > 0)
     steady &= (frame.configured_mbps - frame.configured_mbps.shift()).abs() < 1e-3 * frame.configured_mbps
     steady &= frame.allocator == frame.allocator.shift()
@@ -222,14 +223,14 @@ def bandwidth(runs: Sequence[Run]) -> list[Drawn]:
         return shown[["allocator", "at_s", "configured_mbps", "used_mbps"]]
 
     read = (
-        f"On the dashed line the link carried what it was told to: median {error.median():+.1f} %, middle half "
-        f"{error.quantile(0.25):+.1f} to {error.quantile(0.75):+.1f} %. Below it, nothing to send for a while."
+        f"On the dashed line the link achieved its configured rate: median {error.median():+.1f} %, middle half "
+        f"{error.quantile(0.25):+.1f} to {error.quantile(0.75):+.1f} %. Below it, senders were idle for a while."
     )
     return [draw_axes("bandwidth", "Configured against achieved bandwidth", read, draw)]
 
 
 def modes(ledger: pd.DataFrame) -> Drawn:
-    """Which modes were assigned, and how often agents changed theirs."""
+    """Share of each mode, and how often agents changed modes."""
     assigned = ledger.assign(mode=ledger["mode"].where(ledger["mode"] != "", "none"))
     share = 100 * assigned.groupby(["allocator", "mode"], sort=False).size().unstack(fill_value=0)
     share = share.div(ledger.allocator.value_counts().reindex(share.index), axis=0)
@@ -258,14 +259,14 @@ def modes(ledger: pd.DataFrame) -> Drawn:
     return draw_axes(
         "modes",
         "Modes, and how often they changed",
-        "Switched: requests whose mode isn't that of the same agent's request before.",
+        "Switched: requests whose mode differs from that of the same agent's previous request.",
         draw,
         height=max(HEIGHT_IN, 1.7 + 0.35 * len(share)),
     )
 
 
 def solving(allocators: dict[str, AllocatorSummary]) -> list[Drawn]:
-    """How long allocators took to decide."""
+    """Distribution of solve times."""
     curves = {name: s.solve_curve_ms for name, s in allocators.items() if s.solve_curve_ms}
     if not curves:
         return []
@@ -283,12 +284,14 @@ def solving(allocators: dict[str, AllocatorSummary]) -> list[Drawn]:
         ).reset_index()
 
     return [
-        draw_axes("solving", "What deciding took", "What lies left of a millisecond costs nobody a deadline.", draw)
+        draw_axes(
+            "solving", "Solve times", "Below about a millisecond, they are negligible against any deadline.", draw
+        )
     ]
 
 
 def timelines(run: Run) -> list[Drawn]:
-    """Each turn as it went: channel and use, shares, requests with their modes and misses, and what was done to it."""
+    """A timeline of each turn: channel and use, shares, requests with modes and misses, and events."""
     if run.timeline.empty:
         return []
     names = dict.fromkeys(run.ledger.allocator)
@@ -357,17 +360,8 @@ def _timeline(run: Run, name: str, colours: dict[str, str]) -> Drawn:
     return draw_figure(f"timeline_{name}", f"The turn of {name}", read, draw, WIDE_IN, 5.2, wide=True)
 
 
-def jain(values: np.ndarray) -> float:
-    """Jain's fairness index, (Σx)² / (n Σx²): 1 where all are equal, 1/n where one has everything (Jain et al. 1984).
-
-    1 where all are 0, too.
-    """
-    squares = float((values**2).sum())
-    return float(values.sum()) ** 2 / (len(values) * squares) if squares else 1.0
-
-
 def switch_share(rows: pd.DataFrame) -> float:
-    """Percent of an allocator's assigned requests whose mode isn't that of the same agent's request before."""
+    """Percentage of assigned requests whose mode differs from that of the same agent's previous request."""
     assigned = rows[rows["mode"] != ""].sort_values("intended_s", kind="stable")
     before = assigned.groupby(["allocator", "agent_id"])["mode"].shift()
     known = before.notna()
@@ -379,5 +373,5 @@ def _by_allocator(ledger: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _if(draw: Callable[[pd.DataFrame], Drawn], ledger: pd.DataFrame) -> list[Drawn]:
-    """Nothing to compare where there is one agent."""
+    """Draw only if there are several agents to compare."""
     return [draw(ledger)] if ledger.agent_id.nunique() > 1 else []

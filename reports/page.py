@@ -10,10 +10,10 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from netem.checks.verify import AgentVerified
+from netem.fairness import jain_index
 from reports import comparison_figures, drawing, figures, files, metrics
 from reports.comparison import METRICS, UNITS, read_comparison
 from reports.drawing import Drawn
-from reports.figures import jain
 from reports.runs import ReportError, Run, read_run
 from reports.schema import Comparison, ComparisonPoint, Summary
 from reports.table import rounds_shown
@@ -193,7 +193,9 @@ def _agents_table(run: Run) -> Table:
         solve = run.allocators[str(name)].solve_ms
         times = [_ms(solve.p50, 2), _ms(solve.p99, 2)]
         switched = f"{figures.switch_share(own):.1f}"
-        rows.append([str(name), f"agent {worst}: {met.min():.1f} %", f"{jain(met.to_numpy()):.3f}", switched, *times])
+        rows.append(
+            [str(name), f"agent {worst}: {met.min():.1f} %", f"{jain_index(met.tolist()):.3f}", switched, *times]
+        )
     columns = ["allocator", "worst agent, met", "Jain's index", "modes switched %", "solving p50 ms", "p99"]
     return Table("agents", columns, rows)
 

@@ -1,8 +1,8 @@
-"""Which allocator is better: paired statistics over runs, never over requests.
+"""Comparison of allocators by paired statistics over runs, never over requests.
 
-Requests of one run share its arrivals and its channel, so they are no independent observations; runs with different
-seeds are. Two allocators of one run saw the same arrivals and channel, so their difference in that run is one
-observation of the difference (common random numbers).
+Requests of one run share its arrivals and channel, so they aren't independent observations; runs with different seeds
+are. Two allocators of one run have the same arrivals and channel, so their difference in that run is one observation of
+a paired difference (common random numbers).
 """
 
 import warnings
@@ -20,12 +20,12 @@ RESAMPLES = 9_999
 
 @dataclass(frozen=True)
 class Difference:
-    """One allocator against another in one metric.
+    """The difference between two allocators in one metric.
 
     Attributes:
-        mean, low, high: of the paired differences over runs, with a 95 % bootstrap interval.
-        p: by sign flips, two-sided; holm_p: corrected for all comparisons of its family.
-        verdict: in words; a winner only where the interval leaves zero out and holm_p is at most 5 %.
+        mean, low, high: the mean of the paired differences over runs, and its 95 % bootstrap interval.
+        p: two-sided, by sign flips; holm_p: corrected for all comparisons of its family.
+        verdict: in words; one is better only if the interval excludes zero and holm_p is at most 5 %.
     """
 
     mean: float
@@ -39,7 +39,7 @@ class Difference:
 def interval(values: ArrayLike, rng: np.random.Generator) -> tuple[float, float]:
     """A 95 % interval of the mean over runs, by bias-corrected, accelerated bootstrap (Efron 1987).
 
-    One value, or equal ones, are their own interval: nothing is known of how much they vary.
+    For one value, or equal ones, both bounds are that value, since their variance is unknown.
     """
     data = np.asarray(values, dtype=float)
     if np.ptp(data) == 0:
@@ -49,7 +49,7 @@ def interval(values: ArrayLike, rng: np.random.Generator) -> tuple[float, float]
         found = stats.bootstrap(
             (data,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa", rng=rng
         ).confidence_interval
-        if np.isnan([found.low, found.high]).any():  # nearly all equal: no acceleration can be had
+        if np.isnan([found.low, found.high]).any():  # values nearly all equal: the acceleration is undefined
             found = stats.bootstrap(
                 (data,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=rng
             ).confidence_interval
@@ -57,7 +57,7 @@ def interval(values: ArrayLike, rng: np.random.Generator) -> tuple[float, float]
 
 
 def sign_flip_p(differences: ArrayLike, rng: np.random.Generator) -> float:
-    """How often the mean is as far from zero if every difference's sign were a coin's; two-sided.
+    """The two-sided p value of the mean difference under random sign flips.
 
     Exact up to 13 runs (8,192 patterns), else from 9,999 random patterns.
     """
@@ -81,25 +81,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def least_runs(comparisons: int) -> int:
-    """With fewer, nobody can win: chance gives all differences one sign more often than Holm's correction allows."""
+    """The fewest runs in which a difference can be significant after Holm's correction of `comparisons`."""
     return next(n for n in count(1) if comparisons * 2 / 2**n <= 1 - CONFIDENCE)
 
 
 def compare(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], rng: np.random.Generator, unit: str = "points"
 ) -> list[Difference]:
-    """The first of each pair against the second, as one family of comparisons.
+    """Compare the first of each pair with the second, as one family of comparisons.
 
     Args:
-        pairs: values of two allocators, run by run in the same order; better is more.
-        unit: of the values, for the verdicts.
+        pairs: values of two allocators, run by run in the same order; higher is better.
+        unit: the values' unit, for the verdicts.
 
     Raises:
         ValueError: a pair's lengths differ, or it has no runs.
     """
     differences = [np.subtract(first, second) for first, second in pairs if len(first) == len(second) and len(first)]
     if len(differences) != len(pairs):
-        raise ValueError("both of a pair need a value for each of the same runs")
+        raise ValueError("both allocators of a pair need a value for each of the same runs")
     p_values = [sign_flip_p(each, rng) for each in differences]
     found = []
     for each, p, holm_p in zip(differences, p_values, holm(p_values), strict=True):
@@ -110,10 +110,10 @@ def compare(
 
 
 def verdict(mean: float, low: float, high: float, holm_p: float, unit: str, runs_short: int) -> str:
-    """`better by 12.3 points [9.8, 14.9]`, `worse by ...`, or that no difference was shown, and why not.
+    """`better by 12.3 points [9.8, 14.9]`, `worse by ...`, or that no difference was shown, with the reason.
 
     Args:
-        runs_short: how many runs are missing before anybody could win.
+        runs_short: the number of runs missing before a difference could be significant.
     """
     span = f"{unit} [{low:.1f}, {high:.1f}]"
     if runs_short:

@@ -1,4 +1,4 @@
-"""A small model family that learned a task from scratch, for where no model can be downloaded: see `card.md`."""
+"""A small model family trained from scratch on one task, for use without downloads: see `card.md`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def family_path(size: str) -> Path:
     doesn't: see `models.family.tokenizer`).
 
     Raises:
-        ValueError: no such size; the message says what there is.
+        ValueError: no such size; the message lists the sizes.
     """
     if size not in SIZES:
         raise ValueError(f"the small family has no size {size!r}; there are {', '.join(SIZES)}")

@@ -1,10 +1,9 @@
-"""The family's task: passages of invented facts, and questions whose answers stand in them.
+"""The family's task: passages of invented facts, and questions that they answer.
 
-A passage says who keeps, hides, buys, ... which thing where, who is whose friend, teacher, ..., and who met whom. Every
-word that matters is invented, means nothing and is drawn anew for every passage, so an answer comes from the context or
-not at all. Facts come as near-duplicates: the same thing with two to four owners, things and places that share a word,
-several relations of one person. Half the questions take two facts ("Where does the friend of Rimo keep the wecon
-siban?").
+A passage says who keeps, hides, buys, ... which thing where, who is whose friend, teacher, ..., and who met whom. All
+content words are invented and drawn anew for every passage, so an answer can only come from the context. Facts come as
+near-duplicates: the same thing with two to four owners, things and places that share a word, several relations of one
+person. Half the questions are two-hop ("Where does the friend of Rimo keep the wecon siban?").
 
 Passages for training and for evaluation share no invented word and no seed.
 """
@@ -93,7 +92,7 @@ def grammar_words() -> list[str]:
 
 
 def example_rng(split: Split, seed: int, number: int) -> np.random.Generator:
-    """The generator of one passage. Splits, seeds and numbers have streams of their own."""
+    """The random generator of one passage, independent for each split, seed and number."""
     return np.random.default_rng([SPLITS[split], seed, number])
 
 
@@ -118,7 +117,7 @@ def evaluation_passage(
 
 
 def query_words(question: Question) -> Sentence:
-    """What follows the context in the prompt: `Question: ... Answer:`."""
+    """The query after the context in the prompt: `Question: ... Answer:`."""
     return ("question", ":", *question.words, "answer", ":")
 
 
@@ -155,7 +154,7 @@ class _Writer:
             relations = self._rng.permutation(len(RELATIONS))
             for number, owner in zip(relations, owners[:2], strict=False):
                 self._relate(RELATIONS[number], asker, owner)
-        for _ in range(self._left):  # not every try tells something new
+        for _ in range(self._left):  # not every attempt adds a new fact
             one, other = self._draw(2)
             if self._left >= 11 and self._rng.random() < 0.5:
                 self._meet(one, other)

@@ -42,7 +42,7 @@ from models.family.task import (
 from models.family.tokenizer import END, build_tokenizer, token_ids, vocabulary
 
 SHORTEST, GROWTH, EVERY_STEPS, MASTERED = 40, 1.2, 50, 0.9  # longer passages when that share of answer tokens is right
-GROWING = 0.25, 0.6  # of the time: passages grow in between whether mastered or not
+GROWING = 0.25, 0.6  # of the time, in which passages grow even if not mastered
 DECAY = 0.4  # of the time, at the end, in which the learning rate falls to 0
 WARM_UP_STEPS = 300
 DRILLS = 0.2  # share of sequences that repeat a random string
@@ -175,9 +175,9 @@ def prompt_of(passage: Passage) -> str:
 
 @torch.no_grad()
 def embed_held_out(embeddings: torch.Tensor) -> None:
-    """Give the words that training never saw embeddings, drawn from the normal distribution fitted to the others'.
+    """Draw embeddings for the words held out from training, from the normal distribution fitted to the others'.
 
-    Trained on repeated strings only, they would learn what tells them from the others instead.
+    If trained on repeated strings only, they would learn features that distinguish them from the others.
 
     Args:
         embeddings: [vocabulary, hidden], changed in place.
@@ -242,7 +242,7 @@ def train(size: str, out: Path, minutes: float, device: str, seed: int = 0, batc
                 mastered = longest.value * (GROWTH if lately.item() >= MASTERED else 1.0)
                 longest.value = min(float(MAX_TOKENS), max(mastered, longest_by_clock(done)))
             if step == 1:
-                began = time.monotonic()  # what compiling took is not the schedule's
+                began = time.monotonic()  # compile time doesn't count for the schedule
                 continue
             if elapsed_s - logged_s > 5:
                 logged_s = elapsed_s

@@ -1,4 +1,4 @@
-"""Which models can take part, and the shapes that need no download."""
+"""Supported model architectures, and built-in shapes that need no download."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ REASONS = {
 
 
 class ModelError(ValueError):
-    """A model that can't be had or can't take part; the message says why, in one line."""
+    """A model can't be loaded or isn't supported; the message is one line."""
 
 
 def check_supported(name: str, config: PreTrainedConfig) -> None:
-    """Refuse models in whose caches one index per position doesn't mean the same in every layer.
+    """Refuse models whose layers don't all cache every position.
 
-    A sliding window that is no shorter than the longest sequence never hides anything: it is taken out of the config.
+    A sliding window at least as long as the longest sequence has no effect, and is removed from the configuration.
 
     Raises:
         ModelError: naming the model, its type and the reason.

@@ -1,8 +1,8 @@
-"""Attention that tells the selections what they want to know, at the price of plain SDPA attention.
+"""Attention that provides rows to selections, at nearly the cost of plain SDPA attention.
 
-Models are loaded with the attention function that is registered here. While `collecting`, it lays the last queries of
-every layer aside; their rows of the attention matrices are computed afterwards, many layers at once. Within a layer,
-each of these small operations would wait for its launch, which at a thousand tokens is half as long as all the rest.
+Models are loaded with the attention function registered here. While `collecting`, it stores the last queries of every
+layer; their rows of the attention matrices are computed afterwards, many layers at once. Within each layer, these small
+operations would be bound by kernel launches: at a thousand tokens, half as long as the rest of the prefill.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ from kvcache.selection.rows import row_chunks
 ATTENTION = "scout"
 """The name under which transformers knows this attention function."""
 
-LONG_TAIL = 1024  # rows; whoever wants more gets them layer by layer: keeping all queries takes more than the cache
-LONG = 2048  # tokens; beyond, prefill is bound by the GPU, and tails are copied so that the rest can be freed
+LONG_TAIL = 1024  # rows; longer demands are served layer by layer, since all queries take more memory than the cache
+LONG = 2048  # tokens; longer prefills are compute-bound, and copies of the tails let the rest be freed
 MAX_ELEMENTS = 2**24  # of probabilities at a time: 64 MB in float32 stay near a GPU's cache
 
 
@@ -31,9 +31,9 @@ class Scoring:
     """Scores of one sequence's context by several selections at once, from one prefill.
 
     Args:
-        selections: no two of the same name.
+        selections: with distinct names.
         context, query: tokens of each; the sequence is one after the other.
-        layers: of the model.
+        layers: the model's number of layers.
     """
 
     def __init__(self, selections: Sequence[Selection], context: int, query: int, layers: int) -> None:
@@ -48,10 +48,10 @@ class Scoring:
         self._scale = 1.0
 
     def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
-        """Take note of one layer's queries [1, heads, n, head_dim] and keys [1, kv_heads, n, head_dim], rotated.
+        """Record one layer's queries [1, heads, n, head_dim] and keys [1, kv_heads, n, head_dim], rotated.
 
         Raises:
-            ValueError: not the one whole sequence that is to be scored.
+            ValueError: the tensors don't hold exactly the sequence to be scored.
         """
         if query.shape[0] != 1 or query.shape[2] != self._length or keys.shape[2] != self._length:
             raise ValueError(f"scoring {self._length} tokens, not {tuple(query.shape)} on {tuple(keys.shape)}")
@@ -64,7 +64,7 @@ class Scoring:
             self._scale = scale
 
     def scores(self) -> dict[str, Tensor]:
-        """float32 [context] for each selection, by name."""
+        """The scores of each selection by name, float32 [context]."""
         for last_layer in (False, True):
             names = [name for name, d in self._later.items() if d.last_layer == last_layer]
             saved = self._saved[-1:] if last_layer else self._saved
@@ -76,7 +76,7 @@ class Scoring:
             for begin in range(0, len(saved), step):
                 some = saved[begin : begin + step]
                 keys = torch.cat([keys for _, _, keys in some], 1)
-                if self._length <= LONG:  # one launch for all of them, though it copies more than the tails
+                if self._length <= LONG:  # one launch for all layers, though it copies more than the tails
                     query = torch.cat([query for _, query, _ in some], 1)[:, :, -tail:]
                 else:
                     query = torch.cat([query[:, :, -tail:] for _, query, _ in some], 1)
@@ -85,9 +85,9 @@ class Scoring:
         return {name: collector.scores() for name, collector in self._collectors.items()}
 
     def _add(self, names: list[str], layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
-        """Give collectors the rows of these queries.
+        """Pass the rows of these queries to the collectors.
 
-        Several layers lie one behind the other, as if `layer` had their heads too: collectors average over both.
+        Several layers are concatenated, as if `layer` had all their heads: collectors average over both.
         """
         first = self._length - query.shape[1]
         for row, probabilities in row_chunks(query, keys, scale, first, MAX_ELEMENTS):
@@ -100,7 +100,7 @@ _SCORING: ContextVar[Scoring | None] = ContextVar("scoring", default=None)
 
 @contextmanager
 def collecting(scoring: Scoring) -> Iterator[Scoring]:
-    """Let the attention of models that run within this context (and this thread or task) be scored."""
+    """Score the attention of models that run in this context (and this thread or task)."""
     token = _SCORING.set(scoring)
     try:
         yield scoring
@@ -121,4 +121,4 @@ def attend(
 
 
 AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it there would silently be no masks
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # otherwise masks would silently be missing

@@ -1,4 +1,4 @@
-"""What scoring adds to prefill, and what a decoded token takes against what memory allows; weights are random."""
+"""The cost of scoring during prefill, and decode time relative to the memory bound; with random weights."""
 
 import platform
 import time
@@ -40,13 +40,13 @@ def bench_scoring(
 
     Args:
         quick: fewer lengths and runs.
-        device: `cpu` or `cuda`; None: `cuda` where there is one.
+        device: `cpu` or `cuda`; None: `cuda` if available.
         shapes: built-in ones; by default all of Qwen2.5 on a GPU, and a toy on a CPU.
         tokens: lengths of prompts, each above QUERY.
 
     Raises:
-        ModelError: a model can't be had.
-        ValueError: a length that a model doesn't take.
+        ModelError: a model can't be loaded.
+        ValueError: a length that a model doesn't support.
     """
     device, names, lengths = _what(quick, device, shapes, tokens)
     runs = []
@@ -67,10 +67,10 @@ def bench_decode(
     shapes: tuple[str, ...] | None = None,
     tokens: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """Milliseconds a decoded token, whole cache and a quarter of it, against weights and cache at copy bandwidth.
+    """Time per output token (ms), with a whole cache and a quarter, against reading all of it at copy bandwidth.
 
-    The bandwidth is measured in the same run. Arguments and errors as for `bench_scoring`, but lengths beyond what a
-    model takes are cut to it.
+    The bandwidth is measured in the same run. Arguments and errors as for `bench_scoring`, but lengths beyond
+    a model's maximum are reduced to it.
     """
     device, names, lengths = _what(quick, device, shapes, tokens)
     runs = []
@@ -130,7 +130,7 @@ def _repeats(length: int, quick: bool) -> int:
 
 
 def _interleaved(loaded: LoadedModel, length: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds to the first token, plain and with each selection's scores, in turns after one to warm up."""
+    """Median time to the first token (ms), plain and with each selection's scores; interleaved, after one warm-up."""
     tokens = torch.randint(loaded.vocabulary, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     edge = EdgeModel(loaded, PlainDecoder(loaded))
     times: dict[str, list[float]] = {way: [] for way in ("plain", *SCORED)}
@@ -157,7 +157,7 @@ def _random_cache(loaded: LoadedModel, kept: int, length: int) -> KVCache:
 
 
 def _token_ms(decoder: Decoder, cache: KVCache, repeats: int, tokens: int = 32) -> float:
-    """Milliseconds a token, the median: what `tokens` more of them take, so that loading the cache stays out."""
+    """Median time per token (ms), by the difference of `tokens` more tokens, which excludes loading the cache."""
     decoder.decode([Start(cache, 1, 4)])
     found = []
     for _ in range(repeats):
@@ -190,7 +190,7 @@ def _machine(device: str) -> dict[str, str]:
 
 
 def scoring_table(found: dict[str, Any]) -> Table:
-    """What `bench_scoring` found, for a terminal."""
+    """The result of `bench_scoring` as a table."""
     table = _table(f"prefill with scores by {found['query']} query tokens", found["machine"])
     for title in ("model", "tokens", "plain SDPA ms", *(f"{s} adds" for s in SCORED)):
         table.add_column(title, justify="left" if title == "model" else "right")
@@ -201,7 +201,7 @@ def scoring_table(found: dict[str, Any]) -> Table:
 
 
 def decode_table(found: dict[str, Any]) -> Table:
-    """What `bench_decode` found, for a terminal."""
+    """The result of `bench_decode` as a table."""
     reasons = "".join(f"; {r}" for r in dict.fromkeys(run["reason"] for run in found["runs"]) if r)
     table = _table("a decoded token; limit: weights and cache at copy bandwidth" + reasons, found["machine"])
     columns: list[tuple[str, Literal["left", "right"]]] = [("model", "left"), ("tokens", "right"), ("kept", "right")]

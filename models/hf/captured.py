@@ -1,8 +1,8 @@
-"""Decoding as fast as memory allows: preallocated caches, few and fused kernels, a step captured as one CUDA graph.
+"""Memory-bound decoding: preallocated caches, few and fused kernels, a step captured as one CUDA graph.
 
-A plain call of a 7B launches more than a thousand small kernels a token, and the GPU waits for most of them. Here a
-step of the known decoder layer (RMS norm, rotary attention, gated SiLU) is written out: torch.compile fuses what lies
-between the matrix products, `splitkv` attends, and the whole step, from token to token, is replayed with one call.
+A plain call of a 7B model launches more than a thousand small kernels per token, and the GPU idles between them. Here
+the step of the known decoder layer (RMS norm, rotary attention, gated SiLU) is written out: torch.compile fuses the
+operations between matrix products, `splitkv` computes attention, and one call replays the whole step.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Layer:
-    """Weights of one decoder layer; what is multiplied by the same vector lies together."""
+    """Weights of one decoder layer; matrices multiplied by the same vector are concatenated."""
 
     norm: Tensor
     qkv: Tensor
@@ -60,9 +60,9 @@ def before_attention(
     q_norm: Tensor | None, k_norm: Tensor | None, cos: Tensor, sin: Tensor,
     keys: Tensor, values: Tensor, slots: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The layer's input x + added [batch, hidden], and its query [batch, heads, head_dim].
+    """Compute the layer's input x + added [batch, hidden], and its query [batch, heads, head_dim].
 
-    Keys and values are written to their slots. The sum is taken here, where it fuses with the norm.
+    Writes keys and values to their slots. The sum is computed here to fuse with the norm.
     """
     batch, kv_heads, _, head_dim = keys.shape
     x = x + added
@@ -80,14 +80,14 @@ def after_attention(
     x: Tensor, attended: Tensor, out: Tensor, out_bias: Tensor | None, mlp_norm: Tensor,
     gate_up: Tensor, gate_up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Two parts of the layer's output [batch, hidden], from its input and what was attended to."""
+    """Two summands of the layer's output [batch, hidden], from its input and the attention's output."""
     x = x + F.linear(attended, out, out_bias)
     gate, up = F.linear(norm(x, mlp_norm, eps), gate_up, gate_up_bias).chunk(2, -1)
     return x, F.linear(F.silu(gate) * up, down, down_bias)
 
 
-def together(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of several linear layers as one; the layers keep views of it, so nothing is stored twice."""
+def concatenated(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Concatenate the weights and biases of linear layers; the layers keep views, so nothing is stored twice."""
     weights: list[Tensor] = [linear.weight for linear in linears]
     weight = torch.cat(weights)
     for linear, part in zip(linears, weight.split([linear.out_features for linear in linears]), strict=True):
@@ -99,8 +99,8 @@ def together(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
 def layer_of(module: Any) -> Layer:
     """The weights of one of transformers' decoder layers, of the types in LAYERS_KNOWN."""
     attention, mlp = module.self_attn, module.mlp
-    qkv, qkv_bias = together(attention.q_proj, attention.k_proj, attention.v_proj)
-    gate_up, gate_up_bias = together(mlp.gate_proj, mlp.up_proj)
+    qkv, qkv_bias = concatenated(attention.q_proj, attention.k_proj, attention.v_proj)
+    gate_up, gate_up_bias = concatenated(mlp.gate_proj, mlp.up_proj)
     return Layer(
         module.input_layernorm.weight, qkv, qkv_bias,
         getattr(getattr(attention, "q_norm", None), "weight", None),
@@ -112,7 +112,7 @@ def layer_of(module: Any) -> Layer:
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """What a captured step reads and writes, for one batch size."""
+    """The buffers that a captured step reads and writes, for one batch size."""
 
     token: Tensor  # int64 [batch], each tensor
     position: Tensor
@@ -123,10 +123,10 @@ class Session:
 
 
 class CapturedDecoder:
-    """Greedy decoding of one model by captured steps, one batch at a time; without a GPU the same steps, not captured.
+    """Greedy decoding of one model by captured steps, one batch at a time; without a GPU, the same steps uncaptured.
 
-    Batches are filled up to a power of two. The first batch of a size, and the first that needs more positions than any
-    before it, take seconds to compile and capture: `warm_up` does that ahead.
+    Batches are padded to a power of two. The first batch of a size, and the first that needs more positions than all
+    before it, take seconds to compile and capture; `warm_up` does that in advance.
 
     Attributes:
         reason: why steps are not compiled; empty if they are.
@@ -135,7 +135,7 @@ class CapturedDecoder:
     name = "captured"
 
     def __init__(self, loaded: LoadedModel, compiled: bool = True) -> None:
-        """Raises ValueError for a model that it isn't suited for."""
+        """Raises ValueError if this decoder doesn't support the model."""
         self._loaded = loaded
         if reason := self.unsuited(loaded):
             raise ValueError(f"{loaded.spec.name}: {reason}")
@@ -154,11 +154,11 @@ class CapturedDecoder:
         self._sessions: dict[int, Session] = {}
         self._storage: list[tuple[Tensor, Tensor]] = []
         self._room = (0, 0)  # batch, positions
-        self._one = Lock()  # at a time: agents of one process share a decoder, and its buffers
+        self._lock = Lock()  # agents of one process share a decoder and its buffers
 
     @staticmethod
     def unsuited(loaded: LoadedModel) -> str:
-        """Why this way of decoding isn't for this model on this device; empty if it is."""
+        """Why this decoder doesn't support the model on its device; empty if it does."""
         config: Any = loaded.model.config
         if config.model_type not in LAYERS_KNOWN:
             return f"layers of {config.model_type} are not known; {', '.join(LAYERS_KNOWN)} are"
@@ -166,7 +166,7 @@ class CapturedDecoder:
             return f"the activation is {config.hidden_act}, not silu"
         rope = (config.rope_parameters or {}).get("rope_type", "default")
         if rope in ("dynamic", "longrope"):
-            return f"{rope} rotations depend on the length, which a captured step can't ask for"
+            return f"{rope} rotations depend on the length, which a captured step doesn't know"
         return SplitAttention.unsuited(loaded.geometry.head_dim) if loaded.device.type == "cuda" else ""
 
     @torch.no_grad()
@@ -184,7 +184,7 @@ class CapturedDecoder:
             return []
         for start in starts:
             check_start(self._loaded, start)
-        with self._one:
+        with self._lock:
             return self._decode(starts)
 
     def _decode(self, starts: Sequence[Start]) -> list[Answer]:
@@ -195,7 +195,7 @@ class CapturedDecoder:
             for (keys, values), layer in zip(session.caches, start.cache.layers, strict=True):
                 keys[row, :, : start.cache.kept] = layer[0]
                 values[row, :, : start.cache.kept] = layer[1]
-        idle = [0] * (size - len(starts))  # rows that fill the batch: one token, at position 0
+        idle = [0] * (size - len(starts))  # padding rows of the batch: one token, at position 0
         for state, numbers in (
             (session.token, [start.token for start in starts]),
             (session.position, [start.cache.length for start in starts]),
@@ -213,7 +213,7 @@ class CapturedDecoder:
         return answers.answers()
 
     def _step(self, session: Session) -> None:
-        """From a token of each sequence to its next."""
+        """Advance each sequence by one token."""
         x = self._embed(session.token)
         added = torch.zeros_like(x)
         cos, sin = self._rotary(x, session.position[:, None])
@@ -227,10 +227,10 @@ class CapturedDecoder:
             )
         session.token.copy_(self._head(self._norm(x + added)).argmax(-1))
         session.position += 1
-        session.slot.add_(1).clamp_(max=self._room[1] - 1)  # rows that are done, or idle, go on beside the others
+        session.slot.add_(1).clamp_(max=self._room[1] - 1)  # finished and padding rows continue with the others
 
     def _reserve(self, batch: int, positions: int) -> None:
-        """Make room; what was captured with less of it is gone then."""
+        """Grow the buffers if needed; this discards the captured sessions."""
         if batch <= self._room[0] and positions <= self._room[1]:
             return
         room = max(batch, self._room[0]), max(positions, self._room[1], MIN_CAPACITY)
@@ -239,7 +239,7 @@ class CapturedDecoder:
         self._storage.clear()
         g = self._loaded.geometry
         shape = (batch * g.kv_heads * positions * g.head_dim,)
-        for _ in range(g.layers):  # zeros, because attention without Triton multiplies what it masks
+        for _ in range(g.layers):  # zeros, because attention without Triton multiplies masked values
             pair = [torch.zeros(shape, dtype=g.dtype, device=self._loaded.device) for _ in range(2)]
             self._storage.append((pair[0], pair[1]))
         self._room = batch, positions
@@ -263,14 +263,14 @@ class CapturedDecoder:
         return session
 
     def _capture(self, session: Session) -> None:
-        """Compile by running, then capture. What the runs leave in the state is overwritten by `decode`."""
+        """Compile by running the step, then capture it; `decode` overwrites the state."""
         stream = torch.cuda.Stream(self._loaded.device)
         stream.wait_stream(torch.cuda.current_stream(self._loaded.device))
         # Every model, batch size and capacity is a variant of the same two functions.
         with torch.cuda.stream(stream), torch._dynamo.config.patch(recompile_limit=256):
             try:
                 self._step(session)
-            except Exception as error:  # a machine without a compiler can still capture
+            except Exception as error:  # capture still works without a compiler
                 if self.reason:
                     raise
                 self.reason = f"not compiled: {' '.join(str(error).split())[:200]}"

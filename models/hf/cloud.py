@@ -25,7 +25,7 @@ from models.hf.stopwatch import Stopwatch
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prepared:
-    """A start, and how long it took to get there."""
+    """A start, and the time that its prefill took."""
 
     start: Start
     prefill_ms: float
@@ -39,10 +39,10 @@ class CloudModel:
         self.decoder = decoder or make_decoder(loaded)
 
     def decode_cache(self, cache: KVCache, last_token: int, max_new_tokens: int) -> Prepared:
-        """Go on from a received cache.
+        """Decode from a received cache.
 
         Args:
-            cache: from `Prefilled.handover`, of a model with the same fingerprint (the caller has checked that).
+            cache: from `Prefilled.handover`, of a model with the same fingerprint (checked by the caller).
         """
         watch = Stopwatch(self.loaded.device)
         cache = cache.to(self.loaded.device)
@@ -55,7 +55,7 @@ class CloudModel:
         """Prefill the whole prompt, then keep these positions of its context (None: all).
 
         Raises:
-            ValueError: less than two tokens, too many, unknown ones, or positions that aren't the context's.
+            ValueError: fewer than two tokens, too many, unknown ones, or a position outside the context.
         """
         watch = Stopwatch(self.loaded.device)
         cache, _ = prefill(self.loaded, tokens[:-1])
@@ -77,7 +77,7 @@ class CloudModel:
         return Prepared(Start(cache, tokens[-1], max_new_tokens), *watch.laps_ms())
 
     def answers(self, starts: Sequence[Start]) -> tuple[list[Answer], float]:
-        """The greedy answers to all of these, decoded as one batch, and how many milliseconds that took."""
+        """The greedy answers, decoded as one batch, and the decode time in ms."""
         watch = Stopwatch(self.loaded.device)
         answers = self.decoder.decode(starts)
         watch.lap()
@@ -85,10 +85,10 @@ class CloudModel:
 
 
 class CloudModels:
-    """The models of one cloud worker, each loaded once however often it is named."""
+    """The models of one cloud worker, each loaded once."""
 
     def __init__(self, specs: Iterable[ModelSpec]) -> None:
-        """Raises ModelError where a model can't be had."""
+        """Raises ModelError if a model can't be loaded."""
         self._models = {spec: CloudModel(load_model(spec)) for spec in dict.fromkeys(specs)}
 
     def __getitem__(self, spec: ModelSpec) -> CloudModel:
@@ -98,7 +98,7 @@ class CloudModels:
         """The model that can read the caches of a fingerprint.
 
         Raises:
-            LookupError: none here can.
+            LookupError: no model here can.
         """
         for model in self._models.values():
             if model.loaded.fingerprint == fingerprint:
@@ -107,6 +107,6 @@ class CloudModels:
         raise LookupError(f"a cache of model {fingerprint.hex()}, which none of {names} can read")
 
     def memory_bytes(self) -> int:
-        """Of all parameters."""
+        """Memory of all parameters, in bytes."""
         parameters = (p for model in self._models.values() for p in model.loaded.model.parameters())
         return sum(p.numel() * p.element_size() for p in parameters)

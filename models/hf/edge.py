@@ -1,4 +1,4 @@
-"""The edge: prefill a prompt, score its context on the way, hand its cache over, or answer right here."""
+"""The edge model: prefill a prompt and score its context, then hand over the cache or answer locally."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Prefilled:
         cache: of the whole prompt, context then query.
         context, query: tokens of each.
         scores: float32 [context] on the model's device, by selection.
-        last_token: of the prompt. What is handed over leaves it out, so that whoever decodes feeds it and needs no
-            logits; it goes along as a number.
-        first_token: of the answer, by this model.
-        prefill_ms, score_ms: of the forward pass, with what scoring adds to it, and of scoring after it.
+        last_token: the prompt's last token. A handed-over cache excludes it: the receiver feeds it, and so needs no
+            logits.
+        first_token: the answer's first token by this model.
+        prefill_ms, score_ms: durations of the forward pass (with recording for scores) and of scoring after it.
     """
 
     cache: KVCache
@@ -40,14 +40,14 @@ class Prefilled:
     score_ms: float
 
     def handover(self, kept_context: Tensor | None = None) -> KVCache:
-        """What a cloud needs beside `last_token`: the cache without the last position, whole or pruned.
+        """The cache without the prompt's last position, whole or pruned, for the cloud to decode from.
 
         Args:
-            kept_context: int64, ascending positions of the context, as selections choose them; None keeps all. The
-                query is kept whatever they say.
+            kept_context: int64, ascending positions of the context, by a selection; None keeps all. The query is
+                always kept.
 
         Raises:
-            ValueError: positions that aren't the context's.
+            ValueError: a position is outside the context.
         """
         last = self.context + self.query - 1
         layers = tuple((keys[:, :last], values[:, :last]) for keys, values in self.cache.layers)
@@ -56,14 +56,14 @@ class Prefilled:
 
 
 def with_query(kept_context: Tensor, context: int, query: int) -> Tensor:
-    """Kept positions of the context, and the query's without the prompt's last, which is fed as a token.
+    """Append the query's positions to kept ones of the context, except the prompt's last, which is fed as a token.
 
     Raises:
-        ValueError: positions that aren't the context's.
+        ValueError: a position is outside the context.
     """
     if len(kept_context) and not 0 <= int(kept_context.min()) <= int(kept_context.max()) < context:
         raise ValueError(f"positions outside the context of {context}")
-    kept_context = kept_context[kept_context < context + query - 1]  # an empty query: the context's last is fed
+    kept_context = kept_context[kept_context < context + query - 1]  # without a query, the context's last token is fed
     return torch.cat((kept_context, torch.arange(context, context + query - 1)))
 
 
@@ -81,8 +81,7 @@ class EdgeModel:
         """Prefill context and query as one prompt.
 
         Raises:
-            ValueError: an empty prompt, one longer than the model takes, or tokens that it doesn't know; a selection
-                that can't work without a query.
+            ValueError: the prompt is empty, too long, or has unknown tokens; or a selection needs a query.
         """
         context, query = len(context_ids), len(query_ids)
         tokens = [*context_ids, *query_ids]

@@ -1,4 +1,4 @@
-"""Models by hub name, path or built-in shape, and whether two of them can work together."""
+"""Loading of models by hub name, path or built-in shape, and checks that two models are compatible."""
 
 import hashlib
 import json
@@ -24,22 +24,22 @@ from models.hf.attention import ATTENTION
 
 Weights = Literal["pretrained", "random"]
 FAMILY = "family/"
-TOKENIZER_FILE = "tokenizer.json"  # other files hold tokenizers that can't be compared
+TOKENIZER_FILE = "tokenizer.json"  # tokenizers in other files can't be compared
 SAMPLES = 64  # values of each parameter that make up the fingerprint
 
-logging.disable_progress_bar()  # of weights that are read from a disk; downloads still show theirs
+logging.disable_progress_bar()  # for reading weights from disk; downloads keep theirs
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model as a scenario asks for it.
+    """The specification of a model.
 
     Attributes:
         name: a hub name, a path to a folder, a size of the small family such as `family/tiny`, or with random weights
             also a built-in shape such as `qwen2.5-7b`.
-        weights: `random` needs a configuration only; it is true in shape and time, and its answers mean nothing.
+        weights: `random` needs only a configuration; shapes and times are real, answers are meaningless.
         dtype: `bfloat16`, `float16` or `float32`.
-        device: as torch calls it.
+        device: torch's name of the device.
         seed: of random weights; on the same kind of device the same seed gives the same weights.
     """
 
@@ -51,7 +51,7 @@ class ModelSpec:
 
     @property
     def source(self) -> str:
-        """What transformers loads it from. Raises ModelError for a size that the small family doesn't have."""
+        """The source that transformers loads from. Raises ModelError for an unknown size of the small family."""
         if not self.name.startswith(FAMILY):
             return self.name
         try:
@@ -65,10 +65,10 @@ class LoadedModel:
     """A model on its device, ready to run.
 
     Attributes:
-        tokenizer: None where random weights have none.
-        fingerprint: 16 bytes; models with the same one can use each other's caches.
-        stop_tokens: after any of these an answer is complete.
-        geometry: of its caches.
+        tokenizer: None for random weights without one.
+        fingerprint: 16 bytes, equal for models that can use each other's caches.
+        stop_tokens: any of these ends an answer.
+        geometry: its caches' geometry.
         max_positions: the longest sequence.
     """
 
@@ -86,11 +86,11 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        """Token ids that the model has embeddings for."""
+        """The number of token ids with embeddings."""
         return int(self.model.config.vocab_size)
 
     def check_tokens(self, tokens: list[int]) -> None:
-        """Raises ValueError for a token that the model doesn't know: on a GPU it would end the process."""
+        """Raise ValueError for unknown tokens; on a GPU they would crash the process."""
         if tokens and not (min(tokens) >= 0 and max(tokens) < self.vocabulary):
             raise ValueError(f"tokens outside 0..{self.vocabulary - 1} for {self.spec.name}")
 
@@ -99,7 +99,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     """Load a model, or build it with random weights right on its device.
 
     Raises:
-        ModelError: it isn't there, isn't supported, or doesn't fit the device.
+        ModelError: it doesn't exist, isn't supported, or doesn't fit the device.
     """
     if spec.name in SHAPES and spec.weights != "random" and not Path(spec.name).exists():
         raise ModelError(f"{spec.name} is a built-in shape: it has no weights but `weights: random`")
@@ -153,11 +153,11 @@ def _loaded(spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def _fingerprint(spec: ModelSpec, model: PreTrainedModel) -> bytes:
-    """16 bytes of what a cache's meaning depends on: configuration and weights (as bfloat16, whatever they run in)."""
+    """A hash of everything a cache depends on: configuration and weights (as bfloat16, whatever the dtype)."""
     keys = "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size rope_parameters"
     geometry = {key: getattr(model.config, key, None) for key in keys.split()}
     digest = hashlib.blake2b(json.dumps(geometry, sort_keys=True, default=str).encode(), digest_size=16)
-    if spec.weights == "random":  # a GPU's random numbers are not a CPU's, and who means nothing needs no identity
+    if spec.weights == "random":  # random weights differ by device and need no identity
         digest.update(f"random {spec.seed}".encode())
         return digest.digest()
     samples = [p.detach().flatten()[:: max(1, p.numel() // SAMPLES)][:SAMPLES] for p in model.parameters()]
@@ -166,7 +166,7 @@ def _fingerprint(spec: ModelSpec, model: PreTrainedModel) -> bytes:
 
 
 def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast | None:
-    # Asked for a tokenizer that isn't there, transformers makes up one without words.
+    # If there is no tokenizer, transformers would construct an empty one.
     settings = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     if not cached_file(spec.source, TOKENIZER_FILE, **settings):
         if spec.weights == "random":
@@ -178,7 +178,7 @@ def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast | None:
 
 
 def _read(spec: ModelSpec, kind: Any, **settings: Any) -> Any:
-    """`from_pretrained`, its many ways to fail told in one line."""
+    """Call `from_pretrained`; its errors become one-line ModelErrors."""
     try:
         return kind.from_pretrained(spec.source, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -192,7 +192,7 @@ def _one_line(error: Exception) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> bytes:
-    """16 bytes of what decides which tokens a text becomes: vocabulary, merges, normalizer, pre-tokenizer, added."""
+    """A hash of everything tokenization depends on: vocabulary, merges, normalizer, pre-tokenizer, added tokens."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     model = {key: value for key, value in parts["model"].items() if key not in ("dropout", "fuse_unk")}
     added = sorted((token["id"], token["content"]) for token in parts["added_tokens"])
@@ -202,13 +202,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> bytes:
 
 
 def check_pair(edge: ModelSpec, cloud: ModelSpec, scout: bool) -> None:
-    """Look at both models' configurations and tokenizers, without loading any weights.
+    """Check both models' configurations and tokenizers, without loading weights.
 
     Args:
-        scout: whether positions of the edge's tokens must mean the same to the cloud's model.
+        scout: whether both models must tokenize alike.
 
     Raises:
-        ModelError: a model isn't there or isn't supported, or the tokenizers differ.
+        ModelError: a model doesn't exist or isn't supported, or the tokenizers differ.
     """
     tokenizers = []
     for spec in (edge, cloud):
@@ -224,12 +224,12 @@ def check_pair(edge: ModelSpec, cloud: ModelSpec, scout: bool) -> None:
 
 
 def same_tokenizer(a: LoadedModel, b: LoadedModel) -> bool:
-    """Whether token positions of one model mean the same to the other, as `scout` needs."""
+    """Whether token positions mean the same to both models, as `scout` requires."""
     return _same(a.tokenizer, b.tokenizer)
 
 
 def _same(a: PreTrainedTokenizerFast | None, b: PreTrainedTokenizerFast | None) -> bool:
-    """Models without tokenizers have random weights and no words to disagree about."""
+    """Models without tokenizers (random weights) are always compatible."""
     if a is None or b is None:
         return a is b
     return tokenizer_fingerprint(a) == tokenizer_fingerprint(b)

@@ -1,4 +1,4 @@
-"""What an operating mode costs and how good its answers are, measured on real models, one request at a time."""
+"""Measurement of each operating mode's costs and answer quality on real models, one request at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class ModeResult:
     """One request in one mode.
 
     Attributes:
-        answer, f1: as text, and its token F1 against the example's answers, in [0, 1].
-        payload_bytes: exactly what the edge sends (see `models.hf.bodies`).
-        encode_ms: selecting, quantizing and packing all of it.
+        answer, f1: the text, and its token F1 against the example's answers, in [0, 1].
+        payload_bytes: the exact size of the body that the edge sends (see `models.hf.bodies`).
+        encode_ms: selecting, quantizing and packing the whole body.
         cloud_prefill_ms: prefilling the prompt, or unpacking the cache; 0 for `local`.
-        decode_ms: of the whole answer, alone in its batch; for `local`, on the edge.
+        decode_ms: decoding the whole answer, alone in its batch; for `local`, on the edge.
     """
 
     answer: str
@@ -53,8 +53,8 @@ class RequestResult:
     """One request in every mode.
 
     Attributes:
-        context: tokens.
-        kv_bytes: payload of its full cache.
+        context: length in tokens.
+        kv_bytes: payload of the full cache.
         edge_prefill_ms: tokenizing, prefill, and scoring for all selections of the modes; the same for every mode,
             since an agent prefills before it knows the mode.
     """
@@ -77,11 +77,11 @@ def measure(
     """Every example in every mode, each request by itself on the models' device.
 
     Caches are decoded by the edge's model in the cloud; `prompt` and `scout` are prefilled and decoded by the cloud's.
-    The first example goes through once more, so that nothing is measured cold.
+    The first example is processed once before, as a warm-up.
 
     Args:
-        plan: of the edge's layers, for `mixed_int4`; from `find_plan`.
-        progress: is told how far it is, now and then.
+        plan: the edge's plan for `mixed_int4`, from `find_plan`.
+        progress: receives a line now and then.
 
     Raises:
         ValueError: a prompt longer than a model takes, `mixed_int4` without a plan, or `scout` where tokenizers differ.
@@ -199,11 +199,11 @@ def find_plan(
     """The quantizer of every layer for `mixed_int4`, by `kvcache.plans.probe` over these examples.
 
     The cost is the negative log-likelihood, in nats a token, of the answers that the model gives from its whole cache.
-    It rises long before an answer changes, so few examples will do, and it needs no right answers.
+    It rises long before an answer changes, so few examples suffice, and no reference answers are needed.
 
     Args:
-        examples: others than those that the mode is then measured on.
-        threshold: the rise that is put up with for one layer.
+        examples: disjoint from those that the mode is measured on.
+        threshold: the largest accepted increase by one layer.
 
     Raises:
         ValueError: no examples, or a prompt longer than the model takes.
@@ -217,7 +217,7 @@ def find_plan(
         answer = model.answer(found, max_new_tokens).tokens or (found.first_token,)
         prompts.append(found.handover())
         expected.append((found.last_token, *answer))
-    # Quantizers take each position by itself, so all caches can be probed as one.
+    # Quantizers treat positions independently, so all caches can be probed as one.
     ends = torch.tensor([cache.length for cache in prompts]).cumsum(0).tolist()
     pairs = zip(*(cache.layers for cache in prompts), strict=True)
     joined = KVCache.whole(tuple((torch.cat([k for k, _ in p], 1), torch.cat([v for _, v in p], 1)) for p in pairs))
@@ -227,13 +227,13 @@ def find_plan(
         for end, prompt, tokens in zip(ends, prompts, expected, strict=True):
             begin = end - prompt.length
             layers = tuple((keys[:, begin:end], values[:, begin:end]) for keys, values in cache.layers)
-            costs.append(_surprise(edge, KVCache.whole(layers), tokens))
+            costs.append(_answer_nll(edge, KVCache.whole(layers), tokens))
         return sum(costs) / len(costs)
 
     return probe(joined, cost_of, threshold)
 
 
-def _surprise(loaded: LoadedModel, cache: KVCache, tokens: Sequence[int]) -> float:
+def _answer_nll(loaded: LoadedModel, cache: KVCache, tokens: Sequence[int]) -> float:
     """Mean negative log-likelihood, in nats, of all tokens but the first, fed after a whole cache."""
     fed = torch.tensor([tokens], device=loaded.device)
     past = DynamicCache([(keys[None], values[None]) for keys, values in cache.layers], config=loaded.model.config)

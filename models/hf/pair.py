@@ -1,4 +1,4 @@
-"""The real models of a scenario's group: an edge's and the cloud's, the questions asked of them, what must fit."""
+"""The real models of a scenario's group: edge and cloud specifications, examples, and compatibility checks."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -18,14 +18,14 @@ from models.settings import ModelSettings
 
 
 def device_of(settings: ModelSettings) -> str:
-    """Where models of this process run."""
+    """The device for models of this process."""
     if settings.device != "auto":
         return settings.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def specs_of(settings: ModelSettings, base_dir: Path) -> tuple[ModelSpec, ModelSpec]:
-    """The edge's model and the cloud's."""
+    """The specifications of the edge's and the cloud's model."""
     edge = ModelSpec(
         settings.source(settings.edge, base_dir), settings.weights, settings.dtype, device_of(settings), settings.seed
     )
@@ -34,7 +34,7 @@ def specs_of(settings: ModelSettings, base_dir: Path) -> tuple[ModelSpec, ModelS
 
 @cache
 def examples_of(settings: ModelSettings, base_dir: Path) -> list[Example]:
-    """What the agents ask about, the same list on edge and cloud: contexts go by their number in it.
+    """The examples that requests use; edge and cloud have the same list and refer to contexts by index.
 
     Raises:
         DatasetError: there are none.
@@ -45,7 +45,7 @@ def examples_of(settings: ModelSettings, base_dir: Path) -> list[Example]:
 
 
 def plan_for(mode: Mode, profile: ModelProfile) -> str | Plan:
-    """The quantizers of a cache mode's layers; `mixed_int4` has the profile's, which a probe found.
+    """The quantizers of a cache mode's layers; for `mixed_int4`, the profile's plan.
 
     Raises:
         ModelError: the profile has none.
@@ -60,7 +60,7 @@ def plan_for(mode: Mode, profile: ModelProfile) -> str | Plan:
 
 
 def check(settings: ModelSettings, profile: ModelProfile, modes: Collection[Mode], base_dir: Path) -> None:
-    """Whether this can run, before anything is started or any weights are loaded.
+    """Check that these models and modes can run, without loading weights.
 
     Raises:
         ModelError, DatasetError, ValueError: one line: a model that isn't there or not supported, tokenizers that

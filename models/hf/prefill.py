@@ -1,4 +1,4 @@
-"""Tokens become a cache."""
+"""Prefill: a forward pass from tokens to a cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,22 +18,22 @@ def prefill(
     """One forward pass over one sequence.
 
     Args:
-        tokens: the whole sequence, or only those at `positions` of it.
-        positions: int64, ascending, of `tokens` in a sequence of `length`; each attends to those before it that are
-            there, at their true distances.
+        tokens: the whole sequence, or its tokens at `positions`.
+        positions: int64, ascending, of `tokens` in a sequence of `length`; each attends to the earlier ones present,
+            at their true distances.
 
     Returns:
         The cache, and the logits [vocabulary] after the last token.
 
     Raises:
-        ValueError: no tokens, more than the model has positions, or some that it doesn't know.
+        ValueError: no tokens, more than the model has positions, or unknown ones.
     """
     if positions is None or length is None:
         positions, length = torch.arange(len(tokens)), len(tokens)
     if not tokens or length > loaded.max_positions:
         raise ValueError(f"{length} tokens; {loaded.spec.name} takes 1 to {loaded.max_positions}")
     loaded.check_tokens(list(tokens))
-    # Without a cache of its own, transformers would take gaps between positions for the ends of packed sequences.
+    # Without an explicit cache, transformers would interpret gaps between positions as ends of packed sequences.
     cache: Any = DynamicCache(config=loaded.model.config)
     output = loaded.model(
         input_ids=torch.tensor([tokens], device=loaded.device),

@@ -1,8 +1,8 @@
-"""Attention of one new token a sequence over preallocated caches: as much memory traffic as there are positions.
+"""Attention of one new token per sequence over preallocated caches, with memory traffic only for used positions.
 
-SDPA's fused kernels take either a mask or the split over positions that keeps a whole GPU busy with one token, not
-both; so this is flash decoding (Dao et al. 2023) as two small Triton kernels. How many positions there are is read on
-the device, so a captured graph serves every length, and a shorter cache takes less time.
+SDPA's fused kernels support either a mask or the split over positions that keeps a GPU busy with one token, not both.
+So this is flash decoding (Dao et al. 2023) as two small Triton kernels. They read the number of positions on the
+device, so one captured graph serves every length, and a shorter cache takes less time.
 """
 
 import torch
@@ -15,14 +15,14 @@ try:
 except ImportError:  # torch without CUDA
     triton = None
 
-CHUNK = 128  # positions that one program works through
-STEP = 64  # of them at a time
+CHUNK = 128  # positions per program
+STEP = 64  # positions per step of a program
 
 
 def attend_plain(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scale: float) -> Tensor:
     """Attention of query [batch, heads, head_dim] over positions 0 to slots [batch] of keys and values.
 
-    Keys and values are [batch, kv_heads, capacity, head_dim]; what lies behind the slots must be finite.
+    Keys and values are [batch, kv_heads, capacity, head_dim]; values behind the slots must be finite.
 
     Returns:
         [batch, heads, head_dim].
@@ -34,7 +34,7 @@ def attend_plain(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, sca
 
 
 class SplitAttention:
-    """`attend_plain` for GPUs, with room for what its programs hand to each other."""
+    """`attend_plain` for GPUs, with buffers for partial results."""
 
     def __init__(self, batch: int, heads: int, kv_heads: int, head_dim: int, capacity: int, device: torch.device):
         splits = -(-capacity // CHUNK)
@@ -118,7 +118,7 @@ if triton is not None:
         partial, tops, sums, slots, out, splits,
         HEADS: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr,
     ):  # fmt: skip
-        """All chunks of one head of one sequence."""
+        """Combine the chunks of one head of one sequence."""
         head = tl.program_id(0).to(tl.int64)
         count = (tl.load(slots + head // HEADS).to(tl.int32) + CHUNK) // CHUNK  # chunks of slot + 1 positions
         dim = tl.arange(0, DIM)

@@ -1,4 +1,4 @@
-"""Text becomes tokens and back, the same on edge and cloud: positions of a context must mean one thing to both."""
+"""Conversion of text to tokens and back, identical on edge and cloud, so that positions mean the same to both."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ QUERY = "\nQuestion: {question}\nAnswer:"
 
 
 def context_tokens(loaded: LoadedModel, context: str) -> list[int]:
-    """Tokens of a context. Raises ValueError for a text that a model without words can't take."""
+    """Tokenize a context. Raises ValueError if the model has no tokenizer and the text isn't token ids."""
     return _tokens(loaded, context)
 
 
 def query_tokens(loaded: LoadedModel, question: str) -> list[int]:
-    """Tokens of what follows the context: the question, asked as the small family was trained. Raises as above."""
+    """Tokenize the query: the question in the format that the small family was trained on. Raises as above."""
     return _tokens(loaded, question if loaded.tokenizer is None else QUERY.format(question=question))
 
 
@@ -30,7 +30,7 @@ def text_of(loaded: LoadedModel, tokens: Sequence[int]) -> str:
 def random_examples(
     count: int, context: int, query: int = 32, seed: int = 0, vocabulary: int = 32_000
 ) -> list[Example]:
-    """Examples for models without words (random weights): texts are numbers, one a token, and nothing is right."""
+    """Examples for models without words (random weights): texts are token ids, and no answer is right."""
     rng = np.random.default_rng(seed)
     texts = [" ".join(map(str, rng.integers(vocabulary, size=n))) for _ in range(count) for n in (context, query)]
     return [Example(texts[i], texts[i + 1], ("",)) for i in range(0, 2 * count, 2)]

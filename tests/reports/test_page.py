@@ -6,7 +6,6 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,7 +14,7 @@ from cluster.run_folder.timeline import Event
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import run_simulated
-from reports.figures import jain, switch_share
+from reports.figures import switch_share
 from reports.page import Page, _agents_table, _event_section, _main_table, _run_facts, report_on, write_report
 from reports.runs import ReportError, read_run
 from reports.schema import Comparison
@@ -189,12 +188,6 @@ def test_several_runs_are_a_comparison(simulated: Path, tmp_path: Path) -> None:
     names = set(figures_of(page))
     assert {"tradeoff_0", "differences_compliance_0", "timeline_equal", "slack"} <= names
     assert "emulator late, all runs" in dict(page.facts)
-
-
-def test_jain_s_index() -> None:
-    assert jain(np.array([5.0, 5.0, 5.0])) == pytest.approx(1)
-    assert jain(np.array([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25)
-    assert jain(np.zeros(3)) == 1
 
 
 def test_switches_are_counted_agent_by_agent() -> None:
