@@ -3,7 +3,6 @@
 Boots user-mode Linux (Debian's package `user-mode-linux`) once, with this repository in it, and runs `uml/checks.py`.
 """
 
-import asyncio
 import json
 import os
 import platform
@@ -17,11 +16,11 @@ import pytest
 
 from cluster.simulated.fluid_link import FluidLink, FluidUplink
 from cluster.simulated.tcp_model import AgentPath, Window
-from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s
 from netem.impairments import Impairment, Impairments, LinkImpairments, Loss
 from netem.wire import wire_bytes
 from tests.netem.uml.checks import CHECKS, TRANSFER_BYTES, TRANSFER_MBPS, TRANSFERS
+from tests.support.virtual import virtually
 
 ROOT = Path(__file__).parents[2]
 BOOT_TIMEOUT_S = 400  # two minutes on an idle machine
@@ -94,8 +93,7 @@ def simulated_ms(rtt_ms: float, loss: float) -> tuple[float, float]:
             await uplink._carry(wire_bytes(TRANSFER_BYTES), None, window)
             found.append((now_s() - began_s) * 1e3 + rtt_ms / 2)
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
+    virtually(main)
     return found[0], found[1]
 
 

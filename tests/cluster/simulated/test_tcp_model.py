@@ -1,6 +1,5 @@
 """What delay and loss do in a simulation: ways, slow start, the ceiling; nothing at all where there is neither."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import SimulatedEngine
 from cluster.simulated.fluid_link import FluidLink, FluidUplink
 from cluster.simulated.tcp_model import INITIAL_WINDOW, AgentPath, Window, mean_loss
-from cluster.simulated.virtual_loop import VirtualLoop
 from models.clock import now_s
 from netem.impairments import Impairment, Impairments, LinkImpairments, Loss
 from netem.wire import FRAME_BYTES, MAX_RATE_MBPS
 from tests.support.commands import REPOSITORY
+from tests.support.virtual import virtually
 
 SCENARIO = REPOSITORY / "configs" / "poisson.yaml"
 
@@ -31,8 +30,7 @@ def carried_ms(path: AgentPath, size_bytes: int, grant_mbps: float, times: int =
             await uplink._carry(size_bytes, None, window)
             found.append((now_s() - began_s) * 1e3)
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(main())
+    virtually(main)
     return found
 
 
