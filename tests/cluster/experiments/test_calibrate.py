@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic_core import to_jsonable_python
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
@@ -166,7 +167,7 @@ def test_a_comparison_agrees_with_itself() -> None:
         assert row["overlap_beyond_chance"]["mean"] < row["overlap"]["mean"] < 100
     for row in found["kept_of_answers"]:
         assert row["all_tokens"]["mean"] <= row["first_token"]["mean"]
-    json.dumps(found, allow_nan=False)
+    json.dumps(to_jsonable_python(found), allow_nan=False)
     with console.capture() as shown:
         show(console, found)
     assert "scout@0.25" in shown.get() and "q2c_pooled" in shown.get()
