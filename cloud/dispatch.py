@@ -81,75 +81,83 @@ class _WorkerCopy:
 
     def __init__(self, batch: int) -> None:
         self._schedule: Schedule[int] = Schedule(batch)
-        self._promised: dict[int, tuple[CloudJob, float | None]] = {}  # with the predicted arrival
-        self._unanswered: set[int] = set()  # in the queue or in service, and not given up
-        self._idle_since_s = 0.0
         self._batch = batch
-        self._queue_ms: float | None = None  # of all queued and promised work, begun at `_begin_s`; None: not known
+        self._promised: dict[int, CloudJob] = {}
+        self._arrives_s: dict[int, float] = {}  # as last predicted
+        self._given_up: set[int] = set()  # but still in the queue or in service
+        self._awaited: set[int] = set()  # in service, and their agents wait for them
+        self._idle_since_s = 0.0
+        self._queue_ms: float | None = 0.0  # of all queued and promised work, begun at `_begin_s`; None: not known
         self._begin_s = 0.0
 
     def promise(self, request_id: int, job: CloudJob) -> None:
-        self._promised[request_id] = job, None
+        self._promised[request_id] = job
         self._queue_ms = None
 
     def arrived(self, request_id: int, at_s: float) -> None:
-        promised = self._promised.pop(request_id, None)
-        if promised is None:
+        job = self._take_promise(request_id)
+        if job is None:
             return
         schedule = self.as_of(at_s)
-        if not schedule.serving and not len(schedule):
+        if not schedule.busy:
             self._idle_since_s = at_s
-        schedule.add(request_id, promised[0])
-        self._unanswered.add(request_id)
+        schedule.add(request_id, job)
         self._queue_ms = None
 
     def done(self, request_id: int, gave_up: bool, at_s: float) -> None:
-        if self._promised.pop(request_id, None):
+        if self._take_promise(request_id):
             self._queue_ms = None
             return
         schedule = self.as_of(at_s)
-        self._unanswered.discard(request_id)
-        if gave_up:
-            return  # the worker serves it, and nobody tells when that has ended
-        if request_id in schedule.serving:
-            if not self._unanswered.intersection(schedule.serving):
+        if gave_up:  # the worker serves it, and nobody tells when that ends
+            self._given_up.add(request_id)
+            self._awaited.discard(request_id)
+        elif request_id in self._awaited:
+            self._awaited.remove(request_id)
+            if not self._awaited:
                 self._end(at_s)
-        else:
-            # It was served before those that were thought to be in service, so these have not begun.
+        else:  # it was served before the batch that was thought to be in service
             schedule.remove(request_id)
-            schedule.put_back()
-            self._end(at_s)
+            if len(self._awaited) == len(schedule.serving):
+                schedule.put_back()
+                self._end(at_s)
+            self._queue_ms = None
 
     def as_of(self, at_s: float) -> Schedule[int]:
         """The schedule with all batches begun that the worker should have begun by `at_s`."""
         schedule = self._schedule
         while True:
-            if schedule.serving:
-                if schedule.busy_until_s >= at_s or self._unanswered.intersection(schedule.serving):
+            if schedule.busy:
+                if self._awaited or schedule.busy_until_s >= at_s:
                     return schedule
                 self._end(schedule.busy_until_s)
             if not len(schedule):
                 return schedule
-            schedule.begin(self._idle_since_s)
+            self._awaited = set(schedule.begin(self._idle_since_s)) - self._given_up
             self._queue_ms = None
 
     def predict(self, request_id: int, arrives_s: float, at_s: float) -> float:
         schedule = self.as_of(at_s)
         if request_id in self._promised:
-            self._promised[request_id] = self._promised[request_id][0], arrives_s
-        later = [(when, number, job) for number, (job, when) in self._promised.items() if when is not None]
+            self._arrives_s[request_id] = arrives_s
+        later = [(when_s, number, self._promised[number]) for number, when_s in self._arrives_s.items()]
         return schedule.ready_s(request_id, at_s, later)
 
     def free_in_ms(self, at_s: float) -> float:
         schedule = self.as_of(at_s)
-        left_ms = schedule.left_ms(at_s)
-        begin_s = max(at_s, schedule.busy_until_s)
+        begin_s = schedule.busy_until_s if schedule.busy and schedule.busy_until_s > at_s else at_s
         if self._queue_ms is None or (self._batch > 1 and begin_s != self._begin_s):  # batches change with time
-            self._queue_ms = schedule.queue_ms(begin_s, {number: job for number, (job, _) in self._promised.items()})
-            self._begin_s = begin_s
-        return left_ms + self._queue_ms
+            self._queue_ms, self._begin_s = schedule.queue_ms(begin_s, self._promised), begin_s
+        return (begin_s - at_s) * 1e3 + self._queue_ms
+
+    def _take_promise(self, request_id: int) -> CloudJob | None:
+        self._arrives_s.pop(request_id, None)
+        return self._promised.pop(request_id, None)
 
     def _end(self, at_s: float) -> None:
+        if self._given_up:
+            self._given_up.difference_update(self._schedule.serving)
         self._schedule.end()
+        self._awaited = set()
         self._idle_since_s = at_s
         self._queue_ms = None

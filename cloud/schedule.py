@@ -39,7 +39,8 @@ class Schedule(Generic[T]):
         self._queue: list[_Entry[T]] = []
         self._serving: list[_Entry[T]] = []
         self._ties = 0
-        self.busy_until_s = 0.0  # when the batch in service should end
+        self.busy = False  # a batch is in service
+        self.busy_until_s = 0.0  # when it should end
 
     def __len__(self) -> int:
         """Jobs in the queue, without those in service."""
@@ -73,22 +74,23 @@ class Schedule(Generic[T]):
     def begin(self, at_s: float) -> list[T]:
         """Begin to serve the next batch. The queue must not be empty."""
         self._serving = _take_batch(self._queue, at_s, self._batch)
+        self.busy = True
         self.busy_until_s = at_s + batch_ms([entry.job for entry in self._serving]) / 1e3
         return self.serving
 
     def end(self) -> None:
         """The batch in service has ended."""
-        self._serving = []
+        self._serving, self.busy = [], False
 
     def put_back(self) -> None:
         """The batch that was thought to be in service is still in the queue."""
         for entry in self._serving:
             insort(self._queue, entry)
-        self._serving = []
+        self.end()
 
     def left_ms(self, at_s: float) -> float:
         """How long the batch in service still takes; 0 if there is none or it takes longer than expected."""
-        return max(0.0, self.busy_until_s - at_s) * 1e3 if self._serving else 0.0
+        return max(0.0, self.busy_until_s - at_s) * 1e3 if self.busy else 0.0
 
     def before_ms(self, deadline_s: float, at_s: float) -> float:
         """Queued work that is served before a job with this deadline."""
@@ -126,7 +128,7 @@ class Schedule(Generic[T]):
         Raises:
             KeyError: no such job is in service, in the queue or among the later ones.
         """
-        end_s = max(at_s, self.busy_until_s) if self._serving else at_s
+        end_s = max(at_s, self.busy_until_s) if self.busy else at_s
         if any(entry.item == item for entry in self._serving):
             return end_s
         queue = list(self._queue)
@@ -164,7 +166,10 @@ def _take_batch(queue: list[_Entry[T]], at_s: float, most: int) -> list[_Entry[T
 
 def _next(queue: Sequence[_Entry[T]], at_s: float) -> int:
     """Index of the next job to serve: the first that can meet its deadline; the first of all if none can."""
-    return next((index for index, entry in enumerate(queue) if not _is_lost(entry, at_s)), 0)
+    for index, entry in enumerate(queue):
+        if not _is_lost(entry, at_s):
+            return index
+    return 0
 
 
 def _is_lost(entry: _Entry[T], at_s: float) -> bool:
