@@ -14,6 +14,7 @@ from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.record import Journal, Record
+from agents.uplink import ConnectionLost
 from allocator.online.service import Decision
 from allocator.problem import Request
 from models.memory import peak_memory_mb
@@ -48,7 +49,11 @@ class RayAllocator:
         self._actor.announce.remote(request)
 
     async def assign(self, request: Request) -> Decision:
-        return await self._actor.assign.remote(request)
+        """Raises ConnectionLost: the allocator's process has ended."""
+        try:
+            return await self._actor.assign.remote(request)
+        except ray.exceptions.RayActorError:
+            raise ConnectionLost("the allocator died") from None
 
     def received(self, request_id: int) -> None:
         self._actor.received.remote(request_id)
@@ -115,8 +120,8 @@ class HostActor:
     async def adjust(self, change: Adjustment, agent_id: int | None = None) -> None:
         self._host.adjust(change, agent_id)
 
-    async def stop(self) -> None:
-        self._host.stop()
+    async def stop(self, reason: str) -> None:
+        self._host.stop(reason)
 
     async def memory_mb(self) -> dict[str, float]:
         return peak_memory_mb()

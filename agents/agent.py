@@ -87,11 +87,13 @@ class Adjustment:
         deadline_ms: of the requests that are released from now on.
         paused: whether its requests are rejected from now on.
         terms: of the policy that decides from now on.
+        down: why the agent's process has ended; its requests, also those in flight, fail for that reason.
     """
 
     deadline_ms: float | None = None
     paused: bool | None = None
     terms: Terms | None = None
+    down: str | None = None
 
 
 class Agent:
@@ -120,6 +122,8 @@ class Agent:
         self._options = {option.mode: option for option in settings.options}
         self._agree(terms)
         self._paused = False
+        self._down = ""
+        self._serving: set[asyncio.Task[None]] = set()
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._backlog = 0
@@ -135,6 +139,10 @@ class Agent:
             self._paused = change.paused
         if change.terms is not None:
             self._agree(change.terms)
+        if change.down is not None:
+            self._down = change.down
+            for request in self._serving:
+                request.cancel()
 
     def _agree(self, terms: Terms) -> None:
         silent = [option for option in self.settings.options if not option.wire_bytes]
@@ -149,12 +157,11 @@ class Agent:
         record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
         record.lateness_ms = self._since_ms(arrival.intended_s)
         gave_up = False
+        request = asyncio.current_task()
+        assert request is not None
+        self._serving.add(request)
         try:
-            if self._paused:
-                record.status, record.reason = Status.REJECTED, "paused"
-                return
-            if self._backlog >= s.backlog_limit:
-                record.status, record.reason = Status.REJECTED, "backlog"
+            if not self._admit(record):
                 return
             self._allocator.announce(self._request(record, s.options, starts_in_ms=s.prefill_ms))
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
@@ -177,14 +184,25 @@ class Agent:
         except ConnectionLost as error:
             record.reason, gave_up = f"connection lost: {error}", True
         except asyncio.CancelledError:
-            record.reason = "interrupted"
+            record.reason, gave_up = self._down or "interrupted", True
             raise
         except Exception as error:
             # Whatever broke, the row must be written: a ledger that doesn't balance hides the very runs that matter.
             record.reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         finally:
+            self._serving.discard(request)
             self._ledger.write(record)
             self._allocator.finish(record.request_id, gave_up)
+
+    def _admit(self, record: Record) -> bool:
+        """Whether the agent takes the request; if not, the record says why."""
+        if self._down:
+            record.reason = self._down
+        elif self._paused:
+            record.status, record.reason = Status.REJECTED, "paused"
+        elif self._backlog >= self.settings.backlog_limit:
+            record.status, record.reason = Status.REJECTED, "backlog"
+        return not record.reason
 
     async def _answer(self, record: Record) -> Work:
         """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from."""

@@ -70,8 +70,9 @@ class AgentHost:
             if agent_id is None or number == agent_id:
                 agent.adjust(change)
 
-    def stop(self) -> None:
-        """End a running schedule: nothing more is released, what is in flight fails as interrupted."""
+    def stop(self, reason: str) -> None:
+        """End a running schedule: nothing more is released, and requests in flight fail for this reason."""
+        self.adjust(Adjustment(down=reason))
         if self._running is not None:
             self._running.cancel()
 

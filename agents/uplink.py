@@ -114,7 +114,7 @@ class SocketUplink:
         self._connections.clear()
 
     async def _opened(self, worker: int) -> "_Connection":
-        return _Connection(await self._connect(worker))
+        return _Connection(await self._connect(worker), f"worker {worker}")
 
     def _close_when_answered(self, connection: "_Connection", delivery: Delivery) -> None:
         """Close the connection with the answer, or once the request is abandoned."""
@@ -134,8 +134,9 @@ class _Connection:
     Request ids on the wire are numbered per connection, so that a late answer can't match another run's request.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, peer: str) -> None:
         self._sock = sock
+        self._peer = peer
         self._deliveries: dict[int, Delivery] = {}
         self._sending: asyncio.Task[None] | None = None
         self._numbers = count()
@@ -205,7 +206,7 @@ class _Connection:
             if self._sending is not None and self._sending is not asyncio.current_task():
                 self._sending.cancel()
             close_socket(self._sock)
-            self._fail(ConnectionLost(reason))
+            self._fail(ConnectionLost(f"{self._peer}: {reason}"))
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()

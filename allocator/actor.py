@@ -1,5 +1,6 @@
 """The allocator as a Ray actor."""
 
+import os
 from collections.abc import Awaitable, Callable
 
 import ray
@@ -16,8 +17,10 @@ class AllocatorActor:
     def __init__(self, make: Callable[[], Awaitable[Allocator]]) -> None:
         self._make = make
 
-    async def start(self) -> None:
+    async def start(self) -> int:
+        """Ready to serve; returns the process id."""
         self._allocator = await self._make()
+        return os.getpid()
 
     async def report(self, mbps: float) -> None:
         await self._allocator.report(mbps)

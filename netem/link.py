@@ -43,6 +43,10 @@ class Link(Protocol):
         """Change the grants of these agents (Mbit/s); unchanged ones cost nothing. Raises LinkError."""
         ...
 
+    def set_connected(self, agent: int, connected: bool) -> None:
+        """Cut an agent's link, so that nothing passes in either direction, or restore it. Raises LinkError."""
+        ...
+
     def set_channel(self, mbps: float) -> None:
         """Change the rate of the shared hop (Mbit/s)."""
         ...

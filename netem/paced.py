@@ -99,6 +99,7 @@ class PacedLink:
         self._workers = workers
         self._ports: dict[int, int] = {}
         self._flows: set[_Flow] = set()
+        self._cut: set[int] = set()
         self._busy: set[_Flow] = set()
         self._closed_bytes = [0] * agents
         self._closed_packets = [0] * agents
@@ -152,6 +153,11 @@ class PacedLink:
         for agent, mbps in grants_mbps.items():
             self._grants_mbps[agent] = mbps
 
+    def set_connected(self, agent: int, connected: bool) -> None:
+        """See `link.Link`; nothing is lost, everything waits."""
+        self.tick()
+        (self._cut.discard if connected else self._cut.add)(agent)
+
     def set_channel(self, mbps: float) -> None:
         """See `link.Link`."""
         self.tick()
@@ -180,7 +186,7 @@ class PacedLink:
         elapsed_s, self._last_s = now_s - self._last_s, now_s
         waiting: dict[int, list[_Flow]] = {}
         for flow in self._busy:
-            if flow.up:
+            if flow.up and flow.agent not in self._cut:
                 waiting.setdefault(flow.agent, []).append(flow)
         shares = max_min_shares(self._channel_mbps, [self._grants_mbps[agent] for agent in waiting])
         for flows, share_mbps in zip(list(waiting.values()), shares, strict=True):
@@ -205,6 +211,8 @@ class PacedLink:
             self._move(flow, 0.0)
 
     def _move(self, flow: _Flow, bytes_per_s: float) -> None:
+        if flow.agent in self._cut:
+            return
         try:
             flow.read_up(max(BUFFER_BYTES, int(bytes_per_s * READ_AHEAD_S)))
             flow.send_up()

@@ -17,8 +17,10 @@ ALONE: dict[str, set[str]] = {"allocator": {"kvcache.modes"}, "kvcache": set(), 
 ROOMS: dict[str, list[set[str]]] = {
     "cluster": [
         {"scenario"},
-        {"channel_player", "processes", "wiring"},
+        {"processes", "wiring"},
         {"run_folder"},
+        {"channel_player"},
+        {"turn"},
         {"simulated", "live"},
         {"monitor"},
         {"experiments"},

@@ -12,6 +12,7 @@ from agents.arrivals import ARRIVALS
 from agents.estimators import ESTIMATORS
 from allocator.policies import POLICIES
 from cluster.cli.app import app
+from cluster.scenario.events import EVENTS
 from cluster.scenario.schema import AgentGroup, Scenario, UplinkSettings
 from cluster.scenario.yaml_document import Document
 from netem.channels import CHANNELS
@@ -49,7 +50,9 @@ def test_the_scenario_of_the_docs_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", [CHANNELS, ESTIMATORS, ARRIVALS, POLICIES], ids=["channels", "estimators", "arrivals", "allocators"]
+    "registry",
+    [CHANNELS, ESTIMATORS, ARRIVALS, POLICIES, EVENTS],
+    ids=["channels", "estimators", "arrivals", "allocators", "events"],
 )
 def test_every_registered_name_is_described(registry: dict[str, object]) -> None:
     text = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")

@@ -1,38 +1,33 @@
 """The live engine: a scenario as Ray actors on real links, one turn per allocator, all with the same arrivals."""
 
 import asyncio
-import itertools
 import os
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
 
-from agents.actor import HostActor
-from agents.agent import Adjustment, Terms
+from agents.agent import Terms
 from agents.arrivals import Arrival
-from agents.host import AgentHost
-from agents.uplink import SocketUplink
-from allocator.actor import AllocatorActor
-from allocator.online.service import Allocator
-from cloud.actor import WorkerActor
-from cluster.channel_player import play
-from cluster.live.interventions import Channel, Squeezer
-from cluster.live.placement import ALLOCATOR_CPUS, Placement
+from cluster.live.parts import LiveParts, Process
+from cluster.live.placement import Placement
+from cluster.live.pool import Pool
 from cluster.live.ray_metrics import UplinkMetrics
 from cluster.live.ray_session import RaySession
 from cluster.processes import StealMeter, children, ended, parent
 from cluster.run_folder.controls import Inbox
+from cluster.run_folder.ledger import give_up
 from cluster.run_folder.result import RunResult, Turn
-from cluster.run_folder.timeline import PERIOD_S, Event, Timeline
+from cluster.run_folder.timeline import Timeline
+from cluster.scenario.events import Part
 from cluster.scenario.schema import AllocatorSettings, Scenario
-from cluster.wiring import make_allocator, make_host, make_reception, make_terms, make_worker
-from models.clock import sleep_until
+from cluster.turn import TurnContext
+from cluster.wiring import make_terms
 from netem.helper.client import LinkClient, LinkLost, LinkRefused
 from netem.helper.session import LinkSession
 from reports import files
@@ -63,193 +58,193 @@ class LiveEngine:
     ) -> None:
         self._scenario = scenario
         self._run_dir = run_dir
-        self._ray = ray_session
-        self._placement = placement
+        self._pool = Pool(scenario, ray_session, placement, link.socket_path)
         self._link = link
         self._report = report
         self._stop = asyncio.Event()
         self._inbox = Inbox(run_dir)
-        self._epoch_s: float | None = None  # of the turn that is on
-        self._hosts: list[ActorHandle] = []
-        self._workers: list[ActorHandle] = []
-        self._watches: list[asyncio.Task[None]] = []
+        self._context: TurnContext | None = None  # of the turn that is on
+        self._watches: dict[int, asyncio.Task[None]] = {}  # by process id
         self.result = RunResult()
 
     def stop(self, reason: str) -> None:
         """End the run soon, keeping what was recorded."""
         if not self._stop.is_set():
             self.result.problems.append(reason)
-            if self.result.turns and self._epoch_s is not None:
-                event = Event(round(time.monotonic() - self._epoch_s, 3), "fault", reason)
-                self.result.turns[-1].timeline.happened(event)
+            if self._context is not None:
+                self._context.record(reason, fault=True)
             self._stop.set()
 
     async def run(self) -> RunResult:
         """All turns, or as many as could be had; the journals hold the records."""
-        self._watch(self._link.pid, "the link's helper process died")
+        self._watch(self._link.pid, partial(self.stop, f"{Part('helper')} died"))
         for pid in children(os.getpid(), "gcs_server"):
-            self._watch(pid, "Ray's GCS died")
+            self._watch(pid, partial(self.stop, "Ray's GCS died"))
         try:
             client = await LinkClient.open(self._link.socket_path)
             before = await client.counters()  # what it took to verify the link
-            await self._start_actors()
+            parts = self._pool.parts(client, self._link.pid)
             for settings in self._scenario.allocators:
                 if self._stop.is_set():
                     break
-                await self._take_turn(settings, client)
+                await self._start_missing(parts)
+                await self._take_turn(settings, client, parts)
             if not self._stop.is_set():
-                asked = [worker.counts.remote() for worker in self._workers]
-                counts: asyncio.Future[list[dict[str, int]]] = asyncio.gather(*asked)
-                self.result.workers = await self._unless_stopped(counts, READY_TIMEOUT_S)
+                self.result.workers = [
+                    await self._answer(worker.actor.counts.remote()) if worker else {"died": 1}
+                    for worker in parts.workers
+                ]
                 self.result.link = (await client.counters()).since(before)
-                for kind, actors in (("agents", self._hosts), ("workers", self._workers)):
-                    used: asyncio.Future = asyncio.gather(*[actor.memory_mb.remote() for actor in actors])
-                    self.result.memory_mb[kind] = await self._unless_stopped(used, READY_TIMEOUT_S)
-        except (LinkLost, LinkRefused, ray.exceptions.RayError, RunAborted) as error:
+                for kind, processes in (("agents", parts.hosts), ("workers", parts.workers)):
+                    used = [process.actor.memory_mb.remote() for process in parts.living(processes)]
+                    self.result.memory_mb[kind] = await self._answer(asyncio.gather(*used))
+        except (LinkLost, LinkRefused, RayError, RunAborted) as error:
             self.stop(_in_words(error))
         finally:
-            for watch in self._watches:
+            for watch in self._watches.values():
                 watch.cancel()
         return self.result
 
-    async def _start_actors(self) -> None:
-        """Create all actors, then wait once: they come up side by side."""
-        began = time.monotonic()
-        s, place, here = self._scenario, self._placement, self._ray
-        for number in range(s.cloud.workers):
-            listen = partial(_listen, self._link.socket_path, number)
-            make = partial(make_worker, s, models=True)
-            receive = partial(make_reception, s)
-            worker = here.start(WorkerActor, place.worker_cpus, place.worker_gpus, make, receive, listen)
-            self._workers.append(worker)
-        agent_ids = range(len(s.agent_profiles))
-        for first in range(0, len(agent_ids), s.agents_per_actor):
-            open_host = partial(_open_host, s, agent_ids[first : first + s.agents_per_actor], self._link.socket_path)
-            self._hosts.append(here.start(HostActor, place.agent_cpus, place.agent_gpus, open_host))
-        # Workers listen first; agents then connect.
-        for actors in (self._workers, self._hosts):
-            ready: asyncio.Future[list[int]] = asyncio.gather(*[actor.start.remote() for actor in actors])
-            pids = await self._unless_stopped(ready, MODELS_TIMEOUT_S if s.real_models else READY_TIMEOUT_S)
-        self._watch(parent(pids[0]), "Ray's raylet died")
-        self.result.ready_s = time.monotonic() - began
-        self._report(
-            f"{len(agent_ids)} agents in {len(self._hosts)} actors and {len(self._workers)} cloud workers ready after "
-            f"{self.result.ready_s:.1f} s on a {self._link.kind} link"
-        )
+    async def _start_missing(self, parts: LiveParts) -> None:
+        """Start the actors that aren't there: all before the first turn, later those that died.
 
-    async def _take_turn(self, settings: AllocatorSettings, client: LinkClient) -> None:
+        So every turn begins as the scenario says, whatever happened in the one before.
+        """
+        began_s = time.monotonic()
+        timeout_s = MODELS_TIMEOUT_S if self._scenario.real_models else READY_TIMEOUT_S
+        # Workers listen first; agents then connect.
+        for processes, actors in self._pool.create_missing(parts):
+            ready: asyncio.Future[list[int]] = asyncio.gather(*[actor.start.remote() for _, actor in actors])
+            pids = await self._unless_stopped(ready, timeout_s)
+            for (part, actor), pid in zip(actors, pids, strict=True):
+                number = parts.index(part)
+                processes[number] = Process(part, pid, actor)
+                self._watch(pid, partial(self._died, processes, number, parts))
+        if not self.result.turns:
+            self._watch(parent(pids[0]), partial(self.stop, "Ray's raylet died"))
+            self.result.ready_s = time.monotonic() - began_s
+            self._report(
+                f"{len(self._scenario.agent_profiles)} agents in {len(parts.hosts)} actors and {len(parts.workers)} "
+                f"cloud workers ready after {self.result.ready_s:.1f} s on a {self._link.kind} link"
+            )
+
+    def _died(self, processes: list[Process | None], number: int, parts: LiveParts) -> None:
+        """The turn goes on without a worker that has ended, and without a host if an event ended it."""
+        process = processes[number]
+        assert process is not None
+        if processes is parts.hosts and not process.killed:
+            self.stop(f"{process.part} died")
+            return
+        processes[number] = None
+        if self._context is not None and not process.killed:
+            self._context.record(f"{process.part} died", fault=True)
+        if processes is parts.workers and parts.allocator is not None:
+            parts.allocator.actor.worker_lost.remote(number)
+
+    async def _take_turn(self, settings: AllocatorSettings, client: LinkClient, parts: LiveParts) -> None:
         """One allocator's turn, from the first arrival to the last record."""
         s, name = self._scenario, settings.name
         folder = files.turn_journal(self._run_dir, name)
         turn = Turn(name, Timeline(name, settings.policy, s.deadline_ms, folder))
         self.result.turns.append(turn)
         folder.mkdir(parents=True)
-        make = partial(_open_allocator, s, settings, self._link.socket_path)
-        allocator = self._ray.start(AllocatorActor, ALLOCATOR_CPUS, 0.0, make)
+        allocator = self._pool.create_allocator(settings)
+        pid = None
         try:
-            await self._unless_stopped(allocator.start.remote(), READY_TIMEOUT_S)
-            first = next(iter(s.uplink.channel.play(s.seed)))
-            await client.set_channel(first.mbps)
+            pid = await self._answer(allocator.start.remote())
+            parts.allocator = Process(Part("allocator"), pid, allocator)
+            self._watch(pid, partial(self.stop, f"{Part('allocator')} died"))
+            await client.set_channel(s.first_mbps)
             # The channel has held its first rate before the run begins, and the base station has seen it.
-            await allocator.report.remote(first.mbps)
-            await allocator.peek.remote(first.mbps)
-            arrivals = self._arrivals_by_host()
+            await allocator.report.remote(s.first_mbps)
+            await allocator.peek.remote(s.first_mbps)
+            arrivals = self._arrivals_by_host(len(parts.hosts))
             self._report(f"allocator {name}: {sum(map(len, arrivals))} requests")
-            epoch_s = self._epoch_s = time.monotonic() + START_DELAY_S
-            attended = asyncio.create_task(self._attend(settings, turn, first.mbps, client, allocator, epoch_s))
+            epoch_s = time.monotonic() + START_DELAY_S
+            metrics = UplinkMetrics(s.name, name)
+            context = TurnContext(s, settings, turn, parts, epoch_s, self._inbox, metrics.show)
+            context.failed.add_done_callback(self._turn_failed)
+            self._context = context
+            context.start()
             steal = StealMeter()
             try:
-                await self._release(arrivals, allocator, folder, epoch_s, make_terms(s, settings))
+                await self._release(arrivals, parts, allocator, folder, epoch_s, make_terms(s, settings))
             finally:
-                attended.cancel()
+                await context.end()
                 turn.stolen = steal.share()
             if not self._stop.is_set():
-                turn.solve_ms = await self._unless_stopped(allocator.solve_times_ms.remote(), READY_TIMEOUT_S)
+                turn.solve_ms = await self._answer(allocator.solve_times_ms.remote())
                 # What timed out may still be queued there; the next allocator must not pay for it.
-                settled = asyncio.gather(*[worker.settle.remote() for worker in self._workers])
-                await self._unless_stopped(settled, READY_TIMEOUT_S)
+                settled = asyncio.gather(*[worker.actor.settle.remote() for worker in parts.living(parts.workers)])
+                await self._answer(settled)
         finally:
+            if pid in self._watches:
+                self._watches.pop(pid).cancel()
+            parts.allocator = self._context = None
             ray.kill(allocator)
 
-    def _arrivals_by_host(self) -> list[list[Arrival]]:
-        arrivals: list[list[Arrival]] = [[] for _ in self._hosts]
+    def _turn_failed(self, failed: asyncio.Future[None]) -> None:
+        """The channel stands still from now on, and the run would be worth nothing."""
+        if not failed.cancelled() and (error := failed.exception()) is not None:
+            self.stop(f"the channel: {_in_words(error)}")
+
+    def _arrivals_by_host(self, hosts: int) -> list[list[Arrival]]:
+        arrivals: list[list[Arrival]] = [[] for _ in range(hosts)]
         for arrival in self._scenario.schedule():
             arrivals[arrival.agent_id // self._scenario.agents_per_actor].append(arrival)
         return arrivals
 
     async def _release(
-        self, arrivals: list[list[Arrival]], allocator: ActorHandle, folder: Path, epoch_s: float, terms: Terms
+        self,
+        arrivals: list[list[Arrival]],
+        parts: LiveParts,
+        allocator: ActorHandle,
+        folder: Path,
+        epoch_s: float,
+        terms: Terms,
     ) -> None:
         """Let every host play its agents' arrivals, until all are done or the run is stopped."""
         tags = {"scenario": self._scenario.name, "allocator": folder.name}
-        journals = [folder / f"host-{number}.jsonl" for number in range(len(self._hosts))]
-        runs = [
-            asyncio.ensure_future(host.run.remote(part, allocator, journal, tags, epoch_s, terms))
-            for host, part, journal in zip(self._hosts, arrivals, journals, strict=True)
-        ]
+        runs: dict[asyncio.Future[None], tuple[Process, Path, list[Arrival]]] = {}
+        for number, host in enumerate(parts.living(parts.hosts)):
+            own, journal = arrivals[number], folder / f"host-{number}.jsonl"
+            run = host.actor.run.remote(own, allocator, journal, tags, epoch_s, terms)
+            runs[asyncio.ensure_future(run)] = host, journal, own
         stopped = asyncio.create_task(self._stop.wait())
         pending: set[asyncio.Future] = {*runs, stopped}
         while pending - {stopped} and not stopped.done():
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for run in done - {stopped}:
-                if error := run.exception():
-                    self.stop(_in_words(error))
+                host, journal, own = runs[run]
+                if (error := run.exception()) is None:
+                    continue
+                if host.killed:
+                    for request_id in give_up(journal, own, self._scenario, f"{host.part} died"):
+                        allocator.finish.remote(request_id)
+                else:
+                    self.stop(f"{host.part} died" if isinstance(error, RayActorError) else _in_words(error))
         stopped.cancel()
         if self._stop.is_set():
-            for host in self._hosts:
-                host.stop.remote()
+            if self._context is not None:
+                await self._context.end()  # what is frozen can't stop
+            for host in parts.living(parts.hosts):
+                host.actor.stop.remote(self.result.problems[0])
             await asyncio.wait(runs, timeout=STOP_TIMEOUT_S)
             for run in runs:
                 run.cancelled() or (run.done() and run.exception())  # seen: what happened is in `problems`
 
-    async def _attend(
-        self,
-        settings: AllocatorSettings,
-        turn: Turn,
-        first_mbps: float,
-        client: LinkClient,
-        allocator: ActorHandle,
-        epoch_s: float,
-    ) -> None:
-        """Play the channel, write down how things stand, do what is asked of the run; endless."""
-        s = self._scenario
-        report: Any = allocator.report.remote
-        peek: Any = allocator.peek.remote
-        switch: Any = allocator.switch.remote
-        channel = Channel(first_mbps, epoch_s, client.set_channel, report, peek, turn.timeline, turn.channel)
-
-        async def adjust(change: Adjustment, agent_id: int | None) -> None:
-            await asyncio.gather(*[host.adjust.remote(change, agent_id) for host in self._hosts])
-
-        squeezer = Squeezer(s, settings, self._inbox, channel, turn.timeline, epoch_s, adjust, switch)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(play(s, epoch_s, channel.change, channel.report))
-                tasks.create_task(self._look(turn.timeline, client, allocator, epoch_s))
-                tasks.create_task(squeezer.obey())
-        except* Exception as errors:
-            # Whatever it was, the channel stands still from now on, and the run would be worth nothing.
-            self.stop(f"the channel: {_in_words(errors.exceptions[0])}")
-        finally:
-            channel.stop()
-
-    async def _look(self, timeline: Timeline, client: LinkClient, allocator: ActorHandle, epoch_s: float) -> None:
-        before_bytes = await client.used_bytes()
-        metrics = UplinkMetrics(self._scenario.name, timeline.allocator)
-        for number in itertools.count():
-            await sleep_until(epoch_s + number * PERIOD_S)
-            used_bytes = await client.used_bytes() - before_bytes
-            at_s = time.monotonic() - epoch_s
-            metrics.show(timeline.take(at_s, used_bytes, await allocator.snapshot.remote()))
-
-    def _watch(self, pid: int, message: str) -> None:
-        """End the run when a process that it can't do without has died; Ray itself takes 15 s and more to say so."""
+    def _watch(self, pid: int, died: Callable[[], None]) -> None:
+        """Call `died` at once when a process has ended; Ray itself takes up to 15 s and more to say so."""
 
         async def wait() -> None:
             await ended(pid)
-            self.stop(message)
+            died()
 
-        self._watches.append(asyncio.create_task(wait()))
+        self._watches[pid] = asyncio.create_task(wait())
+
+    async def _answer(self, work: Any) -> Any:
+        """What an actor that is ready answers."""
+        return await self._unless_stopped(work, READY_TIMEOUT_S)
 
     async def _unless_stopped(self, work: Any, timeout_s: float) -> Any:
         """The result of `work`; raise RunAborted if the run is stopped or the time is over first."""
@@ -264,30 +259,9 @@ class LiveEngine:
         return await task
 
 
-async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: str) -> AgentHost:
-    client = await LinkClient.open(link_path)
-    warm = scenario.uplink.transport.connections == "warm"
-    uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id), warm) for agent_id in agent_ids}
-    for uplink in uplinks.values():
-        await uplink.open(scenario.cloud.workers)
-    return make_host(scenario, agent_ids, uplinks.__getitem__, models=True)
-
-
-async def _listen(link_path: str, worker: int) -> socket.socket:
-    client = await LinkClient.open(link_path)
-    try:
-        return await client.listen(worker)
-    finally:
-        client.close()
-
-
-async def _open_allocator(scenario: Scenario, settings: AllocatorSettings, link_path: str) -> Allocator:
-    return make_allocator(scenario, settings, await LinkClient.open(link_path))
-
-
 def _in_words(error: BaseException) -> str:
     """What happened, without the traceback that Ray's messages carry."""
-    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
+    if isinstance(error, RayActorError):
         return "a Ray actor died"
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"

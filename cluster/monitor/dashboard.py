@@ -21,6 +21,7 @@ from cluster.monitor.snapshot import RUNNING, STARTING, RunSnapshot
 from cluster.monitor.watcher import RunWatcher
 from cluster.run_folder import controls
 from cluster.run_folder.folder import RunFolderError
+from cluster.scenario.events import EventRefused, SetAllocator, TurnEvent
 from reports import files
 
 LOOPBACK = "127.0.0.1"
@@ -124,7 +125,7 @@ class Dashboard:
             raise web.HTTPUnsupportedMediaType(text="the body must be application/json")
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                control = controls.parse(await request.read())
+                event = controls.parse(await request.read())
             snapshot = await self._snapshot()
             if snapshot.state not in (STARTING, RUNNING):
                 raise web.HTTPConflict(text="the run has ended")
@@ -132,15 +133,15 @@ class Dashboard:
                 raise web.HTTPConflict(text="the run isn't ready for this yet")
             if snapshot.engine == "simulated":
                 raise web.HTTPConflict(text="a simulated run can't be changed while it is running")
-            _check(control, snapshot)
-            controls.ask(self._run_dir, control)
-        except controls.BadControl as error:
+            _check(event, snapshot)
+            controls.ask(self._run_dir, event)
+        except EventRefused as error:
             raise web.HTTPBadRequest(text=str(error)) from None
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
         except OSError as error:
             raise web.HTTPConflict(text=f"{files.CONTROLS}: {error.strerror}") from None
-        return web.json_response({"asked": str(control)}, status=202)
+        return web.json_response({"asked": str(event)}, status=202)
 
     async def _snapshot(self) -> RunSnapshot:
         async with self._snapshot_lock:
@@ -199,16 +200,16 @@ async def serve(run_dir: Path, port: int, ready: Callable[[str], None]) -> None:
         await runner.cleanup()
 
 
-def _check(control: controls.Control, snapshot: RunSnapshot) -> None:
-    """Check a control against the run's policies and agents. Raises BadControl.
+def _check(event: TurnEvent, snapshot: RunSnapshot) -> None:
+    """Check an event against the run. Raises EventRefused.
 
     Only the offered policies are allowed: `module:Class` would make the run import code that a request names.
     """
-    policies, agents = snapshot.policies, len(snapshot.agents)
-    if isinstance(control, controls.SetAllocator) and control.policy not in policies:
-        raise controls.BadControl(f"no allocator {control.policy!r} here; there are {', '.join(policies)}")
-    if isinstance(control, controls.PauseAgent) and control.agent >= agents:
-        raise controls.BadControl(f"no agent {control.agent}; there are 0 to {agents - 1}")
+    policies = snapshot.policies
+    if isinstance(event, SetAllocator) and event.policy not in policies:
+        raise EventRefused(f"no allocator {event.policy!r} here; there are {', '.join(policies)}")
+    if problem := event.problem(len(snapshot.agents), snapshot.workers):
+        raise EventRefused(problem)
 
 
 async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:

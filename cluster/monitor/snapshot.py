@@ -61,6 +61,7 @@ class RunSnapshot:
     at_s: float | None
     deadline_ms: float | None
     policies: list[str]
+    workers: int
     timeline: dict[str, Any]
     points: list[list[float | None]]
     agents: list[AgentView]

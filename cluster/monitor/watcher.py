@@ -160,7 +160,7 @@ class RunWatcher:
     def _begin(self, facts: RunFacts, scenario: Scenario) -> None:
         self._facts, self._scenario = facts, scenario
         self._profiles = [group.profile for group in scenario.agents.groups for _ in range(group.count)]
-        self._policies = list(dict.fromkeys([*(each.policy for each in scenario.allocators), *POLICIES]))
+        self._policies = list(dict.fromkeys([*scenario.policies, *POLICIES]))
         self._turns = [
             TurnState(self._run_dir, each.name, each.policy, len(self._profiles)) for each in scenario.allocators
         ]
@@ -203,6 +203,7 @@ class RunWatcher:
             at_s=latest.get("at_s"),
             deadline_ms=latest.get("deadline_ms", scenario.deadline_ms if scenario else None),
             policies=self._policies,
+            workers=scenario.cloud.workers if scenario else 0,
             timeline=latest,
             points=_thinned(now.points) if now else [],
             agents=self._agents(now or self._turns[0]) if self._turns else [],  # known before the first turn begins

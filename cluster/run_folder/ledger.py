@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from agents.arrivals import Arrival
-from agents.record import FIELDS, Record, Status
+from agents.record import FIELDS, Journal, Record, Status
 from cluster.run_folder.jsonl import Tail
 from cluster.run_folder.result import Turn
 from cluster.scenario.schema import Scenario
@@ -33,11 +33,32 @@ def read_journals(run_dir: Path, turn: Turn) -> None:
     A last line that a kill cut off is left out.
     """
     for path in sorted(files.turn_journal(run_dir, turn.allocator).glob(files.TURN_REQUESTS)):
-        for entry in Tail(path).objects():
-            if "issued" in entry:
-                turn.issued.add(entry["issued"])
-            else:
-                turn.records.append(Record.from_entry(entry))
+        _read_journal(path, turn)
+
+
+def _read_journal(path: Path, turn: Turn) -> None:
+    for entry in Tail(path).objects():
+        if "issued" in entry:
+            turn.issued.add(entry["issued"])
+        else:
+            turn.records.append(Record.from_entry(entry))
+
+
+def give_up(journal: Path, arrivals: Sequence[Arrival], scenario: Scenario, reason: str) -> list[int]:
+    """Account for the requests of a host that has died: those without a record get one, in a journal beside its own.
+
+    Returns the ids of those that it had released.
+    """
+    turn = Turn("")
+    _read_journal(journal, turn)
+    ended = {record.request_id for record in turn.records}
+    beside = Journal(journal.with_name(f"{journal.stem}-died.jsonl"))
+    for arrival in arrivals:
+        if arrival.request_id not in ended:
+            beside.issue(arrival)
+            beside.write(_lost(scenario, arrival, reason))
+    beside.close()
+    return sorted(turn.issued - ended)
 
 
 def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.DataFrame:

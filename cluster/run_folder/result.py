@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 from agents.record import Record
-from cluster.channel_player import ChannelLog
 from cluster.run_folder.timeline import Timeline
 from netem.helper.client import LinkCounters
+
+ChannelLog = list[tuple[float, float, float]]
+"""(when the rate should have changed, when it did, Mbit/s), seconds since the turn's start."""
 
 
 @dataclass(slots=True)

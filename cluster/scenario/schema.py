@@ -14,6 +14,7 @@ from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, Unsaved
+from cluster.scenario.events import AnyEvent, SetAllocator, TurnEvent, schedule
 from cluster.scenario.yaml_document import Document, DocumentError
 from kvcache.modes import Mode
 from models.profiles import AllowedModes, ModelProfile, ProfileError, load_profile
@@ -140,6 +141,7 @@ class Scenario(Settings):
     arrivals: AnyArrivals
     agents: AgentsSettings
     cloud: CloudSettings = CloudSettings()
+    events: list[AnyEvent] = Field(default=[], max_length=1000, description="interventions and faults of every turn")
     base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
 
     @classmethod
@@ -173,6 +175,12 @@ class Scenario(Settings):
     def allocator_names(self) -> list[str]:
         """What the turns are called, in order."""
         return [allocator.name for allocator in self.allocators]
+
+    @property
+    def policies(self) -> list[str]:
+        """The policies that the scenario names, in order; they may be any class to import."""
+        events = [event.policy for event in self.events if isinstance(event, SetAllocator)]
+        return [*(allocator.policy for allocator in self.allocators), *events]
 
     @property
     def planning_margin_ms(self) -> float:
@@ -233,6 +241,15 @@ class Scenario(Settings):
     def schedule(self) -> list[Arrival]:
         """All arrivals; the same for every allocator and engine."""
         return self.arrivals.schedule(len(self.agent_profiles), np.random.default_rng([self.seed, 1]))
+
+    def event_schedule(self) -> list[tuple[float, TurnEvent]]:
+        """(seconds since the turn's start, event), in order of time; the same for every allocator and engine."""
+        return schedule(self.events, np.random.default_rng([self.seed, 2]))
+
+    @property
+    def first_mbps(self) -> float:
+        """The channel's first rate."""
+        return next(iter(self.uplink.channel.play(self.seed))).mbps
 
     def resolved(self) -> dict[str, Any]:
         """The scenario with every default written out."""
@@ -305,10 +322,31 @@ class Scenario(Settings):
         if self.margin_ms is not None and self.margin_ms >= self.deadline_ms:
             yield ("margin_ms",), f"{self.margin_ms:g} ms leaves nothing of the deadline of {self.deadline_ms:g} ms"
         try:
-            if not self.schedule():
-                yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
+            arrivals = self.schedule()
         except ArrivalTraceError as error:
             yield ("arrivals", "path"), str(error)
+            return
+        if not arrivals:
+            yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
+            return
+        last_s = arrivals[-1].intended_s + self.request_timeout_ms / 1e3
+        for i, event in enumerate(self.events):
+            if problem := self._problem_of(event, last_s):
+                yield ("events", i), problem
+
+    def _problem_of(self, event: TurnEvent, last_s: float) -> str | None:
+        """Why an event can't be played in a turn that ends at `last_s` at the latest."""
+        if event.at_s is None and event.between is None:
+            return "at_s is missing (or between: [first, last] for a random time)"
+        latest_s = event.between[1] if event.between else event.at_s or 0.0
+        if latest_s > last_s:
+            return f"{latest_s:g} s is after the turn's end: its last request ends by {last_s:g} s"
+        if isinstance(event, SetAllocator):
+            for allocator in self.allocators:
+                other = allocator.model_copy(update={"policy": event.policy, "label": event.policy})
+                if problem := self.refuses(other):
+                    return problem
+        return event.problem(len(self.agent_profiles), self.cloud.workers)
 
 
 def _named(written: Any, name: str) -> Any:

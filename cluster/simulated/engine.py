@@ -2,30 +2,27 @@
 
 import asyncio
 import gc
-import itertools
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from agents.arrivals import Arrival
 from agents.record import Record
-from allocator.online.service import Allocator, Decision
-from allocator.problem import Request
-from cluster.channel_player import play
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
 from cluster.run_folder.result import RunResult, Turn
-from cluster.run_folder.timeline import PERIOD_S, Timeline
+from cluster.run_folder.timeline import Timeline
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.simulated.fluid_link import FluidLink, FluidUplink
+from cluster.simulated.parts import SimulatedParts
+from cluster.simulated.processes import SimulatedAllocator, SimulatedHelper, SimulatedWorker
 from cluster.simulated.tcp_model import AgentPath
 from cluster.simulated.virtual_loop import VirtualLoop
+from cluster.turn import TurnContext
 from cluster.wiring import make_allocator, make_host, make_terms, make_worker
-from models.clock import now_s, sleep_ms, sleep_until
-from netem.channels import RateChange
 from reports import files
 from reports.schema import Summary
 
@@ -41,30 +38,6 @@ class _TurnLedger:
 
     def write(self, record: Record) -> None:
         self._turn.records.append(record)
-
-
-class _DistantAllocator:
-    """An allocator that it takes a while to ask. See `agents.agent.AllocatorClient`."""
-
-    def __init__(self, allocator: Allocator, ask_ms: float) -> None:
-        self._allocator = allocator
-        self._way_ms = ask_ms / 2
-        self._loop = asyncio.get_running_loop()
-
-    def announce(self, request: Request) -> None:
-        self._loop.call_later(self._way_ms / 1e3, self._allocator.announce, request)
-
-    async def assign(self, request: Request) -> Decision:
-        await sleep_ms(self._way_ms)
-        decision = await self._allocator.assign(request)
-        await sleep_ms(self._way_ms)
-        return decision
-
-    def received(self, request_id: int) -> None:
-        self._loop.call_later(self._way_ms / 1e3, self._allocator.received, request_id)
-
-    def finish(self, request_id: int, gave_up: bool = False) -> None:
-        self._loop.call_later(self._way_ms / 1e3, self._allocator.finish, request_id, gave_up)
 
 
 class SimulatedEngine:
@@ -107,53 +80,41 @@ class SimulatedEngine:
     async def _take_turn(self, settings: AllocatorSettings, turn: Turn) -> list[Counter[str]]:
         """One allocator's turn, from the first arrival to the last record; what each worker counted."""
         s = self._scenario
-        agents = len(s.agent_profiles)
-        first_mbps = next(iter(s.uplink.channel.play(s.seed))).mbps
-        link = FluidLink(first_mbps, first_mbps / agents)
-        workers = [make_worker(s) for _ in range(s.cloud.workers)]
-        impairments, transport = s.impairments, s.uplink.transport
-
-        def uplink(agent_id: int) -> FluidUplink:
-            path = AgentPath.of(impairments, agent_id)
-            return FluidUplink(agent_id, link, workers, path, transport.congestion, transport.connections == "warm")
-
-        host = make_host(s, range(agents), uplink)
-        allocator = make_allocator(s, settings, link)
+        agents = range(len(s.agent_profiles))
+        link = FluidLink(s.first_mbps, s.first_mbps / len(agents))
+        helper = SimulatedHelper(link)
+        pool = [make_worker(s) for _ in range(s.cloud.workers)]
+        workers = [SimulatedWorker(worker) for worker in pool]
+        uplinks = [self._make_uplink(agent_id, link, workers) for agent_id in agents]
+        host = make_host(s, agents, uplinks.__getitem__)
+        allocator = make_allocator(s, settings, helper)
+        client = SimulatedAllocator(allocator, self._ask_ms.get(settings.name, 0.0))
         # The channel has held its first rate before the run begins, and the base station has seen it.
-        await allocator.report(first_mbps)
-        await allocator.peek(first_mbps)
-        ask_ms = self._ask_ms.get(settings.name, 0.0)
-        client = _DistantAllocator(allocator, ask_ms) if ask_ms else allocator
+        await allocator.report(s.first_mbps)
+        await allocator.peek(s.first_mbps)
         epoch_s = asyncio.get_running_loop().time()
-        terms = make_terms(s, settings)
-
-        async def change(event: RateChange) -> None:
-            if event.at_s > 0:
-                link.set_channel(event.mbps)
-                await allocator.peek(event.mbps)
-            turn.timeline.channel_mbps = event.mbps
-            turn.channel.append((event.at_s, now_s() - epoch_s, event.mbps))
-
-        async def look() -> None:
-            for number in itertools.count():
-                await sleep_until(epoch_s + number * PERIOD_S)
-                turn.timeline.take(now_s() - epoch_s, link.used_bytes(), allocator.snapshot())
-
-        serving = [asyncio.create_task(worker.serve_queue()) for worker in workers]
-        playing = asyncio.create_task(play(s, epoch_s, change, allocator.report))
-        looking = asyncio.create_task(look())
-        self._playing = asyncio.create_task(host.run(s.schedule(), client, _TurnLedger(turn), epoch_s, terms))
+        parts = SimulatedParts(link, helper, allocator, client, workers, host, uplinks, s.agents_per_actor, self.stop)
+        context = TurnContext(s, settings, turn, parts, epoch_s)
+        for worker in workers:
+            context.watch(worker.serving)
+        context.start()
+        released = host.run(s.schedule(), client, _TurnLedger(turn), epoch_s, make_terms(s, settings))
+        self._playing = asyncio.create_task(released)
         if self._stopped:  # by a signal before there was anything to stop
             self._playing.cancel()
-        await asyncio.wait([self._playing, playing, looking, *serving], return_when=asyncio.FIRST_COMPLETED)
-        for task in (*serving, playing, looking):
-            if task.done():
-                task.result()  # neither ends but by an error
-            task.cancel()
+        await asyncio.wait([self._playing, context.failed], return_when=asyncio.FIRST_COMPLETED)
+        if context.failed.done():
+            context.failed.result()
+        await context.end()
         if not self._playing.cancelled():
             self._playing.result()
         turn.solve_ms = allocator.solve_times_ms()
-        return [worker.counts for worker in workers]
+        return [worker.counts for worker in pool]
+
+    def _make_uplink(self, agent_id: int, link: FluidLink, workers: Sequence[SimulatedWorker]) -> FluidUplink:
+        transport = self._scenario.uplink.transport
+        path = AgentPath.of(self._scenario.impairments, agent_id)
+        return FluidUplink(agent_id, link, workers, path, transport.congestion, transport.connections == "warm")
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from agents.edge import Payload
-from agents.uplink import Delivery, Hedge, Refused
+from agents.uplink import ConnectionLost, Delivery, Hedge, Refused
 from cloud.frames import CloudStages, Header, Kind, frame_bytes
-from cloud.worker import Job, QueueFull, Worker
+from cloud.worker import Job, QueueFull
+from cluster.simulated.processes import SimulatedWorker
 from cluster.simulated.tcp_model import AgentPath, Window
 from models.clock import now_s, sleep_ms
 from netem.fairness import max_min_shares
@@ -64,6 +65,11 @@ class _Flow:
         if not self.done.done():
             self.done.set_result(None)
 
+    def fail(self, error: Exception) -> None:
+        self.progress()
+        if not self.done.done():
+            self.done.set_exception(error)
+
 
 class FluidLink:
     """All agents' links and their shared hop."""
@@ -73,6 +79,7 @@ class FluidLink:
         self._first_grant_mbps = grant_mbps
         self._grants_mbps: dict[int, float] = {}
         self._flows: dict[int, _Flow] = {}
+        self._cut: set[int] = set()
         self._limits_sum_mbps = 0.0
         self._saturated = False
         self._carried_bits = 0.0  # of flows that have ended
@@ -101,6 +108,20 @@ class FluidLink:
         if changed:
             self._share(changed)
 
+    def set_connected(self, agent_id: int, connected: bool) -> None:
+        """Let an agent's link carry, or nothing through it."""
+        flow = self._flows.get(agent_id)
+        if flow is not None:
+            self._limits_sum_mbps -= self._limit_mbps(flow)
+        (self._cut.discard if connected else self._cut.add)(agent_id)
+        if flow is not None:
+            self._limits_sum_mbps += self._limit_mbps(flow)
+            self._share([flow])
+
+    def abort(self, agent_id: int, error: Exception) -> None:
+        """Have `carry` of an agent raise this error."""
+        self._flows[agent_id].fail(error)
+
     async def carry(
         self,
         agent_id: int,
@@ -110,7 +131,7 @@ class FluidLink:
     ) -> float:
         """Carry `size_bytes` wire bytes of an agent; returns the bytes carried: all, unless `until` is done first.
 
-        An agent has at most one call in progress.
+        An agent has at most one call in progress. Raises the error that it is aborted with.
 
         Args:
             window: the connection's congestion window, if its path has delay or loss.
@@ -126,6 +147,8 @@ class FluidLink:
             else:
                 await asyncio.wait((flow.done, until), return_when=asyncio.FIRST_COMPLETED)
                 flow.progress()
+                if flow.done.done():
+                    flow.done.result()
         finally:
             if growing is not None:
                 growing.cancel()
@@ -148,7 +171,9 @@ class FluidLink:
             self._share([flow])
 
     def _limit_mbps(self, flow: _Flow) -> float:
-        """The flow's own rate limit: its grant, or its window if that is lower."""
+        """The flow's own rate limit: its grant, or its window if that is lower; 0 while its link is cut."""
+        if flow.agent_id in self._cut:
+            return 0.0
         grant_mbps = self._grant_mbps(flow.agent_id)
         return grant_mbps if flow.window is None else min(grant_mbps, flow.window.mbps)
 
@@ -182,7 +207,7 @@ class FluidUplink:
         self,
         agent_id: int,
         link: FluidLink,
-        workers: Sequence[Worker],
+        workers: Sequence[SimulatedWorker],
         path: AgentPath = NO_IMPAIRMENT,
         congestion: CongestionControl = "reno",
         warm: bool = True,
@@ -194,6 +219,22 @@ class FluidUplink:
         self._congestion: CongestionControl = congestion
         self._warm = warm
         self._windows: dict[int, Window] = {}
+        self._stalls: set[str] = set()
+        self._held_back: list[tuple[asyncio.Future[CloudStages], CloudStages]] = []
+
+    def stall(self, cause: str) -> None:
+        """Nothing goes up or comes down any more."""
+        self._stalls.add(cause)
+        self._link.set_connected(self._agent_id, False)
+
+    def resume(self, cause: str) -> None:
+        """Everything goes on if there is no other cause for the stall."""
+        self._stalls.discard(cause)
+        if not self._stalls:
+            self._link.set_connected(self._agent_id, True)
+            held_back, self._held_back = self._held_back, []
+            for future, stages in held_back:
+                self._settle(future, stages)
 
     async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
         """See `agents.uplink.Uplink`."""
@@ -203,15 +244,25 @@ class FluidUplink:
         key = (self._agent_id, header.request_id)
         down_s, up_ms = self._path.down_s, self._path.up_s * 1e3
         window = await self._connect(worker, delivery)
+        sending = True
+
+        def lose(error: ConnectionLost) -> None:
+            _fail(delivery, error)
+            if sending:
+                self._link.abort(self._agent_id, error)
 
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
-            future = delivery.receipt if kind is Kind.RECEIPT else delivery.answer
+            future = delivery.receipt
+            if kind is not Kind.RECEIPT:
+                future = delivery.answer
+                to.disconnect(key)
             if down_s:
-                loop.call_later(down_s, _settle, future, stages)
+                loop.call_later(down_s, self._settle, future, stages)
             else:
-                _settle(future, stages)
+                self._settle(future, stages)
 
         began_s = now_s()
+        to.connect(key, lose)
         try:
             if hedge is not None:
                 await self._carry(wire_bytes(frame_bytes(hedge.payload.size)), None, window)
@@ -220,9 +271,11 @@ class FluidUplink:
                 began_s = now_s()
             size_bytes = wire_bytes(frame_bytes(payload.size))
             carried_bytes = await self._carry(size_bytes, delivery.receipt if hedge else None, window)
+            sending = False
             if up_ms:
                 await sleep_ms(up_ms)
         except asyncio.CancelledError:
+            to.disconnect(key)
             to.withdraw(key)
             raise
         if carried_bytes < size_bytes:
@@ -234,11 +287,8 @@ class FluidUplink:
         try:
             await to.submit(Job(key, header, now_s(), reply, first_byte_s=began_s))
         except QueueFull:
-            refused = Refused("queue_full")
-            for future in (delivery.receipt, delivery.answer):
-                if not future.done():
-                    future.set_exception(refused)
-                    future.exception()  # mark it as retrieved: an abandoned request doesn't await it
+            to.disconnect(key)
+            _fail(delivery, Refused("queue_full"))
         return delivery
 
     async def _connect(self, worker: int, delivery: Delivery) -> Window | None:
@@ -258,7 +308,15 @@ class FluidUplink:
         again = 1 / (1 - self._path.loss)
         return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
 
+    def _settle(self, future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
+        if self._stalls:
+            self._held_back.append((future, stages))
+        elif not future.done():
+            future.set_result(stages)
 
-def _settle(future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
-    if not future.done():
-        future.set_result(stages)
+
+def _fail(delivery: Delivery, error: Exception) -> None:
+    for future in (delivery.receipt, delivery.answer):
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # seen: a request that has given up doesn't await it any more

@@ -107,6 +107,10 @@ class LinkClient:
         rounded = {str(agent): max(round(mbps, 6), MIN_SHAPED_MBPS) for agent, mbps in grants_mbps.items()}
         await self._ask({"op": "grants", "mbps": rounded})
 
+    async def set_connected(self, agent: int, connected: bool) -> None:
+        """Cut an agent's link, so that nothing passes in either direction, or restore it."""
+        await self._ask({"op": "connected", "agent": agent, "connected": connected})
+
     async def set_channel(self, mbps: float) -> None:
         """Change the uplink's true rate (link-layer Mbit/s)."""
         await self._ask({"op": "channel", "mbps": mbps})

@@ -70,6 +70,14 @@ class SetGrants(_Request):
     mbps: dict[Agent, Rate]
 
 
+class SetConnected(_Request):
+    """Cut an agent's link, or restore it."""
+
+    op: Literal["connected"]
+    agent: Agent
+    connected: bool
+
+
 class SetChannel(_Request):
     """Change the true rate of the shared hop."""
 
@@ -95,7 +103,7 @@ class Close(_Request):
     op: Literal["close"]
 
 
-Request = Build | Listen | Connect | SetGrants | SetChannel | Counters | Used | Close
+Request = Build | Listen | Connect | SetGrants | SetConnected | SetChannel | Counters | Used | Close
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 
 

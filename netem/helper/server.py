@@ -149,6 +149,8 @@ class Server:
                 return self._built().connect(request.agent, request.worker)
             case protocol.SetGrants():
                 self._built().set_grants(request.mbps)
+            case protocol.SetConnected():
+                self._built().set_connected(request.agent, request.connected)
             case protocol.SetChannel():
                 self._built().set_channel(request.mbps)
             case protocol.Counters():

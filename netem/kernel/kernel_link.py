@@ -80,6 +80,11 @@ class KernelLink:
                 self.topology.agents[agent].rate.set_rate(mbps)
                 self._grants_mbps[agent] = mbps
 
+    def set_connected(self, agent: int, connected: bool) -> None:
+        """See `link.Link`."""
+        self._check_agent(agent)
+        self.topology.set_connected(agent, connected)
+
     def set_channel(self, mbps: float) -> None:
         """See `link.Link`."""
         if mbps != self._channel_mbps:

@@ -38,6 +38,7 @@ FIRST_AGENT_IP = IPv4Address("10.64.0.1")
 
 # Link numbers, above those of the tunnel devices that some kernels put into every new namespace.
 LOOPBACK = 1
+IFF_UP = 1  # of <net/if.h>
 UPLINK = 50
 CLOUD_LINK = 50
 SHARED_IFB = 9_999  # the shared impairments' ifb, in the station and in the cloud
@@ -74,6 +75,11 @@ IMPAIRED_SYSCTLS = {"ipv4/tcp_wmem": "4096 16384 67108864", "ipv4/tcp_rmem": "40
 def agent_ip(agent: int) -> str:
     """The agent's address."""
     return str(FIRST_AGENT_IP + agent)
+
+
+def _station_end(agent: int) -> str:
+    """The interface of the base station that leads to the agent."""
+    return f"agent{agent}"
 
 
 class ShapedNamespace:
@@ -136,6 +142,19 @@ class Topology:
             place.close()
         self.cloud.close()
 
+    def set_connected(self, agent: int, connected: bool) -> None:
+        """Take the base station's end of an agent's link down, or up again.
+
+        What is queued or on its way is lost then, and TCP sends it again after its own timeout.
+        """
+        with netlink.errors_as_os_errors(), self.station.kernel() as station:
+            link = station.link_lookup(ifname=_station_end(agent))[0]
+            is_up = station.link("get", index=link)[0]["flags"] & IFF_UP
+            if connected and not is_up:
+                _bring_up_station_side(station, link, agent_ip(agent))
+            elif not connected:
+                station.link("set", index=link, state="down")
+
     @property
     def _fastest_mbps(self) -> float:
         return max(self._channel_mbps, self._grant_mbps)
@@ -157,7 +176,7 @@ class Topology:
                     _route_to_station(cloud, uplink, agent_ip(agent), impaired=True)
 
     def _build_agent(self, station: IPRoute, agent: int, place: ShapedNamespace) -> None:
-        ip, name, minor = agent_ip(agent), f"agent{agent}", FIRST_AGENT_CLASS + agent
+        ip, name, minor = agent_ip(agent), _station_end(agent), FIRST_AGENT_CLASS + agent
         with place.kernel() as kernel:
             _make_veth(kernel, UPLINK, "uplink", FAR_MAC, self.station.namespace.fd, name, STATION_MAC)
             htb.add_htb(kernel, UPLINK, default_minor=TOTAL)

@@ -232,7 +232,7 @@ async def test_stopping_fails_what_is_in_flight_and_releases_nothing_more() -> N
         epoch_s = asyncio.get_running_loop().time()
         run = asyncio.create_task(r.host.run(arrivals, r.allocator, r, epoch_s))
         await asyncio.sleep(0.04)
-        r.host.stop()
+        r.host.stop("interrupted")
         with pytest.raises(asyncio.CancelledError):
             await run
     assert [(record.status, record.reason) for record in r.records] == [(Status.FAILED, "interrupted")] * 2

@@ -141,15 +141,17 @@ async def test_controls_reach_the_run(fake: FakeRun) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("", "Invalid JSON"),
+        ("", "invalid JSON"),
         ("[]", "should be an object"),
-        ('{"kind": "reboot"}', "'reboot' found using 'kind' does not match"),
-        ('{"kind": "uplink", "steps": []}', "uplink.steps: List should have at least 1 item"),
+        ('{"kind": "reboot"}', "kind: 'reboot' is not one of 'uplink', 'deadline'"),
+        ('{"kind": "uplink", "steps": []}', "steps: []: list should have at least 1 item"),
         ('{"kind": "uplink", "steps": [{"mbps": -1, "for_s": 1}]}', "greater than or equal to 0.01"),
         ('{"kind": "uplink", "steps": [{"mbps": 1e999, "for_s": 1}]}', "finite number"),
-        ('{"kind": "deadline", "ms": 900, "x": 1}', "deadline.x: Extra inputs are not permitted"),
+        ('{"kind": "deadline", "ms": 900, "x": 1}', "x: unknown key; allowed here: at_s, between, count, kind, ms"),
         ('{"kind": "allocator", "policy": "os:system"}', "no allocator 'os:system' here; there are equal, deadline"),
-        ('{"kind": "pause", "agent": 4, "paused": true}', "no agent 4; there are 0 to 3"),
+        ('{"kind": "kill", "part": "worker", "number": 64}', "no worker 64; there are"),
+        ('{"kind": "deadline", "ms": 900, "at_s": 3}', "only a scenario's events have times"),
+        ('{"kind": "pause", "agent": 4, "paused": true}', "no agent 4; there are 4, from 0 on"),
     ],
 )
 async def test_bad_controls_are_refused_with_a_reason(fake: FakeRun, body: str, message: str) -> None:
