@@ -1,12 +1,9 @@
 """The speed of packing and unpacking caches on this machine, relative to a memory copy in the same run."""
 
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +23,25 @@ SLOW = "delta"  # its entropy coder is zlib on one CPU core
 Job = Callable[[], None]
 
 
-def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any]:
-    """Packing and unpacking speed per quantizer, in GB/s (10 ** 9 bytes) of bfloat16 cache, ready for JSON.
+@dataclass(frozen=True, slots=True)
+class CodecSpeed:
+    """One quantizer's speeds in GB/s (10 ** 9 bytes) of bfloat16 cache; `shape` is that of a layer's keys."""
+
+    device: str
+    quantizer: str
+    layers: int
+    shape: list[int]
+    bits_per_value: float
+    pack_gb_per_s: float
+    unpack_gb_per_s: float
+    send_gb_per_s: float
+    receive_gb_per_s: float
+    copy_gb_per_s: float
+    slower_of_copy: float
+
+
+def bench_codec(quick: bool = False, device: str | None = None) -> list[CodecSpeed]:
+    """Packing and unpacking speed per quantizer.
 
     `pack` and `unpack` measure the quantizer alone; `send` and `receive` the wire format with its checksums, to and
     from host memory. `copy` counts memory traffic, read and written: twice the bytes copied.
@@ -44,13 +58,12 @@ def bench_codec(quick: bool = False, device: str | None = None) -> dict[str, Any
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [row for name in devices for size in SIZES[name] for row in _measure(name, size, quick)]
+        return [row for name in devices for size in SIZES[name] for row in _measure(name, size, quick)]
     finally:
         torch.set_num_threads(threads)
-    return {"machine": _machine(), "quick": quick, "rows": rows}
 
 
-def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[str, Any]]:
+def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[CodecSpeed]:
     """A row for each quantizer."""
     layers, heads, positions = size
     geometry = Geometry(2 if quick else layers, heads, 128, torch.bfloat16)
@@ -68,16 +81,19 @@ def _measure(device: str, size: tuple[int, int, int], quick: bool) -> list[dict[
         speeds = {job: cache.nbytes / statistics.median(taken) / 1e9 for job, taken in times.items()}
         packed = sum(len(part) for layer in _packed(cache, QUANTIZERS[name]) for part in layer)
         rows.append(
-            {
-                "device": device,
-                "quantizer": name,
-                "layers": geometry.layers,
-                "shape": list(geometry.shape(positions)),
-                "bits_per_value": round(16 * packed / cache.nbytes, 4),
-                **{f"{job}_gb_per_s": round(speed, 3) for job, speed in speeds.items()},
-                "copy_gb_per_s": round(copy, 3),
-                "slower_of_copy": round(min(speeds["pack"], speeds["unpack"]) / copy, 4),
-            }
+            CodecSpeed(
+                device=device,
+                quantizer=name,
+                layers=geometry.layers,
+                shape=list(geometry.shape(positions)),
+                bits_per_value=round(16 * packed / cache.nbytes, 4),
+                pack_gb_per_s=round(speeds["pack"], 3),
+                unpack_gb_per_s=round(speeds["unpack"], 3),
+                send_gb_per_s=round(speeds["send"], 3),
+                receive_gb_per_s=round(speeds["receive"], 3),
+                copy_gb_per_s=round(copy, 3),
+                slower_of_copy=round(min(speeds["pack"], speeds["unpack"]) / copy, 4),
+            )
         )
     return rows
 
@@ -150,34 +166,10 @@ def _seconds(job: Job, device: str) -> float:
     return time.perf_counter() - began
 
 
-def _machine() -> dict[str, Any]:
-    gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu_name(),
-        "cpus": os.cpu_count(),
-        **gpu,
-        "linux": platform.release(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def codec_table(found: dict[str, Any]) -> Table:
-    """The result of `bench_codec` as a table."""
-    machine = found["machine"]
-    where = machine["cpu"] + (f", {machine['gpu']}" if "gpu" in machine else "")
+def codec_table(rows: Sequence[CodecSpeed], machine: str) -> Table:
+    """The result of `bench_codec` on a machine as a table."""
     table = Table(
-        title=f"GB/s of bf16 cache, one CPU core, {where}, torch {machine['torch']}, {machine['date']}",
+        title=f"GB/s of bf16 cache, one CPU core, torch {torch.__version__}, {machine}",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
@@ -185,14 +177,16 @@ def codec_table(found: dict[str, Any]) -> Table:
         table.add_column(title)
     for title in ("layer", "bits/value", "pack", "unpack", "slower/copy", "send", "receive", "copy"):
         table.add_column(title, justify="right")
-    for row in found["rows"]:
+    for row in rows:
+        speeds = row.send_gb_per_s, row.receive_gb_per_s, row.copy_gb_per_s
         table.add_row(
-            row["device"],
-            row["quantizer"],
-            "x".join(map(str, row["shape"])),
-            f"{row['bits_per_value']:.3f}",
-            *(f"{row[key]:.2f}" for key in ("pack_gb_per_s", "unpack_gb_per_s")),
-            f"{row['slower_of_copy']:.1%}",
-            *(f"{row[key]:.2f}" for key in ("send_gb_per_s", "receive_gb_per_s", "copy_gb_per_s")),
+            row.device,
+            row.quantizer,
+            "x".join(map(str, row.shape)),
+            f"{row.bits_per_value:.3f}",
+            f"{row.pack_gb_per_s:.2f}",
+            f"{row.unpack_gb_per_s:.2f}",
+            f"{row.slower_of_copy:.1%}",
+            *(f"{speed:.2f}" for speed in speeds),
         )
     return table

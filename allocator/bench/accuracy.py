@@ -1,15 +1,10 @@
 """Optimality gaps and solve times of the policies, over random problems from one seed."""
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-import scipy
 from rich.table import Table
 
 from allocator.bench.bruteforce import brute_force
@@ -28,8 +23,63 @@ _SAME = 1e-6  # relative difference of equal objectives
 _PROVEN = 1e-4  # relative gap to the bound at which an answer counts as proved optimal
 
 
-def bench_allocator(quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
-    """All measurements, fit for JSON; `passed` says whether the claims of the first two parts hold.
+@dataclass(frozen=True, slots=True)
+class BruteForce:
+    """`optimal` against exhaustive search, which it can't exceed."""
+
+    problems: int
+    worse: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgainstOptimal:
+    """One policy against `optimal`: problems with fewer or more weight met, and relative quality gaps of the others.
+
+    Attributes:
+        budgets: 1: the uplink's; 2: the cloud's as well.
+        optimal_proven: whether `optimal` proved its answers; if not, gaps are to the best choice that it had found.
+        worst_bound_gap: to `optimal`'s upper bound.
+    """
+
+    policy: str
+    budgets: int
+    optimal_proven: bool
+    problems: int
+    fewer_met: int
+    more_met: int
+    mean_quality_gap: float
+    worst_quality_gap: float
+    over_near: int
+    worst_bound_gap: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SolveTimes:
+    """A policy's decision times for problems of one size."""
+
+    policy: str
+    requests: int
+    budgets: int
+    problems: int
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorBench:
+    """All measurements; `passed`: whether the claims of the first two parts hold."""
+
+    seed: int
+    quick: bool
+    optimal_against_brute_force: BruteForce
+    against_optimal: list[AgainstOptimal]
+    solve_times: list[SolveTimes]
+    passed: bool
+
+
+def bench_allocator(quick: bool, progress: Callable[[str], None]) -> AllocatorBench:
+    """Measure the policies' answers and decision times.
 
     Args:
         quick: fewer and smaller problems, half a minute at most.
@@ -42,25 +92,11 @@ def bench_allocator(quick: bool, progress: Callable[[str], None]) -> dict[str, A
     near = _against_optimal(rng, 60 if quick else 1000, 48 if quick else 128)
     progress("solve times")
     times = _times(rng, quick)
-    return {
-        "machine": {
-            "date": datetime.now(UTC).date().isoformat(),
-            "cpus": os.cpu_count(),
-            "linux": platform.release(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
-        "seed": SEED,
-        "quick": quick,
-        "optimal_against_brute_force": exact,
-        "against_optimal": near,
-        "solve_times": times,
-        "passed": not exact["worse"] and all(row["passed"] for row in near if row["policy"] == "deadline"),
-    }
+    passed = not exact.worse and all(row.passed for row in near if row.policy == "deadline")
+    return AllocatorBench(SEED, quick, exact, near, times, passed)
 
 
-def _against_brute_force(rng: np.random.Generator, problems: int) -> dict[str, Any]:
+def _against_brute_force(rng: np.random.Generator, problems: int) -> BruteForce:
     """In how many problems `optimal` differs from exhaustive search."""
     worse = 0
     for index in range(problems):
@@ -68,10 +104,10 @@ def _against_brute_force(rng: np.random.Generator, problems: int) -> dict[str, A
         rows = rows_of(problem)
         found, best = rows.worth(exact_choice(rows).choice), brute_force(problem)
         worse += any(abs(a - b) > _SAME * (1 + b) for a, b in zip(found, best, strict=True))
-    return {"problems": problems, "worse": worse}
+    return BruteForce(problems, worse)
 
 
-def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list[dict[str, Any]]:
+def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list[AgainstOptimal]:
     """Weight and quality of `deadline` and `greedy` against `optimal`, with one budget and with two."""
     choosers = {"deadline": solve_lexicographic, "greedy": greedy_choice}
     table: dict[tuple[str, bool, bool], _Gaps] = {}
@@ -85,19 +121,19 @@ def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list
             gaps = table.setdefault((name, cloud, proven), _Gaps())
             gaps.add(rows.worth(choose(rows)), (weight, quality), exact)
     return [
-        {
-            "policy": name,
-            "budgets": 1 + cloud,
-            "optimal_proven": proven,
-            "problems": gaps.problems,
-            "fewer_met": gaps.fewer,
-            "more_met": gaps.more,
-            "mean_quality_gap": float(np.mean(gaps.quality or [0.0])),
-            "worst_quality_gap": max(gaps.quality, default=0.0),
-            "over_near": sum(gap > NEAR for gap in gaps.quality),
-            "worst_bound_gap": max(gaps.bound, default=0.0),
-            "passed": not gaps.fewer and max(gaps.quality, default=0.0) <= NEAR,
-        }
+        AgainstOptimal(
+            policy=name,
+            budgets=1 + cloud,
+            optimal_proven=proven,
+            problems=gaps.problems,
+            fewer_met=gaps.fewer,
+            more_met=gaps.more,
+            mean_quality_gap=float(np.mean(gaps.quality or [0.0])),
+            worst_quality_gap=max(gaps.quality, default=0.0),
+            over_near=sum(gap > NEAR for gap in gaps.quality),
+            worst_bound_gap=max(gaps.bound, default=0.0),
+            passed=not gaps.fewer and max(gaps.quality, default=0.0) <= NEAR,
+        )
         for (name, cloud, proven), gaps in sorted(table.items(), key=lambda item: (item[0][:2], not item[0][2]))
     ]
 
@@ -128,7 +164,7 @@ class _Gaps:
                 self.bound.append(1 - found[1] / max(exact.quality_bound, best[1]))
 
 
-def _times(rng: np.random.Generator, quick: bool) -> list[dict[str, Any]]:
+def _times(rng: np.random.Generator, quick: bool) -> list[SolveTimes]:
     """Times of whole decisions, from a problem of Python objects to its solution. Each problem is solved once."""
     sizes = {4: 300, 16: 300, 64: 300, 128: 200, 256: 200, 1024: 60, 10_000: 30}
     if quick:
@@ -147,14 +183,14 @@ def _times(rng: np.random.Generator, quick: bool) -> list[dict[str, Any]]:
                     if index < problems:
                         taken_ms[name].append(_timed_ms(name, problem))
             rows += [
-                {
-                    "policy": name,
-                    "requests": size,
-                    "budgets": 1 + cloud,
-                    "problems": len(solve_ms),
-                    "p50_ms": float(np.percentile(solve_ms, 50)),
-                    "p99_ms": float(np.percentile(solve_ms, 99)),
-                }
+                SolveTimes(
+                    policy=name,
+                    requests=size,
+                    budgets=1 + cloud,
+                    problems=len(solve_ms),
+                    p50_ms=float(np.percentile(solve_ms, 50)),
+                    p99_ms=float(np.percentile(solve_ms, 99)),
+                )
                 for name, solve_ms in taken_ms.items()
             ]
     return rows
@@ -170,27 +206,26 @@ def _timed_ms(name: str, problem: Problem) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def bench_tables(found: dict[str, Any]) -> list[Table]:
-    """Tables, for rich to print, of a result of `bench_allocator`."""
-    exact, machine = found["optimal_against_brute_force"], found["machine"]
-    where = ", ".join(f"{value} {key}" if key == "cpus" else f"{key} {value}" for key, value in machine.items())
-    title = f"optimal is worse than brute force in {exact['worse']} of {exact['problems']} problems\n\nAgainst optimal"
+def bench_tables(found: AllocatorBench, machine: str) -> list[Table]:
+    """Tables, for rich to print, of a result of `bench_allocator` on a machine."""
+    exact = found.optimal_against_brute_force
+    title = f"optimal is worse than brute force in {exact.worse} of {exact.problems} problems\n\nAgainst optimal"
     columns = "policy", "budgets", "optimal", "problems", "fewer", "more", "mean gap", "worst gap", "> 0.1%", "to bound"
     near = _table(title, *columns)
-    for row in found["against_optimal"]:
-        proven = "proven" if row["optimal_proven"] else "stopped"
-        counts = (f"{row[key]}" for key in ("problems", "fewer_met", "more_met"))
-        gaps = f"{row['mean_quality_gap']:.4%}", f"{row['worst_quality_gap']:.3%}", f"{row['over_near']}"
-        near.add_row(row["policy"], f"{row['budgets']}", proven, *counts, *gaps, f"{row['worst_bound_gap']:.3%}")
+    for row in found.against_optimal:
+        proven = "proven" if row.optimal_proven else "stopped"
+        counts = f"{row.problems}", f"{row.fewer_met}", f"{row.more_met}"
+        gaps = f"{row.mean_quality_gap:.4%}", f"{row.worst_quality_gap:.3%}", f"{row.over_near}"
+        near.add_row(row.policy, f"{row.budgets}", proven, *counts, *gaps, f"{row.worst_bound_gap:.3%}")
     near.caption = (
         "fewer, more: problems with less or more weight met than by optimal; stopped: by optimal's time limit of "
         f"{_LIMIT_S:g} s, gaps are to the best choice that it had found; to bound: the worst gap to its upper bound"
     )
     times = _table("Solve times, ms", "policy", "requests", "budgets", "problems", "p50", "p99")
-    for row in found["solve_times"]:
-        head = row["policy"], f"{row['requests']}", f"{row['budgets']}", f"{row['problems']}"
-        times.add_row(*head, f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}")
-    times.caption = where
+    for solved in found.solve_times:
+        head = solved.policy, f"{solved.requests}", f"{solved.budgets}", f"{solved.problems}"
+        times.add_row(*head, f"{solved.p50_ms:.3f}", f"{solved.p99_ms:.3f}")
+    times.caption = machine
     return [near, times]
 
 

@@ -1,5 +1,6 @@
 """`scout bench` of links, allocation policies and the simulated engine."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -48,11 +49,14 @@ def allocator(
 ) -> None:
     """Measure the policies' optimality gap and decision time. Takes minutes."""
     from allocator.bench.accuracy import bench_allocator, bench_tables
+    from reports.machine import describe_machine
 
     result = ResultStream(as_json)
     found = bench_allocator(quick, progress=progress)
-    result.write(found, lambda: console.print(*bench_tables(found), sep="\n"))
-    if not found["passed"]:
+    machine = describe_machine()
+    document = {"machine": machine, **asdict(found)}
+    result.write(document, lambda: console.print(*bench_tables(found, machine.line()), sep="\n"))
+    if not found.passed:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -61,7 +65,9 @@ def simulate(
 ) -> None:
     """Measure the simulated engine's speed: requests per second with 64, 1,000 and 10,000 agents."""
     from cluster.experiments.simulation_speed import bench_simulate, simulate_table
+    from reports.machine import describe_machine
 
     result = ResultStream(as_json)
-    found = bench_simulate(quick, progress=progress)
-    result.write(found, lambda: console.print(simulate_table(found)))
+    runs = bench_simulate(quick, progress=progress)
+    machine = describe_machine()
+    result.write({"machine": machine, "runs": runs}, lambda: console.print(simulate_table(runs, machine.line())))

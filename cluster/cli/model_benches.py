@@ -1,7 +1,7 @@
 """`scout bench` of model code: the codec, prefill with scores, decoding. Only a running command loads torch."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -10,6 +10,7 @@ from cluster.cli.console import Json, ResultStream, console, fail, messages
 if TYPE_CHECKING:
     from rich.table import Table
 
+Run = TypeVar("Run")
 Quick = Annotated[bool, typer.Option(help="Fewer sizes and repeats.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="The device; auto: a GPU if there is one.")]
 CodecDevice = Annotated[
@@ -31,9 +32,12 @@ def codec(quick: Quick = False, device: CodecDevice = "auto", as_json: Json = Fa
     result = ResultStream(as_json)
     where = _device(device)
     from kvcache.bench import bench_codec, codec_table
+    from reports.machine import describe_machine
 
-    found = bench_codec(quick, where)
-    result.write(found, lambda: console.print(codec_table(found)))
+    rows = bench_codec(quick, where)
+    machine = describe_machine()
+    document = {"machine": machine, "quick": quick, "rows": rows}
+    result.write(document, lambda: console.print(codec_table(rows, machine.line())))
 
 
 def scoring(
@@ -46,9 +50,9 @@ def scoring(
     """Measure the time that scoring the context adds to prefill (plain SDPA), in interleaved runs."""
     result = ResultStream(as_json)
     where = _device(device)
-    from models.hf.bench import bench_scoring, scoring_table
+    from models.hf.bench import QUERY, bench_scoring, scoring_table
 
-    _measure_models(result, bench_scoring, scoring_table, quick, where, models, tokens)
+    _measure_models(result, bench_scoring, scoring_table, {"query": QUERY}, quick, where, models, tokens)
 
 
 def decode(
@@ -61,15 +65,16 @@ def decode(
     """Measure the time per output token (TPOT), relative to the memory-bandwidth bound of weights and cache."""
     result = ResultStream(as_json)
     where = _device(device)
-    from models.hf.bench import bench_decode, decode_table
+    from models.hf.bench import RETENTION, bench_decode, decode_table
 
-    _measure_models(result, bench_decode, decode_table, quick, where, models, tokens)
+    _measure_models(result, bench_decode, decode_table, {"retention": RETENTION}, quick, where, models, tokens)
 
 
 def _measure_models(
     result: ResultStream,
-    measure: Callable[..., dict[str, Any]],
-    table: Callable[[dict[str, Any]], "Table"],
+    measure: Callable[..., list[Run]],
+    table: Callable[[list[Run], str], "Table"],
+    constants: dict[str, float],
     quick: bool,
     device: str | None,
     models: str | None,
@@ -78,6 +83,7 @@ def _measure_models(
     import torch
 
     from models.hf.bench import SHAPES, TOY
+    from reports.machine import describe_machine
 
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     names = None if models is None else tuple(name.strip() for name in models.split(","))
@@ -91,12 +97,14 @@ def _measure_models(
         messages.print(f"on one CPU core, model {TOY}: says nothing about Qwen2.5 or a GPU", highlight=False)
         torch.set_num_threads(1)  # as in the actors of a live run
     try:
-        found = measure(quick, device, names, lengths)
+        runs = measure(quick, device, names, lengths)
     except torch.OutOfMemoryError:
         fail("the GPU's memory is too small; take fewer or smaller ones of --models and --tokens")
     except ValueError as error:  # too long a prompt
         fail(error)
-    result.write(found, lambda: console.print(table(found)))
+    machine = describe_machine()
+    document = {"machine": machine, **constants, "runs": runs}
+    result.write(document, lambda: console.print(table(runs, machine.line())))
 
 
 def _device(asked: str) -> str | None:

@@ -2,8 +2,8 @@
 
 import resource
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -12,7 +12,6 @@ from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
 from reports import metrics
-from reports.machine import describe_machine
 
 # (agents, requests, allocators): 64 agents for speed, others for size. `deadline` looks at all that is in flight with
 # every request, so it gets fewer of them.
@@ -40,7 +39,23 @@ def scenario_of(agents: int, requests: int) -> Scenario:
     )
 
 
-def bench_simulate(quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class SimulationSpeed:
+    """One allocator's simulated turn: virtual and real time, and requests per second, ledger included."""
+
+    agents: int
+    allocator: str
+    requests: int
+    virtual_s: float
+    wall_s: float
+    requests_per_s: int
+    requests_per_cpu_s: int
+    solve_share: float
+    compliance: float
+    peak_mb: int
+
+
+def bench_simulate(quick: bool, progress: Callable[[str], None]) -> list[SimulationSpeed]:
     """Requests simulated per second of one core, ledger included.
 
     Args:
@@ -53,32 +68,33 @@ def bench_simulate(quick: bool, progress: Callable[[str], None]) -> dict[str, An
         for allocator in allocators:
             progress(f"{agents} agents, {requests} requests, {allocator}")
             alone = Scenario.model_validate(scenario.model_dump() | {"allocators": [allocator]})
-            runs.append({"agents": agents, "allocator": allocator, **_measure(alone)})
-    return {"machine": describe_machine(), "runs": runs}
+            runs.append(_measure(alone, agents, allocator))
+    return runs
 
 
-def _measure(scenario: Scenario) -> dict[str, Any]:
+def _measure(scenario: Scenario, agents: int, allocator: str) -> SimulationSpeed:
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     result = SimulatedEngine(scenario).run()
     ledger = assemble(result.turns, scenario, "its record was lost")
     wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
-    return {
-        "requests": len(ledger),
-        "virtual_s": round(float((ledger.intended_s + ledger.latency_ms.fillna(0) / 1e3).max()), 1),
-        "wall_s": round(wall_s, 2),
-        "requests_per_s": round(len(ledger) / wall_s),
-        "requests_per_cpu_s": round(len(ledger) / cpu_s),
-        "solve_share": round(sum(result.turns[0].solve_ms) / 1e3 / wall_s, 3),
-        "compliance": round(metrics.compliance(ledger), 4),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-    }
+    return SimulationSpeed(
+        agents=agents,
+        allocator=allocator,
+        requests=len(ledger),
+        virtual_s=round(float((ledger.intended_s + ledger.latency_ms.fillna(0) / 1e3).max()), 1),
+        wall_s=round(wall_s, 2),
+        requests_per_s=round(len(ledger) / wall_s),
+        requests_per_cpu_s=round(len(ledger) / cpu_s),
+        solve_share=round(sum(result.turns[0].solve_ms) / 1e3 / wall_s, 3),
+        compliance=round(metrics.compliance(ledger), 4),
+        peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    )
 
 
-def simulate_table(found: dict[str, Any]) -> Table:
-    """What `bench_simulate` found, for a terminal."""
-    machine = found["machine"]
+def simulate_table(runs: Sequence[SimulationSpeed], machine: str) -> Table:
+    """The result of `bench_simulate` on a machine as a table."""
     table = Table(
-        title=f"simulated engine, one of {machine.cpus} cores, Linux {machine.kernel}, {machine.started}",
+        title=f"simulated engine, one core; {machine}",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
@@ -96,7 +112,7 @@ def simulate_table(found: dict[str, Any]) -> Table:
     }
     for title in columns.values():
         table.add_column(title, justify="left" if title == "allocator" else "right")
-    for run in found["runs"]:
-        shown = run | {"solve_share": f"{run['solve_share']:.0%}", "compliance": f"{run['compliance']:.1%}"}
+    for run in runs:
+        shown = asdict(run) | {"solve_share": f"{run.solve_share:.0%}", "compliance": f"{run.compliance:.1%}"}
         table.add_row(*(str(shown[key]) for key in columns))
     return table

@@ -1,7 +1,8 @@
 """The cost of scoring during prefill, and decode time relative to the memory bound; with random weights."""
 
-import platform
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
@@ -30,12 +31,44 @@ RETENTION = 0.25
 SCORED = ("q2c", "snapkv")
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringRun:
+    """Prefill without scores, and the share of time that each selection's scores add."""
+
+    model: str
+    tokens: int
+    plain_ms: float
+    q2c_added: float
+    snapkv_added: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRun:
+    """Time per output token with `kept` of a prompt's tokens in the cache, and its memory-bandwidth bound.
+
+    Attributes:
+        reason: why it isn't the faster decoder, if so.
+        plain_ms: with transformers' own decoding; ratio: ms / limit_ms.
+    """
+
+    model: str
+    tokens: int
+    kept: int
+    decoder: str
+    reason: str
+    plain_ms: float
+    ms: float
+    limit_ms: float
+    ratio: float
+    copy_gb_per_s: float
+
+
 def bench_scoring(
     quick: bool = False,
     device: str | None = None,
     shapes: tuple[str, ...] | None = None,
     tokens: tuple[int, ...] | None = None,
-) -> dict[str, Any]:
+) -> list[ScoringRun]:
     """Prefill with scores against transformers' plain SDPA prefill: medians of interleaved runs.
 
     Args:
@@ -54,11 +87,11 @@ def bench_scoring(
         loaded = load_model(ModelSpec(name, "random", "bfloat16" if device == "cuda" else "float32", device))
         for length in lengths:
             times = _interleaved(loaded, length, repeats=_repeats(length, quick))
-            added = {f"{s}_added": times[s] / times["plain"] - 1 for s in SCORED}
-            runs.append({"model": name, "tokens": length, "plain_ms": times["plain"], **added})
+            q2c_added, snapkv_added = (times[s] / times["plain"] - 1 for s in SCORED)
+            runs.append(ScoringRun(name, length, times["plain"], q2c_added, snapkv_added))
         del loaded
         _free(device)
-    return {"machine": _machine(device), "query": QUERY, "runs": runs}
+    return runs
 
 
 def bench_decode(
@@ -66,7 +99,7 @@ def bench_decode(
     device: str | None = None,
     shapes: tuple[str, ...] | None = None,
     tokens: tuple[int, ...] | None = None,
-) -> dict[str, Any]:
+) -> list[DecodeRun]:
     """Time per output token (ms), with a whole cache and a quarter, against reading all of it at copy bandwidth.
 
     The bandwidth is measured in the same run. Arguments and errors as for `bench_scoring`, but lengths beyond
@@ -89,13 +122,22 @@ def bench_decode(
                 fast_ms = _token_ms(fast, cache, 3 if quick else 7)
                 plain_ms = fast_ms if fast.name == plain.name else _token_ms(plain, cache, 1 if quick else 3, tokens=16)
                 runs.append(
-                    {"model": name, "tokens": length, "kept": kept, "decoder": fast.name, "reason": fast.reason,
-                     "plain_ms": plain_ms, "ms": fast_ms, "limit_ms": limit_ms, "ratio": fast_ms / limit_ms,
-                     "copy_gb_per_s": bytes_per_s / 1e9}
-                )  # fmt: skip
+                    DecodeRun(
+                        model=name,
+                        tokens=length,
+                        kept=kept,
+                        decoder=fast.name,
+                        reason=fast.reason,
+                        plain_ms=plain_ms,
+                        ms=fast_ms,
+                        limit_ms=limit_ms,
+                        ratio=fast_ms / limit_ms,
+                        copy_gb_per_s=bytes_per_s / 1e9,
+                    )
+                )
         del loaded, plain, fast, cache
         _free(device)
-    return {"machine": _machine(device), "retention": RETENTION, "runs": runs}
+    return runs
 
 
 def copy_bandwidth(device: str) -> float:
@@ -177,33 +219,21 @@ def _free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _machine(device: str) -> dict[str, str]:
-    name = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "measured": time.strftime("%Y-%m-%d"),
-    }
-
-
-def scoring_table(found: dict[str, Any]) -> Table:
-    """The result of `bench_scoring` as a table."""
-    table = _table(f"prefill with scores by {found['query']} query tokens", found["machine"])
+def scoring_table(runs: Sequence[ScoringRun], machine: str) -> Table:
+    """The result of `bench_scoring` on a machine as a table."""
+    table = _table(f"prefill with scores by {QUERY} query tokens", machine)
     for title in ("model", "tokens", "plain SDPA ms", *(f"{s} adds" for s in SCORED)):
         table.add_column(title, justify="left" if title == "model" else "right")
-    for run in found["runs"]:
-        added = (f"{run[f'{s}_added']:+.1%}" for s in SCORED)
-        table.add_row(run["model"], f"{run['tokens']:,}", f"{run['plain_ms']:,.1f}", *added)
+    for run in runs:
+        added = f"{run.q2c_added:+.1%}", f"{run.snapkv_added:+.1%}"
+        table.add_row(run.model, f"{run.tokens:,}", f"{run.plain_ms:,.1f}", *added)
     return table
 
 
-def decode_table(found: dict[str, Any]) -> Table:
-    """The result of `bench_decode` as a table."""
-    reasons = "".join(f"; {r}" for r in dict.fromkeys(run["reason"] for run in found["runs"]) if r)
-    table = _table("a decoded token; limit: weights and cache at copy bandwidth" + reasons, found["machine"])
+def decode_table(runs: Sequence[DecodeRun], machine: str) -> Table:
+    """The result of `bench_decode` on a machine as a table."""
+    reasons = "".join(f"; {r}" for r in dict.fromkeys(run.reason for run in runs) if r)
+    table = _table("a decoded token; limit: weights and cache at copy bandwidth" + reasons, machine)
     columns: list[tuple[str, Literal["left", "right"]]] = [("model", "left"), ("tokens", "right"), ("kept", "right")]
     columns += [
         ("decoder", "left"),
@@ -214,14 +244,12 @@ def decode_table(found: dict[str, Any]) -> Table:
     ]
     for title, justify in columns:
         table.add_column(title, justify=justify)
-    for run in found["runs"]:
-        times = (f"{run[key]:,.2f}" for key in ("plain_ms", "ms", "limit_ms"))
-        table.add_row(
-            run["model"], f"{run['tokens']:,}", f"{run['kept']:,}", run["decoder"], *times, f"{run['ratio']:.2f}x"
-        )
+    for run in runs:
+        times = (f"{ms:,.2f}" for ms in (run.plain_ms, run.ms, run.limit_ms))
+        table.add_row(run.model, f"{run.tokens:,}", f"{run.kept:,}", run.decoder, *times, f"{run.ratio:.2f}x")
     return table
 
 
-def _table(title: str, machine: dict[str, str]) -> Table:
-    about = ", ".join([machine["device"], f"torch {machine['torch']}", f"transformers {machine['transformers']}"])
-    return Table(title=f"{title}\n{about}, {machine['measured']}", title_justify="left", box=SIMPLE_HEAD)
+def _table(title: str, machine: str) -> Table:
+    about = f"torch {torch.__version__}, transformers {transformers.__version__}, {machine}"
+    return Table(title=f"{title}\n{about}", title_justify="left", box=SIMPLE_HEAD)
