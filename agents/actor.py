@@ -15,8 +15,7 @@ from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.record import Journal, Record
 from agents.uplink import ConnectionLost
-from allocator.online.service import Decision
-from allocator.problem import Request
+from allocator.problem import Plan, Request
 from models.memory import peak_memory_mb
 
 LATENCY_BOUNDS_MS: list[float] = [
@@ -48,7 +47,7 @@ class RayAllocator:
     def announce(self, request: Request) -> None:
         self._actor.announce.remote(request)
 
-    async def assign(self, request: Request) -> Decision:
+    async def assign(self, request: Request) -> Plan:
         """Raises ConnectionLost: the allocator's process has ended."""
         try:
             return await self._actor.assign.remote(request)

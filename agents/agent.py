@@ -9,8 +9,7 @@ from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
 from agents.record import Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
-from allocator.online.service import Decision
-from allocator.problem import ModeOption, Request
+from allocator.problem import ModeOption, Plan, Request
 from cloud.frames import Header, Kind, frame_bytes
 from kvcache.modes import Mode
 from models.profiles import ModelProfile
@@ -24,8 +23,8 @@ class AllocatorClient(Protocol):
         """The request has been released and will ask for an assignment later."""
         ...
 
-    async def assign(self, request: Request) -> Decision:
-        """A decision; the grant is in force."""
+    async def assign(self, request: Request) -> Plan:
+        """A plan; its grant is in force."""
         ...
 
     def received(self, request_id: int) -> None:
@@ -141,8 +140,8 @@ class Agent:
             self._agree(change.terms)
         if change.down is not None:
             self._down = change.down
-            for request in self._serving:
-                request.cancel()
+            for task in self._serving:
+                task.cancel()
 
     def _agree(self, terms: Terms) -> None:
         silent = [option for option in self.settings.options if not option.wire_bytes]
@@ -157,15 +156,16 @@ class Agent:
         record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
         record.lateness_ms = self._since_ms(arrival.intended_s)
         gave_up = False
-        request = asyncio.current_task()
-        assert request is not None
-        self._serving.add(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
             if not self._admit(record):
                 return
-            self._allocator.announce(self._request(record, s.options, starts_in_ms=s.prefill_ms))
+            request = self._request(record)
+            self._allocator.announce(request)
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
-                work = await self._answer(record)
+                work = await self._answer(record, request)
             record.latency_ms = self._since_ms(arrival.intended_s)
             met = record.latency_ms <= s.deadline_ms
             record.status = Status.MET if met else Status.LATE
@@ -190,7 +190,7 @@ class Agent:
             # Whatever broke, the row must be written: a ledger that doesn't balance hides the very runs that matter.
             record.reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
         finally:
-            self._serving.discard(request)
+            self._serving.discard(task)
             self._ledger.write(record)
             self._allocator.finish(record.request_id, gave_up)
 
@@ -204,7 +204,7 @@ class Agent:
             record.status, record.reason = Status.REJECTED, "backlog"
         return not record.reason
 
-    async def _answer(self, record: Record) -> Work:
+    async def _answer(self, record: Record, request: Request) -> Work:
         """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from."""
         lap_ms = stopwatch(self._time_s)
         self._backlog += 1
@@ -213,13 +213,14 @@ class Agent:
                 record.queue_ms = lap_ms()
                 work = await self._edge.prefill(record.request_id)
                 record.prefill_ms = lap_ms()
-            in_turn = await self._take_turn(record)
+            in_turn = await self._take_turn(request)
             record.uplink_wait_ms = lap_ms()
             try:
                 if in_turn:
-                    option, hedge = await self._assign(record, work)
+                    plan = await self._assign(record, request, work)
+                    option = plan.option
                     record.allocate_ms = lap_ms()
-                    delivery = await self._transfer(record, work, option, hedge) if option.wire_bytes else None
+                    delivery = await self._transfer(record, request, work, plan) if option.wire_bytes else None
                 else:
                     option, delivery = self._stay(record), None
             finally:
@@ -244,14 +245,13 @@ class Agent:
         record.answered, record.answer = self.settings.profile.mode_at(stages.mode), stages.text
         return work
 
-    async def _take_turn(self, record: Record) -> bool:
+    async def _take_turn(self, request: Request) -> bool:
         """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge."""
         if self._last_resort is None or not self._turn.locked():
             await self._turn.acquire()
             return True
-        spare_ms = record.deadline_ms - self._last_resort.edge_ms - self._margin_ms
         try:
-            async with asyncio.timeout_at(self._epoch_s + record.intended_s + spare_ms / 1e3):
+            async with asyncio.timeout_at(request.due_s - self._last_resort.edge_ms / 1e3):
                 await self._turn.acquire()
                 return True
         except TimeoutError:
@@ -264,22 +264,20 @@ class Agent:
         record.predicted_ms = self._since_ms(record.intended_s) + self._last_resort.edge_ms
         return self._last_resort
 
-    async def _assign(self, record: Record, work: Work) -> tuple[ModeOption, ModeOption | None]:
-        """The assigned mode, and what goes ahead of it."""
-        elapsed_ms = self._since_ms(record.intended_s)
-        decision = await self._allocator.assign(self._request(record, work.offer(self.settings.options)))
-        assignment = decision.assignment
-        record.mode, record.hedge = assignment.mode, decision.hedge
-        record.worker = decision.worker
-        record.grant_mbps = assignment.grant_mbps
-        record.estimate_mbps = decision.estimate_mbps
-        record.predicted_ms = elapsed_ms + assignment.predicted_ms
-        return self._options[assignment.mode], self._options[decision.hedge] if decision.hedge else None
+    async def _assign(self, record: Record, request: Request, work: Work) -> Plan:
+        """Ask the allocator, with the options as they are known now that the context is prefilled."""
+        options = work.offer(self.settings.options)
+        plan = await self._allocator.assign(replace(request, options=options, starts_s=self._time_s()))
+        record.mode, record.hedge = plan.option.mode, plan.hedge.mode if plan.hedge else None
+        record.worker = plan.worker
+        record.grant_mbps = plan.grant_mbps
+        record.estimate_mbps = plan.estimate_mbps
+        record.predicted_ms = (plan.ready_s - self._epoch_s - record.intended_s) * 1e3
+        return plan
 
-    async def _transfer(self, record: Record, work: Work, option: ModeOption, ahead: ModeOption | None) -> Delivery:
+    async def _transfer(self, record: Record, request: Request, work: Work, plan: Plan) -> Delivery:
         """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy."""
-        s = self.settings
-        deadline_s = self._epoch_s + record.intended_s + record.deadline_ms / 1e3
+        s, option, ahead = self.settings, plan.option, plan.hedge
         lap_ms = stopwatch(self._time_s)
         async with self._compute:
             record.queue_ms += lap_ms()
@@ -290,7 +288,9 @@ class Agent:
             payload = await work.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
         mode = s.profile.code_of(option.mode)
-        header = Header(Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, mode, deadline_s=deadline_s)
+        header = Header(
+            Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, mode, deadline_s=request.deadline_s
+        )
         sent_s = self._time_s()
         delivery = await self._uplink.send(record.worker, header, payload, hedge)
         receipt = await delivery.receipt
@@ -308,9 +308,12 @@ class Agent:
             record.wire_bytes += wire_bytes(frame_bytes(hedge.payload.size))
         return delivery
 
-    def _request(self, record: Record, options: tuple[ModeOption, ...], starts_in_ms: float = 0.0) -> Request:
-        left_ms = record.deadline_ms - self._since_ms(record.intended_s) - starts_in_ms
-        return Request(record.request_id, record.agent_id, left_ms, options, self.settings.weight, starts_in_ms)
+    def _request(self, record: Record) -> Request:
+        """The request as it is announced. The planning margin is subtracted here and nowhere else."""
+        s, margin_s = self.settings, self._margin_ms / 1e3
+        due_s = self._epoch_s + record.intended_s + record.deadline_ms / 1e3 - margin_s
+        starts_s = self._time_s() + s.prefill_ms / 1e3
+        return Request(record.request_id, s.agent_id, due_s, s.options, s.weight, starts_s, margin_s)
 
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""

@@ -33,7 +33,9 @@ class Record:
         latency_ms: from the intended time to the answer; NaN if there was none.
         predicted_ms: the same as the allocator predicted it.
         mode: as assigned; hedge: what went ahead of it, if anything; answered: the mode that the answer came from.
-        estimate_mbps: what the allocator believed of the uplink; grant_mbps: the agent's share.
+        estimate_mbps: what the allocator believed of the uplink.
+        grant_mbps: the agent's share in force at the assignment; mean_grant_mbps: its mean while the request was on the
+            wire, as the allocator changes grants with every arrival and departure.
         payload_bytes, wire_bytes: what was sent, once the worker needs no more of it (0 if it never came to that);
             wire bytes include the headers of every layer.
         quality_credited: the answer's quality whether or not the deadline was met (as the papers count);
@@ -72,6 +74,7 @@ class Record:
     predicted_ms: float = float("nan")
     estimate_mbps: float = float("nan")
     grant_mbps: float = float("nan")
+    mean_grant_mbps: float = float("nan")
     payload_bytes: int = 0
     wire_bytes: int = 0
     quality_credited: float = 0.0

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import ray
 
-from allocator.online.service import Allocator, Decision, Snapshot
+from allocator.online.service import Allocator, Snapshot
 from allocator.policies import Policy
-from allocator.problem import Request
+from allocator.problem import Plan, Request
 
 
 @ray.remote
@@ -31,7 +31,7 @@ class AllocatorActor:
     async def announce(self, request: Request) -> None:
         self._allocator.announce(request)
 
-    async def assign(self, request: Request) -> Decision:
+    async def assign(self, request: Request) -> Plan:
         return await self._allocator.assign(request)
 
     async def received(self, request_id: int) -> None:
@@ -54,3 +54,6 @@ class AllocatorActor:
 
     async def solve_times_ms(self) -> list[float]:
         return self._allocator.solve_times_ms()
+
+    async def mean_grants_mbps(self) -> dict[int, float]:
+        return self._allocator.mean_grants_mbps()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from allocator.problem import ROUNDING, ModeOption
+from allocator.problem import ModeOption
 
 
 def adaptive_mode(options: Sequence[ModeOption], mbps: float, time_left_ms: float) -> ModeOption:
@@ -17,6 +17,6 @@ def adaptive_mode(options: Sequence[ModeOption], mbps: float, time_left_ms: floa
     if not options:
         raise ValueError("a request needs at least one mode")
     for option in sorted(options, key=lambda o: (-o.quality, o.wire_bytes)):
-        if option.latency_ms(mbps) <= time_left_ms * (1 + ROUNDING):
+        if option.meets(mbps, time_left_ms):
             return option
     return min((o for o in options if o.wire_bytes), key=lambda o: o.wire_bytes, default=options[0])

@@ -1,12 +1,15 @@
 """The allocation problem and its answer: plain values, no policy, no clock.
 
-Choose a mode for every request and a grant for everybody who sends, so that
+Choose a mode for every request so that
 
-- grants add up to at most the (estimated) uplink: a request that meets its deadline in a mode needs at least
-  `wire_bytes * 8 / (time left - edge_ms - cloud_ms)`, a transfer in flight at least `bytes_left * 8 / due_in_ms`;
+- the uplink suffices: a request that meets its deadline in a mode needs at least
+  `wire_bytes * 8 / (time left - edge_ms - cloud_ms)`, a transfer in flight at least `bytes_left * 8 / (time left)`;
 - cloud time suffices, where it is modelled: for every deadline d, the cloud work of the requests due by d is at most
-  the time that the workers have until then, and nothing starts before the first worker is free;
+  the time that the workers have until then, and nothing starts before the first worker is free (EDF feasibility);
 - as much weight as possible meets its deadline, and after that the weighted quality of what does is highest.
+
+Times that end in `_s` are absolute, in seconds on one clock: the running event loop's in a run, any other in a problem
+by itself. Every answer is planned for `due_s`, its deadline less the planning margin; nobody else subtracts a margin.
 """
 
 from collections.abc import Hashable, Mapping
@@ -15,10 +18,10 @@ from typing import Literal, NamedTuple
 
 from kvcache.modes import Mode
 
-# Predicted times that miss a deadline by less than this share of it meet it: an exactly sufficient grant is sufficient.
+# A predicted time that misses a deadline by less than this share of it meets it: an exactly sufficient rate suffices.
 ROUNDING = 1e-9
 
-Unsaved = Literal["local", "late"]
+OnInfeasible = Literal["local", "late"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,23 @@ class ModeOption:
     decoder: Hashable = 0
 
     def latency_ms(self, mbps: float) -> float:
-        """Predicted time from the assignment to the answer on a grant of `mbps` Mbit/s, empty queues assumed."""
+        """Predicted time from the assignment to the answer at a rate of `mbps` Mbit/s, empty queues assumed."""
         if self.wire_bytes == 0:
             return self.edge_ms + self.cloud_ms
         transfer_ms = self.wire_bytes * 8 / (mbps * 1e3) if mbps > 0 else float("inf")
         return self.edge_ms + transfer_ms + self.cloud_ms
 
+    def ready_ms(self, mbps: float, cloud_free_in_ms: float = 0.0) -> float:
+        """The same, where the first cloud worker is free after `cloud_free_in_ms`: cloud work starts no sooner."""
+        latency_ms = self.latency_ms(mbps)
+        return max(latency_ms, cloud_free_in_ms + self.cloud_ms) if self.cloud_ms else latency_ms
+
+    def meets(self, mbps: float, time_left_ms: float, cloud_free_in_ms: float = 0.0) -> bool:
+        """Whether the answer is there within `time_left_ms`. Every part of the project that asks this asks here."""
+        return self.ready_ms(mbps, cloud_free_in_ms) <= time_left_ms * (1 + ROUNDING)
+
     def least_mbps(self, time_left_ms: float) -> float:
-        """The grant that is just enough for an answer within `time_left_ms`, empty queues assumed; inf if none is."""
+        """The lowest rate for an answer within `time_left_ms`, empty queues assumed; inf if there is none."""
         transfer_ms = time_left_ms - self.edge_ms - self.cloud_ms
         if self.wire_bytes == 0:
             return 0.0 if transfer_ms >= 0 else float("inf")
@@ -71,90 +83,152 @@ class Request:
     """A request whose mode is still to be chosen.
 
     Attributes:
-        time_left_ms: until its deadline (negative once that has passed), counted from when its mode's own work can
-            begin: what the edge must do before that (`starts_in_ms`) is already taken off.
-        weight: what meeting its deadline counts, and its quality.
-        starts_in_ms: 0 if it asks now; else it has been announced, and its transfer begins no sooner than that.
+        due_s: when its answer is planned to be there: its deadline less the planning margin.
+        weight: the value of meeting its deadline, and of its quality.
+        starts_s: when its mode's own work (encoding, or decoding on the edge) can begin. In the future, the request has
+            been announced and will ask then.
+        margin_s: between `due_s` and the deadline itself.
     """
 
     request_id: int
     agent_id: int
-    time_left_ms: float
+    due_s: float
     options: tuple[ModeOption, ...]
     weight: float = 1.0
-    starts_in_ms: float = 0.0
+    starts_s: float = 0.0
+    margin_s: float = 0.0
+
+    @property
+    def deadline_s(self) -> float:
+        """The deadline itself, which a cloud worker orders by and the ledger judges by."""
+        return self.due_s + self.margin_s
 
 
-class Transfer(NamedTuple):
-    """A request in flight on the uplink: its mode is fixed, its grant may change.
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """A request in flight on the uplink: its mode is fixed, its rate may change.
 
     Attributes:
         bytes_left: wire bytes still to be carried, as far as the allocator can know.
-        due_in_ms: when the cloud must have the last of them for an answer by the deadline.
+        due_s: when the cloud must have the last of them, with all precautions (margin, queueing in the cloud).
+        late_s: when the answer is certainly late if the cloud doesn't have them; at least `due_s`.
+        starts_s: when it begins to send; in the future while its payload is encoded.
     """
 
     request_id: int
     agent_id: int
     bytes_left: float
-    due_in_ms: float
+    due_s: float
+    late_s: float
     weight: float = 1.0
+    starts_s: float = 0.0
 
-    @property
-    def least_mbps(self) -> float:
-        """The grant that is just enough; inf once it is too late for any."""
-        return self.bytes_left * 8 / (self.due_in_ms * 1e3) if self.due_in_ms > 0 else float("inf")
+    def least_mbps(self, now_s: float) -> float:
+        """The lowest rate that is enough from when it sends; inf once it is too late for any."""
+        left_s = self.due_s - max(now_s, self.starts_s)
+        return self.bytes_left * 8e-6 / left_s if left_s > 0 else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a policy may know.
+    """The knowledge that a policy may use.
 
     Attributes:
         uplink_mbps: the *estimated* uplink.
         agents: all agents of the run, busy or not.
-        requests: those whose mode is to be chosen.
-        transfers: those in flight on the uplink.
-        workers_free_in_ms: for each cloud worker, when it will have done what is already promised to it, inf if it is
-            lost; None if cloud time is not modelled (as in the papers).
-        unsaved: what becomes of a request that can't meet its deadline: answered on the edge (`local`, where it is
-            offered), or late by the mode that sends least, on what the others leave.
+        requests: those whose mode is to be chosen; the one that asks now comes first.
+        transfers: those in flight on the uplink; a policy must not change them.
+        workers_free_s: for each cloud worker, when it will have done the work promised to it, inf if it is lost; None
+            if cloud time is not modelled (as in the papers).
+        on_infeasible: the fate of a request that can't meet its deadline: answered on the edge (`local`, where it is
+            offered), or late, by the mode that sends least, on the rate that the others leave.
+        now_s: the moment of the decision.
     """
 
     uplink_mbps: float
     agents: tuple[AgentInfo, ...]
     requests: tuple[Request, ...]
     transfers: tuple[Transfer, ...] = ()
-    workers_free_in_ms: tuple[float, ...] | None = None
-    unsaved: Unsaved = "local"
+    workers_free_s: tuple[float, ...] | None = None
+    on_infeasible: OnInfeasible = "local"
+    now_s: float = 0.0
+
+    def starts_in_ms(self, request: Request) -> float:
+        """Time until the request's own work can begin; 0 if it asks now."""
+        return max(0.0, request.starts_s - self.now_s) * 1e3
+
+    def time_left_ms(self, request: Request) -> float:
+        """Time from the begin of the request's own work until its answer is due; negative once that has passed."""
+        return (request.due_s - max(self.now_s, request.starts_s)) * 1e3
+
+    def due_in_ms(self, request: Request) -> float:
+        """Time from now until the request's answer is due."""
+        return (request.due_s - self.now_s) * 1e3
+
+    def ready_ms(self, request: Request, option: ModeOption, mbps: float) -> float:
+        """Time from the begin of the request's own work to its answer at `mbps` Mbit/s, with the cloud's load."""
+        return option.ready_ms(mbps, self.cloud_free_in_ms - self.starts_in_ms(request))
+
+    def meets(self, request: Request, option: ModeOption, mbps: float) -> bool:
+        """Whether that answer is in time."""
+        return option.meets(mbps, self.time_left_ms(request), self.cloud_free_in_ms - self.starts_in_ms(request))
 
     @property
     def cloud_free_in_ms(self) -> float:
         """When the first worker is free; 0 if cloud time is not modelled."""
-        return max(0.0, min(self.workers_free_in_ms)) if self.workers_free_in_ms else 0.0
+        return max(0.0, min(self.workers_free_s) - self.now_s) * 1e3 if self.workers_free_s else 0.0
 
     def cloud_budget_ms(self, until_ms: float) -> float:
         """Worker time from now until then that isn't promised; inf if cloud time is not modelled."""
-        if self.workers_free_in_ms is None:
+        if self.workers_free_s is None:
             return float("inf")
-        return sum(max(0.0, until_ms - max(0.0, free_in_ms)) for free_in_ms in self.workers_free_in_ms)
+        budget_ms = 0.0
+        for free_s in self.workers_free_s:
+            left_ms = until_ms - (free_s - self.now_s) * 1e3 if free_s > self.now_s else until_ms
+            if left_ms > 0:
+                budget_ms += left_ms
+        return budget_ms
 
 
-class Assignment(NamedTuple):
-    """A policy's answer to one request: its mode, the grant for it, when it will be answered, and whether in time."""
+class Choice(NamedTuple):
+    """A policy's answer to one request: its mode, and whether the answer will be in time."""
 
-    request_id: int
-    mode: Mode
-    grant_mbps: float
-    predicted_ms: float
+    option: ModeOption
     meets: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Assignments by request id, and the grants (Mbit/s) of agents by agent id; agents not named keep theirs.
+    """A policy's answer to a problem.
 
-    An agent's grant is for all its requests and transfers together.
+    Attributes:
+        choices: by request id, one for every request of the problem.
+        grants_mbps: by agent id, for all requests and transfers of the agent together; agents not named keep theirs.
+            Policies that choose by minimum rate leave it empty: `allocator.sharing` shares the uplink for them.
     """
 
-    assignments: Mapping[int, Assignment]
+    choices: Mapping[int, Choice]
     grants_mbps: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision about one request: everything that the agent acts on and the ledger records.
+
+    Attributes:
+        worker: of the cloud; -1 if nothing is sent.
+        grant_mbps: the agent's share of the uplink, in force when the plan is given.
+        ready_s: when the answer is predicted to be there, by that share and the transfers and work known now.
+        meets: whether the policy planned it to be in time.
+        estimate_mbps: the belief about the uplink.
+        hedge: sent ahead of the option's payload, for the worker to answer from if the payload isn't there in time.
+    """
+
+    request_id: int
+    option: ModeOption
+    worker: int
+    grant_mbps: float
+    ready_s: float
+    meets: bool
+    estimate_mbps: float
+    hedge: ModeOption | None = None

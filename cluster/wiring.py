@@ -48,9 +48,8 @@ def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) 
         LeastLoaded(scenario.cloud.workers, scenario.cloud.batch),
         link,
         Rules(
-            margin_ms=scenario.planning_margin_ms,
             cloud_time=settings.cloud_time,
-            unsaved=scenario.unsaved,
+            on_infeasible=scenario.on_infeasible,
             hedge=scenario.hedge if settings.hedge is None else settings.hedge,
         ),
     )
@@ -61,7 +60,7 @@ def make_terms(scenario: Scenario, settings: AllocatorSettings) -> Terms:
     return Terms(
         modes=None if settings.modes is None else frozenset(settings.modes),
         # The published policies know nothing of staying local because the uplink is busy.
-        fall_back=scenario.unsaved == "local" and make_policy(settings.policy).by_need,
+        fall_back=scenario.on_infeasible == "local" and make_policy(settings.policy).minimum_rate,
         margin_ms=scenario.planning_margin_ms,
     )
 

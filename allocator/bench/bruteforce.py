@@ -15,21 +15,21 @@ def brute_force(problem: Problem) -> tuple[float, float]:
     Raises:
         ValueError: there are too many choices.
     """
-    deadlines_ms = sorted({request.starts_in_ms + request.time_left_ms for request in problem.requests})
+    deadlines_ms = sorted({problem.due_in_ms(request) for request in problem.requests})
     # Usage and value of an option: Mbit/s, cloud ms until each deadline, weight, quality.
     nothing = [0.0] * (3 + len(deadlines_ms))
     rows = [
-        [nothing, [transfer.least_mbps, *nothing[:-3], transfer.weight, 0.0]]
+        [nothing, [transfer.least_mbps(problem.now_s), *nothing[:-3], transfer.weight, 0.0]]
         for transfer in problem.transfers
-        if transfer.least_mbps < float("inf")
+        if transfer.least_mbps(problem.now_s) < float("inf")
     ]
     for request in problem.requests:
-        due_ms = request.starts_in_ms + request.time_left_ms
+        due_ms = problem.due_in_ms(request)
         row = [nothing]
         for option in request.options:
-            waits = problem.workers_free_in_ms is not None and option.cloud_ms > 0
+            waits = problem.workers_free_s is not None and option.cloud_ms > 0
             in_time = not waits or problem.cloud_free_in_ms + option.cloud_ms <= due_ms * (1 + ROUNDING)
-            mbps = option.least_mbps(request.time_left_ms)
+            mbps = option.least_mbps(problem.time_left_ms(request))
             if in_time and mbps < float("inf"):
                 cloud_ms = [option.cloud_ms if due_ms <= until_ms else 0.0 for until_ms in deadlines_ms]
                 row.append([mbps, *cloud_ms, request.weight, request.weight * option.quality])

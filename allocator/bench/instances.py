@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.problem import AgentInfo, ModeOption, Problem, Request, Transfer, Unsaved
+from allocator.problem import AgentInfo, ModeOption, OnInfeasible, Problem, Request, Transfer
 from kvcache.modes import LOCAL, PROMPT, SCOUT, Mode, parse_mode
 
 # Models as in the profiles: bytes of the full cache, decode ms, prefill ms in the cloud.
@@ -33,31 +33,40 @@ def draw_problem(rng: np.random.Generator, requests: int, cloud: bool) -> Proble
     heavy = rng.random() < 0.25
     weights = rng.choice((1.0, 2.0, 4.0), requests) if heavy else np.ones(requests)
     asked = tuple(
-        Request(i, i, float(time_left_ms[i]), kinds[kind[i]], float(weights[i]), float(starts_in_ms[i]))
+        Request(
+            i,
+            i,
+            float(starts_in_ms[i] + time_left_ms[i]) / 1e3,
+            kinds[kind[i]],
+            float(weights[i]),
+            float(starts_in_ms[i]) / 1e3,
+        )
         for i in range(requests)
     )
     in_flight = int(rng.integers(0, requests // 4 + 1)) if rng.random() < 0.5 else 0
-    transfers = tuple(
-        Transfer(requests + i, requests + i, float(rng.uniform(1e5, 5e6)), float(base_ms * rng.uniform(0.1, 0.9)), 1.0)
-        for i in range(in_flight)
-    )
+    transfers = tuple(_draw_transfer(rng, requests + i, base_ms) for i in range(in_flight))
     int4, full = (_summed_mbps(asked, mode) for mode in (_INT4, _FULL))
-    least, most = 0.1 * int4, 1.5 * full + sum(transfer.least_mbps for transfer in transfers)
-    workers_free_in_ms = None
+    least, most = 0.1 * int4, 1.5 * full + sum(transfer.least_mbps(0.0) for transfer in transfers)
+    workers_free_s = None
     if cloud:
         work_ms = sum(request.options[0].cloud_ms for request in asked)
         workers = max(1, round(work_ms / base_ms * np.exp(rng.uniform(np.log(0.33), np.log(2)))))
         busy_ms = rng.uniform(0, 0.5 * base_ms, workers) if rng.random() < 0.5 else np.zeros(workers)
-        workers_free_in_ms = tuple(busy_ms.tolist())
-    unsaved: Unsaved = "local" if rng.random() < 0.5 else "late"
+        workers_free_s = tuple((busy_ms / 1e3).tolist())
+    on_infeasible: OnInfeasible = "local" if rng.random() < 0.5 else "late"
     return Problem(
         uplink_mbps=float(np.exp(rng.uniform(np.log(least), np.log(most)))),
         agents=tuple(AgentInfo(i, 10_000_000) for i in range(requests + in_flight)),
         requests=asked,
         transfers=transfers,
-        workers_free_in_ms=workers_free_in_ms,
-        unsaved=unsaved,
+        workers_free_s=workers_free_s,
+        on_infeasible=on_infeasible,
     )
+
+
+def _draw_transfer(rng: np.random.Generator, number: int, base_ms: float) -> Transfer:
+    bytes_left, due_s = float(rng.uniform(1e5, 5e6)), float(base_ms * rng.uniform(0.1, 0.9)) / 1e3
+    return Transfer(number, number, bytes_left, due_s, late_s=due_s)
 
 
 def _draw_options(rng: np.random.Generator, small_modes: NDArray[np.bool_]) -> tuple[ModeOption, ...]:
@@ -82,5 +91,5 @@ def _draw_options(rng: np.random.Generator, small_modes: NDArray[np.bool_]) -> t
 
 def _summed_mbps(requests: tuple[Request, ...], mode: Mode) -> float:
     """Sum of the least rates in one mode, of the requests that can meet their deadline in it."""
-    needs = [o.least_mbps(r.time_left_ms) for r in requests for o in r.options if o.mode == mode]
+    needs = [o.least_mbps((r.due_s - r.starts_s) * 1e3) for r in requests for o in r.options if o.mode == mode]
     return sum(need for need in needs if need < float("inf")) or 1.0

@@ -80,7 +80,7 @@ def _imported(name: str, path: str) -> Policy:
         policy = make()
     except TypeError as error:
         raise ValueError(f"allocator {name!r}: {class_name} must be made without arguments ({error})") from None
-    missing = [part for part in ("name", "solve", "standing", "by_need") if not hasattr(policy, part)]
+    missing = [part for part in ("name", "solve", "static_shares", "minimum_rate") if not hasattr(policy, part)]
     if missing:
         raise ValueError(f"allocator {name!r}: {class_name} is not a policy, it has no {' and no '.join(missing)}")
     made: Policy = policy

@@ -4,35 +4,35 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from allocator.modes import adaptive_mode
-from allocator.problem import ROUNDING, AgentInfo, Assignment, ModeOption, Problem, Request, Solution
+from allocator.problem import AgentInfo, Choice, ModeOption, Problem, Request, Solution
 
 
 class Policy(Protocol):
     """Decides mode and grant for every request of a problem. What it knows is in the problem.
 
     Attributes:
-        standing: its grants depend on nothing but the uplink and the agents, so that neither announcements nor
+        static_shares: its grants depend only on the uplink and the agents, so that neither announcements nor
             departures can change them.
-        by_need: it chooses modes by what they need of the uplink. Where requests come at any moment it is asked about
-            what those in flight leave, and the uplink is shared by due time (see `allocator.online.due_shares`) instead
-            of by its grants, which are for requests that start together.
+        minimum_rate: it chooses modes by the lowest rate that each needs and gives no grants: `allocator.sharing`
+            shares the uplink. Where requests come at any moment, it is asked about the rate that the transfers in
+            flight leave.
     """
 
     name: str
-    standing: bool
-    by_need: bool
+    static_shares: bool
+    minimum_rate: bool
 
     def solve(self, problem: Problem) -> Solution:
-        """An assignment for every request in `problem.requests`; grants add up to at most `uplink_mbps`."""
+        """A choice for every request in `problem.requests`; grants add up to at most `uplink_mbps`."""
         ...
 
 
 class SharePolicy:
-    """Standing shares of the uplink for all agents, busy or not (as published), and a mode for each on its share."""
+    """Fixed shares of the uplink for all agents, busy or not (as published); on its share each gets the best mode."""
 
     name: str
-    standing = True
-    by_need = False
+    static_shares = True
+    minimum_rate = False
     _solved_for: tuple[float, int] | None = None
     _agents: tuple[AgentInfo, ...]
     _grants: Mapping[int, float]
@@ -41,22 +41,20 @@ class SharePolicy:
         """Each agent's fraction of the uplink by agent id; fractions add up to 1."""
         raise NotImplementedError
 
-    def choose(self, request: Request, mbps: float) -> ModeOption:
+    def choose(self, request: Request, mbps: float, time_left_ms: float) -> ModeOption:
         """The mode of a request on its agent's share."""
-        return adaptive_mode(request.options, mbps, request.time_left_ms)
+        return adaptive_mode(request.options, mbps, time_left_ms)
 
     def solve(self, problem: Problem) -> Solution:
-        grants = self._standing_grants(problem)
-        assignments = {}
+        grants = self._static_grants(problem)
+        choices = {}
         for request in problem.requests:
-            mbps = grants[request.agent_id]
-            option = self.choose(request, mbps)
-            latency_ms = option.latency_ms(mbps)
-            meets = latency_ms <= request.time_left_ms * (1 + ROUNDING)
-            assignments[request.request_id] = Assignment(request.request_id, option.mode, mbps, latency_ms, meets)
-        return Solution(assignments, grants)
+            mbps, time_left_ms = grants[request.agent_id], problem.time_left_ms(request)
+            option = self.choose(request, mbps, time_left_ms)
+            choices[request.request_id] = Choice(option, option.meets(mbps, time_left_ms))
+        return Solution(choices, grants)
 
-    def _standing_grants(self, problem: Problem) -> Mapping[int, float]:
+    def _static_grants(self, problem: Problem) -> Mapping[int, float]:
         """The same mapping as long as uplink and agents are the same: most calls are about a request."""
         if self._solved_for != (problem.uplink_mbps, id(problem.agents)):
             shares = self.shares(problem.agents)

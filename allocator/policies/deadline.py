@@ -1,9 +1,8 @@
 """The default: `optimal` to within a small gap, in the time that a live decision has."""
 
 from allocator.problem import Problem, Solution
-from allocator.solver.arrays import choices_of, rows_of
+from allocator.solver.arrays import rows_of, solution_of
 from allocator.solver.enumerate import few_choice
-from allocator.solver.grants import hand_out
 from allocator.solver.lexicographic import solve_lexicographic
 
 
@@ -14,9 +13,8 @@ class Deadline:
     """
 
     name = "deadline"
-    standing = False
-    by_need = True
+    static_shares = False
+    minimum_rate = True
 
     def solve(self, problem: Problem) -> Solution:
-        few = few_choice(problem)
-        return hand_out(problem, *(few or choices_of(problem, solve_lexicographic(rows_of(problem)).tolist())))
+        return few_choice(problem) or solution_of(problem, solve_lexicographic(rows_of(problem)))

@@ -5,8 +5,7 @@ import heapq
 import numpy as np
 
 from allocator.problem import Problem, Solution
-from allocator.solver.arrays import UNMET, Ints, Rows, choices_of, rows_of
-from allocator.solver.grants import hand_out
+from allocator.solver.arrays import UNMET, Ints, Rows, rows_of, solution_of
 
 
 class Greedy:
@@ -16,11 +15,11 @@ class Greedy:
     """
 
     name = "greedy"
-    standing = False
-    by_need = True
+    static_shares = False
+    minimum_rate = True
 
     def solve(self, problem: Problem) -> Solution:
-        return hand_out(problem, *choices_of(problem, greedy_choice(rows_of(problem)).tolist()))
+        return solution_of(problem, greedy_choice(rows_of(problem)))
 
 
 def greedy_choice(rows: Rows) -> Ints:

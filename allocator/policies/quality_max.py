@@ -24,7 +24,7 @@ class QualityMax(SharePolicy):
     """
 
     name = "quality_max"
-    standing = False
+    static_shares = False
 
     def __init__(self, seed: int = 42) -> None:
         self._rng = np.random.RandomState(seed)
@@ -40,7 +40,8 @@ class QualityMax(SharePolicy):
         column = {agent.agent_id: i for i, agent in enumerate(problem.agents)}
         delivered = np.zeros(DRAWS)
         for request in problem.requests:
-            delivered += delivered_quality(request, drawn[:, column[request.agent_id]] * problem.uplink_mbps)
+            mbps = drawn[:, column[request.agent_id]] * problem.uplink_mbps
+            delivered += delivered_quality(request, mbps, problem.time_left_ms(request))
         best = drawn[delivered.argmax()]
         self._take({agent_id: float(best[i]) for agent_id, i in column.items()})
         self._judged = frozenset(request.request_id for request in problem.requests)
@@ -57,12 +58,12 @@ class QualityMax(SharePolicy):
         self._solved_for = None  # grants that the base has kept are of other shares
 
 
-def delivered_quality(request: Request, mbps: NDArray[np.float64]) -> NDArray[np.float64]:
+def delivered_quality(request: Request, mbps: NDArray[np.float64], time_left_ms: float) -> NDArray[np.float64]:
     """The weighted quality of a request under the adaptive mode choice on each of these grants; 0 where it is late.
 
     A mode fits from a grant of `least_mbps` on, and the best that fits is chosen: a rising staircase over the grants.
     """
-    time_left_ms = request.time_left_ms * (1 + ROUNDING)
+    time_left_ms *= 1 + ROUNDING
     steps = sorted((option.least_mbps(time_left_ms), option.quality) for option in request.options)
     best = [0.0, *accumulate((quality for _, quality in steps), max)]
     return request.weight * np.array(best)[np.searchsorted([least for least, _ in steps], mbps, side="right")]

@@ -12,7 +12,7 @@ class Static(Equal):
         self.mode = mode
         self.name = f"static_{mode}"
 
-    def choose(self, request: Request, mbps: float) -> ModeOption:
+    def choose(self, request: Request, mbps: float, time_left_ms: float) -> ModeOption:
         """The one mode.
 
         Raises:

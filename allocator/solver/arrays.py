@@ -1,13 +1,13 @@
 """A problem as arrays: a row for every request and transfer, a layer for every option."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.problem import ROUNDING, ModeOption, Problem
+from allocator.problem import ROUNDING, Choice, ModeOption, Problem, Solution
+from allocator.sharing import fallback_option
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -73,7 +73,9 @@ def rows_of(problem: Problem) -> Rows:
     """The arrays of a problem."""
     requests, transfers = problem.requests, problem.transfers
     kbit, busy_ms, cloud_ms, quality = _options(problem)
-    late_ms = np.array([r.time_left_ms for r in requests] + [t.due_in_ms for t in transfers], dtype=float)
+    due_s = np.array([r.due_s for r in requests] + [t.due_s for t in transfers], dtype=float)
+    starts_s = np.array([r.starts_s for r in requests] + [t.starts_s for t in transfers], dtype=float)
+    late_ms = (due_s - np.maximum(problem.now_s, starts_s)) * 1e3
     weight = np.array([r.weight for r in requests] + [t.weight for t in transfers], dtype=float)
     uplink_mbps = problem.uplink_mbps * (1 + ROUNDING)
     transfer_ms = late_ms - busy_ms
@@ -84,9 +86,9 @@ def rows_of(problem: Problem) -> Rows:
     need[0, len(requests) :][late_ms[len(requests) :] <= 0] = np.inf
     stage = np.zeros(len(late_ms), dtype=np.intp)
     budget = np.empty(0)
-    if problem.workers_free_in_ms is not None and requests:
+    if problem.workers_free_s is not None and requests:
         deadline_ms = late_ms.copy()
-        deadline_ms[: len(requests)] += [r.starts_in_ms for r in requests]
+        deadline_ms[: len(requests)] = (due_s[: len(requests)] - problem.now_s) * 1e3
         latest_ms = deadline_ms * (1 + ROUNDING)
         need[(cloud_ms > 0) & (problem.cloud_free_in_ms + cloud_ms > latest_ms)] = np.inf
         stage, budget = _stages(problem, deadline_ms, np.where(np.isfinite(need), cloud_ms, 0.0).max(axis=0))
@@ -137,7 +139,7 @@ def _stages(problem: Problem, deadline_ms: Floats, most_ms: Floats) -> tuple[Int
     A budget binds only if the most that rows may ask until then exceeds it; rows go to the next deadline that may.
     """
     distinct, stage = np.unique(deadline_ms, return_inverse=True)
-    free_ms = np.sort(np.maximum(0.0, np.array(problem.workers_free_in_ms, dtype=float)))
+    free_ms = np.sort(np.maximum(0.0, np.array(problem.workers_free_s, dtype=float) - problem.now_s)) * 1e3
     # Until a deadline, each worker that is free before has the time from when it is.
     workers = np.searchsorted(free_ms, distinct)
     budget = (workers * distinct - np.append(0.0, np.cumsum(free_ms))[workers]) * (1 + ROUNDING)
@@ -149,8 +151,10 @@ def _stages(problem: Problem, deadline_ms: Floats, most_ms: Floats) -> tuple[Int
     return following[stage], budget[binding]
 
 
-def choices_of(problem: Problem, choice: Sequence[int]) -> tuple[list[ModeOption | None], list[bool]]:
-    """Input for `hand_out`: each request's option (None: unmet), and which transfers are kept."""
-    n = len(problem.requests)
-    chosen = [r.options[c] if c >= 0 else None for r, c in zip(problem.requests, choice[:n], strict=True)]
-    return chosen, [c >= 0 for c in choice[n:]]
+def solution_of(problem: Problem, choice: Ints) -> Solution:
+    """The solution that a choice for every row means; a request whose row is UNMET gets its fallback."""
+    choices = {}
+    for request, index in zip(problem.requests, choice.tolist(), strict=False):
+        option = request.options[index] if index >= 0 else fallback_option(request, problem.on_infeasible)
+        choices[request.request_id] = Choice(option, index >= 0)
+    return Solution(choices)

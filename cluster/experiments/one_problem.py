@@ -1,6 +1,7 @@
 """`scout allocate`: a policy's answer to one problem, and why some can't be served in time."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from allocator.policies import make_policy
-from allocator.problem import ROUNDING, ModeOption, Problem, Request, Solution
+from allocator.problem import ROUNDING, Problem, Request, Solution
+from allocator.sharing import finish_times_s, sending_of, shares_of
 from cluster.experiments.problem_file import NamedProblem
 
 SHOWN = 10  # agents with one reason, and reasons; JSON has all
@@ -23,19 +25,25 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
     """
     problem = named.problem
     solution = make_policy(policy).solve(problem)
-    left_mbps = problem.uplink_mbps - sum(a.grant_mbps for a in solution.assignments.values() if a.meets)
+    rates_mbps = shares_of(problem, solution).rates_mbps
+    latencies_ms = predicted_latencies_ms(problem, solution, rates_mbps)
+    needed_mbps = (
+        rates_mbps[request.request_id] for request in problem.requests if solution.choices[request.request_id].meets
+    )
+    left_mbps = problem.uplink_mbps - sum(needed_mbps)
     rows = []
     for name, request in zip(named.names, problem.requests, strict=True):
-        assignment = solution.assignments[request.request_id]
+        option, meets = solution.choices[request.request_id]
+        mbps, latency_ms = rates_mbps[request.request_id], latencies_ms[request.request_id]
         rows.append(
             {
                 "agent": name,
-                "mode": str(assignment.mode),
-                "mbps": assignment.grant_mbps,
-                "latency_ms": assignment.predicted_ms if math.isfinite(assignment.predicted_ms) else None,
-                "meets_deadline": assignment.meets,
-                "quality": chosen_option(request, solution).quality,
-                "why_late": None if assignment.meets else why_late(request, problem, solution, left_mbps),
+                "mode": str(option.mode),
+                "mbps": mbps,
+                "latency_ms": latency_ms if math.isfinite(latency_ms) else None,
+                "meets_deadline": meets,
+                "quality": option.quality,
+                "why_late": None if meets else why_late(request, problem, solution, mbps, left_mbps),
             }
         )
     return {
@@ -50,44 +58,52 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
     }
 
 
-def chosen_option(request: Request, solution: Solution) -> ModeOption:
-    """What a request was assigned."""
-    mode = solution.assignments[request.request_id].mode
-    return next(option for option in request.options if option.mode == mode)
+def predicted_latencies_ms(problem: Problem, solution: Solution, rates_mbps: Mapping[int, float]) -> dict[int, float]:
+    """Latency by request id: at its rate if that is in time, else when the uplink has carried it after the others."""
+    ends_s = {} if solution.grants_mbps else finish_times_s(sending_of(problem, solution), problem.uplink_mbps, 0.0)
+    latencies_ms = {}
+    for request in problem.requests:
+        option, meets = solution.choices[request.request_id]
+        latency_ms = problem.ready_ms(request, option, rates_mbps[request.request_id])
+        if not meets and request.request_id in ends_s:
+            latency_ms = option.edge_ms + ends_s[request.request_id] * 1e3 + option.cloud_ms
+        latencies_ms[request.request_id] = latency_ms
+    return latencies_ms
 
 
 def cloud_time_suffices(problem: Problem, solution: Solution) -> bool:
     """Whether the workers have the time for all that is promised: policies as published don't know of them."""
     promised_ms = 0.0
-    for request in sorted(problem.requests, key=lambda request: request.time_left_ms):
-        if solution.assignments[request.request_id].meets:
-            promised_ms += chosen_option(request, solution).cloud_ms
-            if promised_ms > problem.cloud_budget_ms(request.time_left_ms) * (1 + ROUNDING):
+    for request in sorted(problem.requests, key=lambda request: request.due_s):
+        option, meets = solution.choices[request.request_id]
+        if meets:
+            promised_ms += option.cloud_ms
+            if promised_ms > problem.cloud_budget_ms(problem.due_in_ms(request)) * (1 + ROUNDING):
                 return False
     return True
 
 
-def why_late(request: Request, problem: Problem, solution: Solution, left_mbps: float) -> str:
+def why_late(request: Request, problem: Problem, solution: Solution, grant_mbps: float, left_mbps: float) -> str:
     """Why a request misses its deadline: its own compute, the uplink, the others, its share, or the cloud.
 
     Args:
-        left_mbps: what those who meet theirs leave of the uplink.
+        grant_mbps: its share; left_mbps: the rate that the requests in time leave of the uplink.
     """
-    least_mbps, mode = min((option.least_mbps(request.time_left_ms), str(option.mode)) for option in request.options)
+    time_left_ms = problem.time_left_ms(request)
+    least_mbps, mode = min((option.least_mbps(time_left_ms), str(option.mode)) for option in request.options)
     if math.isinf(least_mbps):
         compute_ms, mode = min((option.edge_ms + option.cloud_ms, str(option.mode)) for option in request.options)
-        return f"even {mode} computes for {compute_ms:g} ms of the {request.time_left_ms:g}, before any transfer"
+        return f"even {mode} computes for {compute_ms:g} ms of the {time_left_ms:g}, before any transfer"
     if least_mbps > problem.uplink_mbps:
         return f"even {mode} alone needs {least_mbps:.1f} Mbit/s of the {problem.uplink_mbps:g}"
     if least_mbps > left_mbps:
         return f"even {mode} needs {least_mbps:.1f} Mbit/s, more than the {max(0, left_mbps):.1f} that is left"
-    grant_mbps = solution.assignments[request.request_id].grant_mbps
     if least_mbps > grant_mbps:
         return f"even {mode} needs {least_mbps:.1f} Mbit/s, more than its share of {grant_mbps:.1f}"
-    chosen = chosen_option(request, solution)
-    if chosen.least_mbps(request.time_left_ms) > grant_mbps:
+    chosen = solution.choices[request.request_id].option
+    if chosen.least_mbps(time_left_ms) > grant_mbps:
         return f"{chosen.mode} takes too long on its share of {grant_mbps:.1f} Mbit/s"
-    return f"no cloud worker has the time for it within {request.time_left_ms:g} ms"
+    return f"no cloud worker has the time for it within {time_left_ms:g} ms"
 
 
 def show(console: Console, answer: dict[str, Any]) -> None:

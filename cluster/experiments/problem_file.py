@@ -152,10 +152,10 @@ class _Builder:
                 options = self._options_of(i, agent.profile, agent.modes)
                 kv_bytes = self._profiles[agent.profile].kv_bytes
             agents.append(AgentInfo(i, agent.kv_bytes or kv_bytes))
-            requests.append(Request(i, i, agent.deadline_ms or file.deadline_ms, options, agent.weight))
+            requests.append(Request(i, i, (agent.deadline_ms or file.deadline_ms) / 1e3, options, agent.weight))
         self._check_allowed()
         slots = None if file.cloud_slots is None else (0.0,) * file.cloud_slots
-        problem = Problem(file.uplink_mbps, tuple(agents), tuple(requests), workers_free_in_ms=slots)
+        problem = Problem(file.uplink_mbps, tuple(agents), tuple(requests), workers_free_s=slots)
         return NamedProblem(problem, list(names))
 
     def _options_of(self, i: int, name: str, own: list[Mode] | None) -> tuple[ModeOption, ...]:

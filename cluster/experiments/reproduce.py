@@ -21,8 +21,8 @@ from agents.estimators import EstimatorSettings, Ewma, Oracle, PublishedEwma
 from agents.offer import payload_options
 from allocator.policies import make_policy
 from allocator.policies.quality_max import QualityMax
-from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request
-from cluster.experiments.one_problem import chosen_option
+from allocator.problem import AgentInfo, ModeOption, Problem, Request
+from allocator.sharing import shares_of
 from kvcache.modes import Mode
 from models.profiles import ModelProfile, load_profile
 from netem.channels import MarkovChannel
@@ -124,7 +124,7 @@ def one_by_one(
     policy = make_policy("equal" if name == "adaptive" else name)  # alone, its equal share is all
     options = payload_options(profile, profile.modes if name.startswith("static_") else cache_modes(profile))
     agents = (AgentInfo(0, profile.kv_bytes),)
-    request = Request(0, 0, deadline_ms, options)
+    request = Request(0, 0, deadline_ms / 1e3, options)
     chosen: dict[float, ModeOption] = {}  # by estimate: equal problems have equal answers
     credited, met = [], []
     estimator.report(rates_mbps[0])
@@ -132,10 +132,10 @@ def one_by_one(
         estimator.peek(mbps)
         believed = estimator.estimate()
         if believed not in chosen:
-            chosen[believed] = chosen_option(request, policy.solve(Problem(believed, agents, (request,))))
+            chosen[believed] = policy.solve(Problem(believed, agents, (request,))).choices[0].option
         option = chosen[believed]
         credited.append(option.quality)
-        met.append(in_time(option, mbps, deadline_ms))
+        met.append(option.meets(mbps, deadline_ms))
         estimator.report(mbps)
     delivered = [quality * useful for quality, useful in zip(credited, met, strict=True)]
     return Reached(fmean(credited), fmean(delivered), 100 * fmean(met))
@@ -165,11 +165,13 @@ def at_once(
     options = [payload_options(profile, cache_modes(profile)) for profile in profiles]
     credited, delivered, all_met = [], [], []
     for first in range(0, rounds * len(agents), len(agents)):
-        requests = tuple(Request(first + i, i, deadline_ms, own) for i, own in enumerate(options))
-        solution = policy.solve(Problem(uplink_mbps, agents, requests))
-        chosen = [(r, chosen_option(r, solution), solution.assignments[r.request_id]) for r in requests]
-        met = [option.quality for _, option, a in chosen if in_time(option, a.grant_mbps, deadline_ms)]
-        credited.append(sum(option.quality for _, option, _ in chosen))
+        requests = tuple(Request(first + i, i, deadline_ms / 1e3, own) for i, own in enumerate(options))
+        problem = Problem(uplink_mbps, agents, requests)
+        solution = policy.solve(problem)
+        rates_mbps = shares_of(problem, solution).rates_mbps
+        chosen = [(solution.choices[r.request_id].option, rates_mbps[r.request_id]) for r in requests]
+        met = [option.quality for option, mbps in chosen if option.meets(mbps, deadline_ms)]
+        credited.append(sum(option.quality for option, _ in chosen))
         delivered.append(sum(met))
         all_met.append(len(met) == len(requests))
     return Reached(fmean(credited), fmean(delivered), 100 * fmean(all_met))
@@ -178,11 +180,6 @@ def at_once(
 def cache_modes(profile: ModelProfile) -> list[Mode]:
     """The modes that the papers' adaptive choice has: all that send a cache, pruned ones included."""
     return [mode for mode in profile.modes if mode.is_cache]
-
-
-def in_time(option: ModeOption, mbps: float, deadline_ms: float) -> bool:
-    """Whether a mode meets the deadline on this rate."""
-    return option.latency_ms(mbps) <= deadline_ms * (1 + ROUNDING)
 
 
 def agrees(value: float, printed: float) -> bool:

@@ -174,6 +174,7 @@ class LiveEngine:
                 turn.stolen = steal.share()
             if not self._stop.is_set():
                 turn.solve_ms = await self._answer(allocator.solve_times_ms.remote())
+                turn.mean_grants_mbps = await self._answer(allocator.mean_grants_mbps.remote())
                 # What timed out may still be queued there; the next allocator must not pay for it.
                 settled = asyncio.gather(*[worker.actor.settle.remote() for worker in parts.living(parts.workers)])
                 await self._answer(settled)

@@ -76,6 +76,8 @@ def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.
         lost = turn.issued - {record.request_id for record in turn.records}
         records = turn.records + [_lost(scenario, arrivals[request_id], lost_reason) for request_id in lost]
         records.sort(key=attrgetter("request_id"))
+        for record in records:
+            record.mean_grant_mbps = turn.mean_grants_mbps.get(record.request_id, record.mean_grant_mbps)
         done_s = [event.at_s for event in turn.timeline.events if event.kind == "intervention"]
         rows += [
             (turn.allocator, *record.entry().values(), bisect_right(done_s, record.intended_s) if done_s else 0)

@@ -15,6 +15,7 @@ class Turn:
     """What one allocator's turn left behind.
 
     Attributes:
+        mean_grants_mbps: of each request, its agent's grant while it was on the wire.
         timeline: how things stood and what was done.
         stolen: the share of this machine's CPU time that its host gave to others meanwhile (live only).
         issued, records: of a simulated run, whose requests are in no journal.
@@ -24,6 +25,7 @@ class Turn:
     timeline: Timeline = field(default_factory=Timeline)
     channel: ChannelLog = field(default_factory=list)
     solve_ms: list[float] = field(default_factory=list)
+    mean_grants_mbps: dict[int, float] = field(default_factory=dict)
     stolen: float = 0.0
     issued: set[int] = field(default_factory=set)
     records: list[Record] = field(default_factory=list)

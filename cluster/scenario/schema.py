@@ -13,7 +13,7 @@ from agents.estimators import AnyEstimator, Ewma
 from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
-from allocator.problem import ModeOption, Unsaved
+from allocator.problem import ModeOption, OnInfeasible
 from cluster.scenario.events import AnyEvent, SetAllocator, TurnEvent, schedule
 from cluster.scenario.yaml_document import Document, DocumentError
 from kvcache.modes import Mode
@@ -133,7 +133,7 @@ class Scenario(Settings):
     modes: AllowedModes | None = Field(default=None, description="allowed modes; default: all of a profile")
     allocators: list[AnyAllocator] = Field(default=[AllocatorSettings(policy="deadline")], min_length=1)
     hedge: bool = Field(default=False, description="send a small mode ahead of caches at risk")
-    unsaved: Unsaved = Field(default="local", description="what becomes of requests that can't meet their deadline")
+    on_infeasible: OnInfeasible = Field(default="local", description="the fate of a request that can't be in time")
     margin_ms: float | None = Field(
         default=None, ge=0, description="answers are planned so much before the deadline; default 1 %, at least 20 ms"
     )

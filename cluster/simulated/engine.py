@@ -109,6 +109,7 @@ class SimulatedEngine:
         if not self._playing.cancelled():
             self._playing.result()
         turn.solve_ms = allocator.solve_times_ms()
+        turn.mean_grants_mbps = allocator.mean_grants_mbps()
         return [worker.counts for worker in pool]
 
     def _make_uplink(self, agent_id: int, link: FluidLink, workers: Sequence[SimulatedWorker]) -> FluidUplink:

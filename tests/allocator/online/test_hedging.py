@@ -1,5 +1,7 @@
 """With hedges, plans count on what is likely; without, on what is safe. Whatever the policy."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,17 +9,17 @@ from hypothesis import strategies as st
 from allocator.online.hedging import solve_hedged
 from allocator.policies import POLICIES, make_policy
 from allocator.problem import AgentInfo, ModeOption, Problem, Request
-from kvcache.modes import parse_mode
+from tests.support.options import option
 
-FULL = ModeOption(parse_mode("full"), 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
-INT8 = ModeOption(parse_mode("int8"), 500_000, 3, 100, 99)
-INT4 = ModeOption(parse_mode("int4"), 250_000, 3, 100, 90)
-PROMPT = ModeOption(parse_mode("prompt"), 700, 0, 150, 80)
-SCOUT = ModeOption(parse_mode("scout"), 400, 10, 400, 85)
-LOCAL = ModeOption(parse_mode("local"), 0, 170, 0, 60)
+FULL = option("full", 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
+INT8 = option("int8", 500_000, 3, 100, 99)
+INT4 = option("int4", 250_000, 3, 100, 90)
+PROMPT = option("prompt", 700, 0, 150, 80)
+SCOUT = option("scout", 400, 10, 400, 85)
+LOCAL = option("local", 0, 170, 0, 60)
 OUTAGE_MBPS = [0.5, 10.0, 10.0, 12.0]
-BY_NEED = ["deadline", "greedy", "optimal"]
-ADAPTIVE = [*BY_NEED, "equal", "model_aware"]
+MINIMUM_RATE = ["deadline", "greedy", "optimal"]
+ADAPTIVE = [*MINIMUM_RATE, "equal", "model_aware"]
 
 
 def problem(*requests: Request, mbps: float = 10) -> Problem:
@@ -26,14 +28,14 @@ def problem(*requests: Request, mbps: float = 10) -> Problem:
 
 
 def alone(*options: ModeOption, left_ms: float = 2000) -> Problem:
-    return problem(Request(1, 0, left_ms, options))
+    return problem(Request(1, 0, left_ms / 1e3, options))
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_a_hedge_makes_a_likely_cache_worth_more_than_a_sure_prompt(name: str) -> None:
     solution, hedges = solve_hedged(make_policy(name), alone(FULL, INT8, PROMPT), OUTAGE_MBPS)
-    assert solution.assignments[1].mode == FULL.mode
-    assert hedges == {1: PROMPT.mode}
+    assert solution.choices[1].option == FULL
+    assert hedges == {1: PROMPT}
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -41,24 +43,23 @@ def test_without_anything_to_go_ahead_the_plan_is_safe(name: str) -> None:
     """Being met at all counts more than how well: nothing that an outage makes late, as long as something isn't."""
     for left_ms, offered in ((2000, (FULL, INT8, LOCAL)), (6000, (FULL, INT4, LOCAL))):
         solution, hedges = solve_hedged(make_policy(name), alone(*offered, left_ms=left_ms), OUTAGE_MBPS)
-        assignment = solution.assignments[1]
-        option = next(o for o in offered if o.mode == assignment.mode)
+        chosen = solution.choices[1].option
         assert hedges == {}
-        assert option.latency_ms(min(assignment.grant_mbps, OUTAGE_MBPS[0])) <= left_ms
-        assert option == (LOCAL if left_ms == 2000 else INT4)
+        assert chosen.latency_ms(OUTAGE_MBPS[0]) <= left_ms
+        assert chosen == (LOCAL if left_ms == 2000 else INT4)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_of_what_may_go_ahead_the_best_that_arrives_goes(name: str) -> None:
     for left_ms, ahead in ((2000, SCOUT), (400, PROMPT)):
         _, hedges = solve_hedged(make_policy(name), alone(INT8, SCOUT, PROMPT, left_ms=left_ms), [0.5, 50.0, 50.0])
-        assert hedges == {1: ahead.mode}
+        assert hedges == {1: ahead}
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_would_not_arrive_itself_doesn_t_go_ahead(name: str) -> None:
-    far = ModeOption(parse_mode("prompt"), 700, 0, 1950, 80)
-    big = ModeOption(parse_mode("scout"), 400_000, 0, 100, 95)
+    far = option("prompt", 700, 0, 1950, 80)
+    big = option("scout", 400_000, 0, 100, 95)
     _, hedges = solve_hedged(make_policy(name), alone(FULL, far, big, LOCAL), [0.1, 10.0, 10.0, 10.0])
     assert hedges == {}
 
@@ -77,21 +78,21 @@ def test_what_is_sure_to_be_small_has_nothing_ahead_of_it() -> None:
         assert hedges == {}
 
 
-@pytest.mark.parametrize("name", BY_NEED)
+@pytest.mark.parametrize("name", MINIMUM_RATE)
 def test_one_request_s_hedge_is_no_safety_for_another(name: str) -> None:
     """The one that has no prompt stays at home. (One rate for all: so the other plays safe, too.)"""
-    requests = Request(1, 0, 2000, (FULL, PROMPT)), Request(2, 1, 2000, (FULL, LOCAL))
+    requests = Request(1, 0, 2, (FULL, PROMPT)), Request(2, 1, 2, (FULL, LOCAL))
     solution, hedges = solve_hedged(make_policy(name), problem(*requests), [0.5, 9.0, 9.0, 9.0])
-    assert solution.assignments[2].mode == LOCAL.mode
-    assert hedges == {} and solution.assignments[1].mode == PROMPT.mode
+    assert solution.choices[2].option == LOCAL
+    assert hedges == {} and solution.choices[1].option == PROMPT
 
 
 offered = st.sets(st.sampled_from([FULL, INT8, INT4]), min_size=1).flatmap(
     lambda caches: st.sets(st.sampled_from([PROMPT, SCOUT])).map(
         # `prompt`, `scout` and `local` always, for policies that use nothing else; some too slow to be of use.
         lambda quick: (
-            *sorted(caches, key=lambda o: str(o.mode)),
-            *(o if o in quick else ModeOption(o.mode, o.wire_bytes, 0, 9e4, 1) for o in (PROMPT, SCOUT)),
+            *sorted(caches, key=lambda o: o.wire_bytes),
+            *(o if o in quick else replace(o, edge_ms=0, cloud_ms=9e4, quality=1) for o in (PROMPT, SCOUT)),
             LOCAL,
         )
     )
@@ -106,14 +107,14 @@ def problems(draw: st.DrawFn) -> Problem:
         Request(
             100 + agent_id,
             agent_id,
-            draw(st.floats(-100, 5000)),
+            draw(st.floats(-0.1, 5)),
             draw(offered),
             draw(st.sampled_from([1.0, 2.0])),
-            draw(st.sampled_from([0.0, 100.0])),
+            draw(st.sampled_from([0.0, 0.1])),
         )
         for agent_id in range(number)
     )
-    workers = draw(st.none() | st.just((0.0, 300.0)))
+    workers = draw(st.none() | st.just((0.0, 0.3)))
     return Problem(10, agents, requests, (), workers, draw(st.sampled_from(["local", "late"])))
 
 
@@ -128,11 +129,10 @@ def test_every_policy_hedges_only_caches_and_only_with_what_arrives(
 ) -> None:
     solution, hedges = solve_hedged(make_policy(name), asked, rates)
     assert (solution, hedges) == solve_hedged(make_policy(name), asked, rates), "the same again"
-    assert set(solution.assignments) == {r.request_id for r in asked.requests}
+    assert set(solution.choices) == {r.request_id for r in asked.requests}
     assert sum(solution.grants_mbps.values()) <= max(rates) * (1 + 1e-8)
     requests = {r.request_id: r for r in asked.requests}
-    for number, mode in hedges.items():
-        assert mode in (PROMPT.mode, SCOUT.mode)
-        assert solution.assignments[number].mode in (FULL.mode, INT8.mode, INT4.mode)
-        ahead = next(o for o in requests[number].options if o.mode == mode)
-        assert ahead.latency_ms(rates[0]) <= requests[number].time_left_ms * (1 + 1e-8)
+    for number, ahead in hedges.items():
+        assert ahead in requests[number].options and ahead.mode.is_question
+        assert solution.choices[number].option in (FULL, INT8, INT4)
+        assert ahead.latency_ms(rates[0]) <= asked.time_left_ms(requests[number]) * (1 + 1e-8)

@@ -1,7 +1,9 @@
 """The allocator serves one by one, touches only grants that change, and keeps its picture of uplink and cloud true."""
 
 import asyncio
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,23 +11,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.estimators import Ewma, Fixed
-from allocator.online.service import LEAST_GRANT_MBPS, LEAST_LEFT, Allocator, Decision, NoWorkerAlive, Rules
-from allocator.policies import make_policy
-from allocator.problem import AgentInfo, Assignment, ModeOption, Problem, Request, Solution, Transfer
+from allocator.online.service import LEAST_GRANT_MBPS, Allocator, NoWorkerAlive, Rules
+from allocator.online.transfers import LEAST_LEFT
+from allocator.policies import POLICIES, make_policy
+from allocator.problem import AgentInfo, Choice, ModeOption, Plan, Problem, Request, Solution, Transfer
 from cloud.dispatch import LeastLoaded
-from kvcache.modes import parse_mode
+from tests.support.options import option
 from tests.support.virtual import virtually
 
-SEND = ModeOption(parse_mode("int8"), 100_000, 0, 100, 99)
-LOCAL = ModeOption(parse_mode("local"), 0, 10, 0, 75)
+SEND = option("int8", 100_000, 0, 100, 99)
+LOCAL = option("local", 0, 10, 0, 75)
+CACHE = option("full", 1_000_000, 0, 100, 100)
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def request(
+    number: int,
+    *options: ModeOption,
+    left_ms: float = 5000,
+    starts_in_ms: float = 0.0,
+    agent_id: int | None = None,
+) -> Request:
+    """Of the agent of the same number, and with CACHE, if nothing else is said; due `left_ms` after it starts."""
+    starts_s = now_s() + starts_in_ms / 1e3
+    due_s = starts_s + left_ms / 1e3
+    return Request(number, number if agent_id is None else agent_id, due_s, options or (CACHE,), 1.0, starts_s)
 
 
 class RecordingLink:
+    """Knows all changes, when each came, and the grants after the last."""
+
     def __init__(self) -> None:
         self.calls: list[dict[int, float]] = []
+        self.called_s: list[float] = []
+        self.grants_mbps: dict[int, float] = {}
 
     async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
         self.calls.append(dict(grants_mbps))
+        self.called_s.append(now_s())
+        self.grants_mbps |= grants_mbps
+
+    def mean_mbps(self, agent_id: int, begin_s: float, end_s: float) -> float:
+        """The agent's grant, averaged over a time."""
+        total = mbps = 0.0
+        since_s = begin_s
+        for called_s, call in zip([*self.called_s, end_s], [*self.calls, {}], strict=True):
+            until_s = min(max(called_s, begin_s), end_s)
+            total += mbps * (until_s - since_s)
+            since_s, mbps = until_s, call.get(agent_id, mbps)
+        return total / (end_s - begin_s)
 
 
 def make(policy: str = "equal") -> tuple[Allocator, RecordingLink]:
@@ -38,8 +75,8 @@ async def test_grants_follow_the_estimate_and_are_only_touched_when_they_change(
     allocator, link = make("model_aware")
     await allocator.report(40)
     assert link.calls == [{0: 10, 1: 30}]
-    decision = await allocator.assign(Request(1, 1, 1000, (SEND,)))
-    assert decision.assignment.grant_mbps == 30 and decision.estimate_mbps == 40
+    plan = await allocator.assign(request(1, SEND))
+    assert plan.grant_mbps == 30 and plan.estimate_mbps == 40
     await allocator.peek(80)  # causal: the new rate is not known yet
     assert len(link.calls) == 1
     await allocator.report(80)
@@ -49,14 +86,14 @@ async def test_grants_follow_the_estimate_and_are_only_touched_when_they_change(
 async def test_workers_are_loaded_evenly_and_released() -> None:
     allocator, _ = make()
     await allocator.report(40)
-    first = await allocator.assign(Request(1, 0, 1000, (SEND,)))
-    second = await allocator.assign(Request(2, 1, 1000, (SEND,)))
+    first = await allocator.assign(request(1, SEND, agent_id=0))
+    second = await allocator.assign(request(2, SEND, agent_id=1))
     assert {first.worker, second.worker} == {0, 1}
     allocator.finish(2)
     allocator.finish(2)
-    third = await allocator.assign(Request(3, 1, 1000, (SEND,)))
+    third = await allocator.assign(request(3, SEND, agent_id=1))
     assert third.worker == second.worker
-    local = await allocator.assign(Request(4, 1, 1000, (LOCAL,)))
+    local = await allocator.assign(request(4, LOCAL, agent_id=1))
     assert local.worker == -1
     assert len(allocator.solve_times_ms()) == 5
 
@@ -64,11 +101,11 @@ async def test_workers_are_loaded_evenly_and_released() -> None:
 async def test_giving_up_while_being_assigned_leaves_no_load_behind() -> None:
     allocator, _ = make()
     await allocator.report(40)
-    assigning = asyncio.create_task(allocator.assign(Request(1, 0, 1000, (SEND,))))
+    assigning = asyncio.create_task(allocator.assign(request(1, SEND, agent_id=0)))
     await asyncio.sleep(0)
     allocator.finish(1)
     first = await assigning
-    again = await allocator.assign(Request(2, 0, 1000, (SEND,)))
+    again = await allocator.assign(request(2, SEND, agent_id=0))
     assert again.worker == first.worker, "the least loaded one: nothing is left of the first"
 
 
@@ -76,21 +113,18 @@ class Stub:
     """Gives every request its first option and everybody who sends 10 Mbit/s; remembers the problems."""
 
     name = "stub"
+    minimum_rate = False
 
-    def __init__(self, standing: bool = False) -> None:
-        self.standing = standing
-        self.by_need = False
+    def __init__(self, static_shares: bool = False) -> None:
+        self.static_shares = static_shares
         self.problems: list[Problem] = []
         self.grant_mbps = 10.0
 
     def solve(self, problem: Problem) -> Solution:
         self.problems.append(problem)
-        mbps = self.grant_mbps
         agents = {each.agent_id for each in (*problem.requests, *problem.transfers)}
-        return Solution(
-            {r.request_id: Assignment(r.request_id, r.options[0].mode, mbps, 1.0, True) for r in problem.requests},
-            dict.fromkeys(agents, mbps),
-        )
+        choices = {r.request_id: Choice(r.options[0], True) for r in problem.requests}
+        return Solution(choices, dict.fromkeys(agents, self.grant_mbps))
 
     @property
     def last(self) -> Problem:
@@ -101,33 +135,30 @@ class Stub:
         return next(t for t in self.last.transfers if t.request_id == request_id)
 
 
-CACHE = ModeOption(parse_mode("full"), 1_000_000, 0, 100, 100)
 AGENTS = [AgentInfo(number, 1) for number in range(4)]
 
 
 def stubbed(
-    rules: Rules | None = None, standing: bool = False, workers: int = 2
+    rules: Rules | None = None, static_shares: bool = False, workers: int = 2
 ) -> tuple[Allocator, Stub, RecordingLink]:
-    policy, link = Stub(standing), RecordingLink()
+    policy, link = Stub(static_shares), RecordingLink()
     allocator = Allocator(AGENTS, policy, Fixed(mbps=100), LeastLoaded(workers), link, rules)
     return allocator, policy, link
-
-
-def request(number: int, option: ModeOption = CACHE, left_ms: float = 5000, starts_in_ms: float = 0.0) -> Request:
-    """Of the agent of the same number."""
-    return Request(number, number, left_ms, (option,), 1.0, starts_in_ms)
 
 
 def test_what_a_transfer_has_left_falls_with_its_grant_and_time() -> None:
     async def main() -> None:
         allocator, policy, _ = stubbed()
         await allocator.assign(request(1))
-        await allocator.assign(request(2, ModeOption(parse_mode("int8"), 1_000_000, 100, 50, 99)))
-        assert policy.transfer(1) == Transfer(1, 1, 1_000_000, 4900)
+        await allocator.assign(request(2, option("int8", 1_000_000, 100, 50, 99)))
+        transfer = policy.transfer(1)
+        assert (transfer.agent_id, transfer.bytes_left) == (1, 1_000_000)
+        assert transfer.due_s == transfer.late_s == pytest.approx(4.9)
         await asyncio.sleep(0.4)
         await allocator.peek(1)
         assert policy.transfer(1).bytes_left == pytest.approx(500_000)
-        assert policy.transfer(1).due_in_ms == pytest.approx(4500)
+        assert policy.transfer(1).due_s == pytest.approx(4.9)
+        assert policy.transfer(1).least_mbps(now_s()) == pytest.approx(4 / 4.5)
         assert policy.transfer(2).bytes_left == pytest.approx(625_000), "it could start only after 100 ms of encoding"
         policy.grant_mbps = 5
         await allocator.peek(1)  # from now on
@@ -137,7 +168,7 @@ def test_what_a_transfer_has_left_falls_with_its_grant_and_time() -> None:
         await asyncio.sleep(60)
         await allocator.peek(1)
         assert policy.transfer(1).bytes_left == pytest.approx(LEAST_LEFT * 1_000_000), "until the cloud says otherwise"
-        assert policy.transfer(1).due_in_ms < 0 and policy.transfer(1).least_mbps == float("inf")
+        assert policy.transfer(1).due_s < now_s() and policy.transfer(1).least_mbps(now_s()) == float("inf")
 
     virtually(main)
 
@@ -149,10 +180,10 @@ def test_lost_workers_get_no_requests(policy: str) -> None:
     async def main() -> None:
         allocator = Allocator(AGENTS, make_policy(policy), Fixed(mbps=100), LeastLoaded(2), RecordingLink())
         await allocator.report(100)
-        local = ModeOption(parse_mode("local"), 0, 700, 0, 90)
+        local = option("local", 0, 700, 0, 90)
 
-        async def asked(number: int, *options: ModeOption) -> Decision:
-            return await allocator.assign(Request(number, number % 4, 5000, options))
+        async def asked(number: int, *options: ModeOption) -> Plan:
+            return await allocator.assign(request(number, *options, agent_id=number % 4))
 
         assert [(await asked(number, CACHE, local)).worker for number in (0, 1)] == [0, 1]
         allocator.received(0)
@@ -160,13 +191,9 @@ def test_lost_workers_get_no_requests(policy: str) -> None:
         assert [(await asked(number, CACHE, local)).worker for number in (2, 3)] == [0, 0]
         assert allocator.snapshot().in_flight == 3, "those to the lost worker too, until their agents finish them"
         allocator.worker_lost(0)
-        decision = await asked(4, CACHE, local)
-        assert (decision.worker, decision.assignment.mode, decision.assignment.grant_mbps) == (
-            -1,
-            parse_mode("local"),
-            0,
-        )
-        assert decision.assignment.predicted_ms == 700
+        plan = await asked(4, CACHE, local)
+        assert (plan.worker, plan.option, plan.grant_mbps) == (-1, local, 0)
+        assert plan.ready_s == pytest.approx(now_s() + 0.7)
         with pytest.raises(NoWorkerAlive, match="no cloud worker is alive"):
             await asked(5, CACHE)
         for number in range(6):
@@ -180,14 +207,15 @@ def test_lost_workers_get_no_requests(policy: str) -> None:
 
 
 def test_a_transfer_isn_t_due_sooner_for_what_its_edge_has_still_to_do() -> None:
-    """Due times count from when bytes can flow, as those of requests do."""
+    """Its least rate counts from when bytes can flow, as those of requests do."""
 
     async def main() -> None:
         allocator, policy, _ = stubbed()
-        await allocator.assign(request(1, ModeOption(parse_mode("int8"), 1_000_000, 400, 100, 99)))
+        await allocator.assign(request(1, option("int8", 1_000_000, 400, 100, 99)))
         await asyncio.sleep(0.1)
         await allocator.peek(1)
-        assert policy.transfer(1).due_in_ms == pytest.approx(5000 - 400 - 100)
+        assert policy.transfer(1).due_s == pytest.approx(4.9)
+        assert policy.transfer(1).least_mbps(now_s()) == pytest.approx(8 / 4.5)
         assert policy.transfer(1).bytes_left == 1_000_000
 
     virtually(main)
@@ -197,8 +225,8 @@ def test_what_the_uplink_can_t_have_carried_is_put_back() -> None:
     async def main() -> None:
         allocator, policy, _ = stubbed()
         await allocator.report(100)
-        await allocator.assign(request(1, ModeOption(parse_mode("full"), 2_000_000, 0, 100, 100)))
-        await allocator.assign(request(2, ModeOption(parse_mode("full"), 4_000_000, 500, 100, 100)))
+        await allocator.assign(request(1, option("full", 2_000_000, 0, 100, 100)))
+        await allocator.assign(request(2, option("full", 4_000_000, 500, 100, 100)))
         await asyncio.sleep(1)
         await allocator.report(9)  # 1.125 MB, where 1.25 and 0.625 were granted
         assert policy.transfer(1).bytes_left == pytest.approx(2_000_000 - 0.6 * 1_250_000)
@@ -232,9 +260,9 @@ def test_departures_fit_grants_anew_once_for_all_that_leave_at_a_moment() -> Non
     virtually(main)
 
 
-def test_standing_policies_are_asked_only_about_requests_and_the_uplink() -> None:
+def test_policies_of_static_shares_are_asked_only_about_requests_and_the_uplink() -> None:
     async def main() -> None:
-        allocator, policy, _ = stubbed(standing=True)
+        allocator, policy, _ = stubbed(static_shares=True)
         await allocator.report(1)
         allocator.announce(request(3, starts_in_ms=10))
         for number in range(2):
@@ -243,7 +271,7 @@ def test_standing_policies_are_asked_only_about_requests_and_the_uplink() -> Non
         allocator.finish(0)
         await asyncio.sleep(0.1)
         assert [len(problem.requests) for problem in policy.problems] == [0, 1, 1]
-        assert all(p.transfers == () and p.workers_free_in_ms is None for p in policy.problems)
+        assert all(p.transfers == () and p.workers_free_s is None for p in policy.problems)
 
     virtually(main)
 
@@ -256,14 +284,15 @@ def test_announced_requests_count_until_they_ask() -> None:
         assert policy.problems == [], "an announcement decides nothing"
         await asyncio.sleep(0.05)
         await allocator.assign(request(0))
-        announced = {r.request_id: r for r in policy.last.requests if r.starts_in_ms > 0}
+        announced = {r.request_id: r for r in policy.last.requests if r.starts_s > now_s()}
         assert set(announced) == {1, 2}
-        assert (announced[1].starts_in_ms, announced[1].time_left_ms) == pytest.approx((150, 5000))
+        assert policy.last.starts_in_ms(announced[1]) == pytest.approx(150)
+        assert policy.last.time_left_ms(announced[1]) == pytest.approx(5000)
         await asyncio.sleep(0.2)
         await allocator.assign(request(2))
         announced = {r.request_id: r for r in policy.last.requests if r.request_id != 2}
-        assert set(announced) == {1} and announced[1].starts_in_ms > 0, "late in asking, but not here yet"
-        assert announced[1].time_left_ms == pytest.approx(4950, abs=0.01)
+        assert set(announced) == {1} and announced[1].starts_s > now_s(), "late in asking, but not here yet"
+        assert policy.last.time_left_ms(announced[1]) == pytest.approx(4950, abs=0.01)
         allocator.finish(1)
         await allocator.assign(request(3))
         assert [r.request_id for r in policy.last.requests] == [3]
@@ -271,14 +300,17 @@ def test_announced_requests_count_until_they_ask() -> None:
     virtually(main)
 
 
-def test_answers_are_planned_a_margin_earlier() -> None:
+def test_transfers_are_due_a_margin_before_they_are_late() -> None:
+    """The request says when its answer is planned to be there; the allocator takes nothing more off."""
+
     async def main() -> None:
-        allocator, policy, _ = stubbed(Rules(margin_ms=50))
+        allocator, policy, _ = stubbed()
         allocator.announce(request(1, starts_in_ms=200))
-        await allocator.assign(request(0))
-        assert [r.time_left_ms for r in policy.last.requests] == pytest.approx([4950, 4950])
+        await allocator.assign(replace(request(0), margin_s=0.05))
+        assert [policy.last.time_left_ms(r) for r in policy.last.requests] == pytest.approx([5000, 5000])
         await allocator.assign(request(2))
-        assert policy.transfer(0).due_in_ms == pytest.approx(4850)
+        assert policy.transfer(0).due_s == pytest.approx(4.9)
+        assert policy.transfer(0).late_s == pytest.approx(4.95)
 
     virtually(main)
 
@@ -290,8 +322,7 @@ def test_cloud_time_is_in_the_problem_where_it_is_wanted(cloud_time: bool) -> No
         await allocator.assign(request(0))
         await allocator.assign(request(1))
         await allocator.assign(request(2))
-        expected = (100, 100) if cloud_time else None
-        assert policy.last.workers_free_in_ms == expected
+        assert policy.last.workers_free_s == ((0.1, 0.1) if cloud_time else None)
 
     virtually(main)
 
@@ -307,11 +338,9 @@ def test_transfers_that_share_a_worker_are_due_one_after_the_other(
     async def main() -> None:
         allocator, policy, _ = stubbed(Rules(cloud_time=cloud_time), workers=1)
         for number, (deadline_ms, cost_ms) in enumerate(zip(deadlines, costs, strict=True)):
-            await allocator.assign(
-                request(number, ModeOption(parse_mode("full"), 1_000_000, 0, cost_ms, 100), deadline_ms)
-            )
+            await allocator.assign(request(number, option("full", 1_000_000, 0, cost_ms, 100), left_ms=deadline_ms))
         await allocator.peek(1)
-        due_ms = {t.request_id: t.due_in_ms for t in policy.last.transfers}
+        due_ms = {t.request_id: t.due_s * 1e3 for t in policy.last.transfers}
         alone_ms = {number: deadlines[number] - costs[number] for number in range(4)}
         if not cloud_time:
             assert due_ms == pytest.approx(alone_ms)
@@ -343,12 +372,12 @@ def test_grants_that_don_t_change_are_not_touched() -> None:
     virtually(main)
 
 
-@pytest.mark.parametrize(("standing", "grants"), [(False, LEAST_GRANT_MBPS), (True, 0.01)])
-def test_no_grant_that_may_change_is_near_zero(standing: bool, grants: float) -> None:
-    """It would keep its agent waiting after it was raised; a standing share is what its policy says."""
+@pytest.mark.parametrize(("static_shares", "grants"), [(False, LEAST_GRANT_MBPS), (True, 0.01)])
+def test_no_grant_that_may_change_is_near_zero(static_shares: bool, grants: float) -> None:
+    """It would keep its agent waiting after it was raised; a static share is as its policy says."""
 
     async def main() -> None:
-        allocator, policy, link = stubbed(standing=standing)
+        allocator, policy, link = stubbed(static_shares=static_shares)
         policy.grant_mbps = 0.01
         await allocator.assign(request(0))
         assert link.calls == [{0: grants}]
@@ -356,24 +385,57 @@ def test_no_grant_that_may_change_is_near_zero(standing: bool, grants: float) ->
     virtually(main)
 
 
-class SlowLink(RecordingLink):
-    """Knows all grants, and takes a while for each change."""
+class InPlace:
+    """Updates the one mapping of grants that it has given away long ago."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    name = "in_place"
+    minimum_rate = False
+
+    def __init__(self, static_shares: bool) -> None:
+        self.static_shares = static_shares
         self.grants_mbps: dict[int, float] = {}
 
+    def solve(self, problem: Problem) -> Solution:
+        for agent in problem.agents:
+            self.grants_mbps[agent.agent_id] = problem.uplink_mbps / len(problem.agents)
+        return Solution({r.request_id: Choice(r.options[0], True) for r in problem.requests}, self.grants_mbps)
+
+
+@pytest.mark.parametrize("static_shares", [True, False])
+def test_grants_that_a_policy_updates_in_place_get_through(static_shares: bool) -> None:
+    """Grants are compared by value. Fails on commit 06bf9f5, which compared mappings by identity (fact D4)."""
+
+    async def main() -> None:
+        link = RecordingLink()
+        estimator = Ewma(alpha=1.0, safety=1.0)
+        allocator = Allocator(AGENTS, InPlace(static_shares), estimator, LeastLoaded(2), link)
+        await allocator.report(40)
+        plan = await allocator.assign(request(0))
+        assert plan.grant_mbps == 10
+        for mbps in (80, 20, 20, 60):
+            await allocator.report(mbps)
+        assert link.calls == [dict.fromkeys(range(4), mbps) for mbps in (10, 20, 5, 15)]
+        assert (await allocator.assign(request(1))).grant_mbps == 15
+
+    virtually(main)
+
+
+class SlowLink(RecordingLink):
+    """Takes a while for each change."""
+
     async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        self.grants_mbps |= grants_mbps
+        await super().set_grants(grants_mbps)
         await asyncio.sleep(0.003)
 
 
 OPTIONS = (
     CACHE,
-    ModeOption(parse_mode("int4"), 250_000, 3, 100, 90),
-    ModeOption(parse_mode("prompt"), 500, 0, 150, 80),
-    ModeOption(parse_mode("local"), 0, 300, 0, 60),
+    option("int4", 250_000, 3, 100, 90),
+    option("prompt", 500, 0, 150, 80),
+    option("scout", 400, 10, 400, 70),
+    option("local", 0, 300, 0, 60),
 )
+Event = tuple[str, int, float]
 events = st.lists(
     st.tuples(
         st.sampled_from(["announce", "assign", "received", "finish", "report", "wait"]),
@@ -382,48 +444,91 @@ events = st.lists(
     ),
     max_size=40,
 )
+rules_of_all_kinds = st.sampled_from([Rules(), Rules(False, "late", True), Rules(True, "local", True)])
+
+
+async def play(
+    allocator: Allocator, taken: list[Event], ask: Callable[[Request], Coroutine[Any, Any, Plan]]
+) -> tuple[list[Plan], dict[int, float]]:
+    """Let all this happen. Returns the plans, and when each assigned request left the uplink."""
+    assigning: dict[int, asyncio.Task[Plan]] = {}
+    left_s: dict[int, float] = {}
+    ended: set[int] = set()
+
+    for what, number, amount in taken:
+        if what == "announce" and number not in assigning.keys() | ended:
+            allocator.announce(request(number, *OPTIONS, left_ms=1500, starts_in_ms=amount, agent_id=number % 4))
+        elif what == "assign" and number not in assigning.keys() | ended:
+            asking = request(number, *OPTIONS, left_ms=1500 - amount, agent_id=number % 4)
+            assigning[number] = asyncio.create_task(ask(asking))
+            await asyncio.sleep(0)  # asked, but maybe not answered yet
+        elif what == "received" and number in assigning:
+            allocator.received(number)
+            left_s.setdefault(number, now_s())
+        elif what == "finish":
+            allocator.finish(number)
+            ended.add(number)
+            left_s.setdefault(number, now_s())
+        elif what == "report":
+            await allocator.report(amount)
+        elif what == "wait":
+            await asyncio.sleep(amount / 100)
+    for number in range(8):
+        allocator.finish(number)
+        left_s.setdefault(number, now_s())
+    return list(await asyncio.gather(*assigning.values())), left_s
 
 
 @pytest.mark.parametrize("policy", ["equal", "deadline", "greedy", "quality_max"])
 @settings(max_examples=30, deadline=None)
-@given(taken=events, rules=st.sampled_from([Rules(), Rules(20, False, "late", True), Rules(20, True, "local", True)]))
-def test_whatever_happens_nothing_is_left_behind(
-    policy: str, taken: list[tuple[str, int, float]], rules: Rules
-) -> None:
+@given(taken=events, rules=rules_of_all_kinds)
+def test_whatever_happens_nothing_is_left_behind(policy: str, taken: list[Event], rules: Rules) -> None:
     async def main() -> None:
         link, dispatcher = SlowLink(), LeastLoaded(2)
         allocator = Allocator(AGENTS, make_policy(policy), Ewma(), dispatcher, link, rules)
         await allocator.report(20)
-        assigning: dict[int, asyncio.Task[Any]] = {}
-        ended: set[int] = set()
-        for what, number, amount in taken:
-            if what == "announce" and number not in assigning.keys() | ended:
-                allocator.announce(Request(number, number % 4, 1500, OPTIONS, 1.0, amount))
-            elif what == "assign" and number not in assigning.keys() | ended:
-                asking = Request(number, number % 4, 1500 - amount, OPTIONS)
-                assigning[number] = asyncio.create_task(allocator.assign(asking))
-                await asyncio.sleep(0)  # asked, but maybe not answered yet
-            elif what == "received" and number in assigning:
-                allocator.received(number)
-            elif what == "finish":
-                allocator.finish(number)
-                ended.add(number)
-            elif what == "report":
-                await allocator.report(amount)
-            elif what == "wait":
-                await asyncio.sleep(amount / 100)
-        for number in range(8):
-            allocator.finish(number)
-        if assigning:
-            for asked in (await asyncio.wait(assigning.values()))[0]:
-                decision = asked.result()
-                assert (decision.worker >= 0) == (not decision.assignment.mode.is_local)
+        plans, _ = await play(allocator, taken, allocator.assign)
+        assert all((plan.worker >= 0) == (plan.option.wire_bytes > 0) for plan in plans)
         await asyncio.sleep(1)
         assert dispatcher.free_in_ms() == (0, 0)
-        assert (allocator._waiting, allocator._sending, allocator._regranting) == ({}, {}, None)
+        assert (allocator._announced, list(allocator._transfers), allocator._regranting) == ({}, [], None)
         assert all(mbps >= 0 for mbps in link.grants_mbps.values())
-        asked = await allocator.assign(Request(99, 0, 60_000, OPTIONS))
-        assert asked.assignment.meets and asked.worker == 0
+        asked = await allocator.assign(request(99, *OPTIONS, left_ms=60_000, agent_id=0))
+        assert asked.meets and asked.worker == 0
+
+    virtually(main)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "static_int4"])
+@settings(max_examples=15, deadline=None)
+@given(taken=events, rules=rules_of_all_kinds)
+def test_the_grant_of_a_plan_is_the_one_that_the_link_was_told(policy: str, taken: list[Event], rules: Rules) -> None:
+    """Fails on commit 06bf9f5, where a plan had the policy's own figure (fact D1)."""
+
+    async def main() -> None:
+        link = SlowLink()
+        allocator = Allocator(AGENTS, make_policy(policy), Ewma(), LeastLoaded(2), link, rules)
+        await allocator.report(20)
+        sends: dict[int, tuple[Request, float]] = {}  # those on the uplink, and when each can begin to send
+
+        async def ask(asking: Request) -> Plan:
+            asked_s = now_s()
+            plan = await allocator.assign(asking)
+            if not plan.option.wire_bytes:
+                assert plan.grant_mbps == 0 and plan.ready_s > now_s()
+                return plan
+            sends[asking.request_id] = asking, asked_s + plan.option.edge_ms / 1e3
+            assert plan.grant_mbps == link.grants_mbps[asking.agent_id]
+            if any(t.request_id == asking.request_id for t in allocator._transfers):  # it may have ended meanwhile
+                assert plan.ready_s > now_s() and not math.isnan(plan.ready_s)
+            return plan
+
+        _, left_s = await play(allocator, taken, ask)
+        means_mbps = allocator.mean_grants_mbps()
+        assert set(means_mbps) == {number for number, (_, sends_s) in sends.items() if left_s[number] > sends_s}
+        for number, mean_mbps in means_mbps.items():
+            asking, sends_s = sends[number]
+            assert mean_mbps == pytest.approx(link.mean_mbps(asking.agent_id, sends_s, left_s[number]), rel=1e-6)
 
     virtually(main)
 
@@ -436,15 +541,15 @@ def test_grants_in_force_never_add_up_to_more_than_is_believed(policy: str) -> N
         for turn, mbps in enumerate([20, 5, 40, 0.5, 30]):
             await allocator.report(mbps)
             for agent in range(4):
-                await allocator.assign(Request(10 * turn + agent, agent, 1500, OPTIONS))
-                sending = {sending.agent_id for sending in allocator._sending.values()}
+                await allocator.assign(request(10 * turn + agent, *OPTIONS, left_ms=1500, agent_id=agent))
+                sending = {transfer.agent_id for transfer in allocator._transfers}
                 assert sum(link.grants_mbps[a] for a in sending) <= allocator._estimate_mbps * 1.002
                 await asyncio.sleep(0.05)
             for agent in range(4):
                 allocator.received(10 * turn + agent)
                 await asyncio.sleep(0.05)
-                sending = {sending.agent_id for sending in allocator._sending.values()}
+                sending = {transfer.agent_id for transfer in allocator._transfers}
                 assert sum(link.grants_mbps[a] for a in sending) <= allocator._estimate_mbps * 1.002
-            assert not allocator._sending
+            assert not len(allocator._transfers)
 
     virtually(main)

@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 
 from allocator.modes import adaptive_mode
 from allocator.policies import POLICIES, make_policy
-from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request, Transfer
-from kvcache.modes import PROMPT, SCOUT, parse_mode
+from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request, Solution, Transfer
+from allocator.sharing import sending_of, shares_of
+from tests.support.options import option
 
-KV_MODES = tuple(map(parse_mode, ("full", "int8", "int4")))
+KV_MODES = ("full", "int8", "int4")
 quality = st.floats(0, 120)
 kv_options = st.lists(
     st.builds(
-        ModeOption,
+        option,
         mode=st.sampled_from(KV_MODES),
         wire_bytes=st.integers(100, 50_000_000),
         edge_ms=st.floats(0, 100),
@@ -24,14 +25,17 @@ kv_options = st.lists(
     unique_by=lambda o: o.mode,
 )
 small_options = st.tuples(
-    st.builds(ModeOption, st.just(PROMPT), st.integers(100, 5000), st.just(0), st.floats(0, 1000), quality),
-    st.builds(ModeOption, st.just(SCOUT), st.integers(100, 1000), st.floats(0, 10), st.floats(0, 1000), quality),
-    st.builds(ModeOption, st.just(parse_mode("local")), st.just(0), st.floats(0, 2000), st.just(0), quality),
+    st.builds(option, st.just("prompt"), st.integers(100, 5000), st.just(0), st.floats(0, 1000), quality),
+    st.builds(option, st.just("scout"), st.integers(100, 1000), st.floats(0, 10), st.floats(0, 1000), quality),
+    st.builds(option, st.just("local"), st.just(0), st.floats(0, 2000), st.just(0), quality),
 )
 options = st.builds(lambda kv, small: (*kv, *small), kv_options, small_options)
 some_options = st.one_of(options, kv_options.map(tuple))
-time_left_ms = st.floats(-100, 10_000)
+time_left_s = st.floats(-0.1, 10)
 weight = st.sampled_from([1.0, 2.0, 0.5])
+starts_in_s = st.sampled_from([0.0, 0.0, 0.25])
+NOW_S = 20.0
+MINIMUM_RATE = pytest.mark.parametrize("name", ["deadline", "greedy", "optimal"])
 
 
 @st.composite
@@ -39,66 +43,124 @@ def problems(draw: st.DrawFn, offered: st.SearchStrategy[tuple[ModeOption, ...]]
     sizes = draw(st.lists(st.integers(1, 10**9), min_size=1, max_size=12))
     agents = tuple(AgentInfo(i, size) for i, size in enumerate(sizes))
     agent_id = st.sampled_from(range(len(agents)))
-    requests = tuple(
-        Request(100 + i, draw(agent_id), draw(time_left_ms), draw(offered), draw(weight), draw(starts_in_ms))
-        for i in range(draw(st.integers(0, 8)))
+    requests = []
+    for i in range(draw(st.integers(0, 8))):
+        starts_s = NOW_S + draw(starts_in_s)
+        due_s = starts_s + draw(time_left_s)
+        requests.append(Request(100 + i, draw(agent_id), due_s, draw(offered), draw(weight), starts_s))
+    transfers = []
+    for i in range(draw(st.integers(0, 4))):
+        due_s = NOW_S + draw(time_left_s)
+        transfers.append(Transfer(200 + i, draw(agent_id), draw(st.floats(0, 1e7)), due_s, due_s, draw(weight)))
+    workers = draw(st.none() | st.lists(st.floats(NOW_S, NOW_S + 5), min_size=1, max_size=3).map(tuple))
+    on_infeasible = draw(st.sampled_from(["local", "late"]))
+    return Problem(
+        draw(st.floats(1e-3, 1000)), agents, tuple(requests), tuple(transfers), workers, on_infeasible, NOW_S
     )
-    transfers = tuple(
-        Transfer(200 + i, draw(agent_id), draw(st.floats(0, 1e7)), draw(time_left_ms), draw(weight))
-        for i in range(draw(st.integers(0, 4)))
-    )
-    workers = draw(st.none() | st.lists(st.floats(0, 5000), min_size=1, max_size=3).map(tuple))
-    unsaved = draw(st.sampled_from(["local", "late"]))
-    return Problem(draw(st.floats(1e-3, 1000)), agents, requests, transfers, workers, unsaved)
 
 
-starts_in_ms = st.sampled_from([0.0, 0.0, 250.0])
-BY_NEED = ["deadline", "greedy", "optimal"]
+# What an option meets.
+
+
+@given(
+    st.builds(option, st.just("full"), st.integers(0, 10**8), st.floats(0, 500), st.floats(0, 1000), quality),
+    st.floats(-100, 10_000),
+    st.floats(0.01, 1000),
+    st.floats(1, 100),
+)
+def test_a_rate_meets_a_deadline_from_the_least_rate_on(
+    offered: ModeOption, left_ms: float, mbps: float, more: float
+) -> None:
+    least_mbps = offered.least_mbps(left_ms)
+    if least_mbps < float("inf"):
+        assert offered.meets(least_mbps, left_ms) and offered.meets(least_mbps * more, left_ms)
+    # A rate that is lower, by more than the rounding of the time, doesn't meet it.
+    if offered.meets(mbps, left_ms):
+        assert mbps >= offered.least_mbps(left_ms * (1 + 2 * ROUNDING)) * (1 - ROUNDING)
+    else:
+        assert mbps < least_mbps * (1 + ROUNDING)
+
+
+@given(problems(), st.floats(0.01, 1000))
+def test_in_a_problem_the_first_free_worker_must_be_soon_enough_too(problem: Problem, mbps: float) -> None:
+    free_s = min(problem.workers_free_s) if problem.workers_free_s else NOW_S
+    for request in problem.requests:
+        for offered in request.options:
+            left_ms = problem.time_left_ms(request)
+            cloud_ends_s = max(NOW_S, free_s) + offered.cloud_ms / 1e3 if offered.cloud_ms else NOW_S
+            slack_s = request.due_s - cloud_ends_s
+            if problem.meets(request, offered, mbps):
+                assert offered.meets(mbps, left_ms * (1 + ROUNDING)) and (slack_s >= -1e-6 or not offered.cloud_ms)
+                assert problem.ready_ms(request, offered, mbps) <= left_ms * (1 + 2 * ROUNDING)
+            else:
+                assert not offered.meets(mbps, left_ms) or slack_s < 1e-6
+            least_mbps = offered.least_mbps(left_ms)
+            if least_mbps < float("inf") and slack_s > 1e-6:
+                assert problem.meets(request, offered, least_mbps)
+
+
+@MINIMUM_RATE
+def test_the_first_free_worker_is_waited_for(name: str) -> None:
+    full, local = option("full", 1_250_000, 0, 100, 100), option("local", 0, 500, 0, 60)
+    asking = Request(1, 0, 1.1, (full, local))
+    waiting = Problem(100, (AgentInfo(0, 1),), (asking,), workers_free_s=(0.9, 2.0))
+    assert make_policy(name).solve(waiting).choices[1] == (full, True)
+    assert waiting.ready_ms(asking, full, 100) == pytest.approx(1000)
+    busy = Problem(100, (AgentInfo(0, 1),), (asking,), workers_free_s=(1.001, 2.0))
+    assert make_policy(name).solve(busy).choices[1] == (local, True)
+
+
+# The contract.
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @settings(max_examples=60, deadline=None)
 @given(problem=problems(options))
 def test_contract(name: str, problem: Problem) -> None:
-    solution = make_policy(name).solve(problem)
+    policy = make_policy(name)
+    solution = policy.solve(problem)
+    assert bool(solution.grants_mbps) != policy.minimum_rate
     assert sum(solution.grants_mbps.values()) <= problem.uplink_mbps * (1 + 1e-8)
     assert all(grant >= 0 for grant in solution.grants_mbps.values())
-    assert set(solution.assignments) == {request.request_id for request in problem.requests}
+    assert set(solution.choices) == {request.request_id for request in problem.requests}
     for request in problem.requests:
-        assignment = solution.assignments[request.request_id]
-        option = next(o for o in request.options if o.mode == assignment.mode)
-        assert assignment.predicted_ms >= option.latency_ms(assignment.grant_mbps) * (1 - 1e-9)
-        if assignment.meets:
-            assert option.latency_ms(assignment.grant_mbps) <= request.time_left_ms * (1 + 2 * ROUNDING)
-            assert assignment.predicted_ms <= request.time_left_ms * (1 + 2 * ROUNDING)
+        chosen, meets = solution.choices[request.request_id]
+        assert chosen in request.options
+        if not policy.minimum_rate:
+            assert meets == chosen.meets(solution.grants_mbps[request.agent_id], problem.time_left_ms(request))
     assert make_policy(name).solve(problem) == solution, "a policy is a function of its problem"
 
 
-@pytest.mark.parametrize("name", BY_NEED)
+@MINIMUM_RATE
 @settings(max_examples=60, deadline=None)
 @given(problem=problems())
-def test_grants_by_need(name: str, problem: Problem) -> None:
+def test_choices_by_minimum_rate(name: str, problem: Problem) -> None:
     solution = make_policy(name).solve(problem)
-    of_agent: dict[int, float] = {}
+    needed_mbps = 0.0
     for request in problem.requests:
-        assignment = solution.assignments[request.request_id]
-        option = next(o for o in request.options if o.mode == assignment.mode)
-        if not assignment.meets:
-            silent = [o.mode for o in request.options if not o.wire_bytes]
-            if problem.unsaved == "local" and silent:
-                assert assignment.mode in silent
-            else:
-                assert option.wire_bytes == min(o.wire_bytes for o in request.options if o.wire_bytes)
-        elif problem.workers_free_in_ms is not None and option.cloud_ms:
-            free_ms = problem.cloud_free_in_ms + option.cloud_ms
-            assert free_ms <= (request.starts_in_ms + request.time_left_ms) * (1 + 2 * ROUNDING)
-        if request.starts_in_ms == 0 and option.wire_bytes:
-            of_agent[request.agent_id] = of_agent.get(request.agent_id, 0.0) + assignment.grant_mbps
-    for agent_id, grant_mbps in of_agent.items():
-        assert solution.grants_mbps[agent_id] >= grant_mbps * (1 - 1e-9)
-    assert set(solution.grants_mbps) == set(of_agent) | {t.agent_id for t in problem.transfers}
-    if solution.grants_mbps:
-        assert sum(solution.grants_mbps.values()) == pytest.approx(problem.uplink_mbps), "nothing is left lying about"
+        chosen, meets = solution.choices[request.request_id]
+        if meets:
+            least_mbps = chosen.least_mbps(problem.time_left_ms(request))
+            # A hair more than the least, for the rounding of absolute times.
+            assert problem.meets(request, chosen, least_mbps * (1 + 1e-6))
+            needed_mbps += least_mbps
+            continue
+        silent = [o for o in request.options if not o.wire_bytes]
+        if problem.on_infeasible == "local" and silent:
+            assert chosen in silent
+        else:
+            assert chosen.wire_bytes == min(o.wire_bytes for o in request.options if o.wire_bytes)
+    assert needed_mbps <= problem.uplink_mbps * (1 + 1e-8)
+    shares = shares_of(problem, solution)
+    numbers = {each.request_id for each in (*problem.requests, *problem.transfers)}
+    assert set(shares.rates_mbps) == numbers and all(mbps >= 0 for mbps in shares.rates_mbps.values())
+    if sending_of(problem, solution):
+        assert shares.granted_mbps == pytest.approx(problem.uplink_mbps), "nothing is left lying about"
+
+
+@MINIMUM_RATE
+def test_nothing_to_do(name: str) -> None:
+    assert make_policy(name).solve(Problem(10, (AgentInfo(0, 1),), ())) == Solution({}, {})
 
 
 def test_shares_as_published() -> None:
@@ -107,11 +169,11 @@ def test_shares_as_published() -> None:
     assert make_policy("model_aware").solve(Problem(100, agents, ())).grants_mbps == {0: 25, 1: 75}
 
 
-FULL = ModeOption(parse_mode("full"), 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
-INT8 = ModeOption(parse_mode("int8"), 500_000, 3, 100, 99)
-MIXED = ModeOption(parse_mode("mixed_int4"), 300_000, 3, 100, 107)
-INT4 = ModeOption(parse_mode("int4"), 250_000, 3, 100, 96)
-LOCAL = ModeOption(parse_mode("local"), 0, 170, 0, 75)
+FULL = option("full", 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
+INT8 = option("int8", 500_000, 3, 100, 99)
+MIXED = option("mixed_int4", 300_000, 3, 100, 107)
+INT4 = option("int4", 250_000, 3, 100, 96)
+LOCAL = option("local", 0, 170, 0, 75)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +206,7 @@ def test_static_is_static_and_says_what_it_lacks() -> None:
     agents = (AgentInfo(0, 1),)
     policy = make_policy("static_int8")
     solution = policy.solve(Problem(1, agents, (Request(5, 0, 10, (FULL, INT8)),)))
-    assert solution.assignments[5].mode == INT8.mode
+    assert solution.choices[5].option == INT8
     with pytest.raises(ValueError, match="no mode 'int8', only full"):
         policy.solve(Problem(1, agents, (Request(5, 0, 10, (FULL,)),)))
 

@@ -9,29 +9,30 @@ from hypothesis import strategies as st
 
 from allocator.modes import adaptive_mode
 from allocator.policies.quality_max import DRAWS, QualityMax, delivered_quality
-from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request
-from kvcache.modes import parse_mode
+from allocator.problem import AgentInfo, ModeOption, Problem, Request
+from tests.support.options import option
 
 OPTIONS = (
-    ModeOption(parse_mode("full"), 3_000_000, 20, 167, 100),
-    ModeOption(parse_mode("mixed_int4"), 800_000, 23, 167, 107.1),
-    ModeOption(parse_mode("int4"), 750_000, 23, 167, 96.2),
+    option("full", 3_000_000, 20, 167, 100),
+    option("mixed_int4", 800_000, 23, 167, 107.1),
+    option("int4", 750_000, 23, 167, 96.2),
 )
 AGENTS = tuple(AgentInfo(i, 3_000_000) for i in range(4))
+NOW_S = 50.0
 
 
-def asking(*request_ids: int, mbps: float = 20, deadline_ms: float = 2000) -> Problem:
-    requests = tuple(Request(i, i % len(AGENTS), deadline_ms, OPTIONS) for i in request_ids)
-    return Problem(mbps, AGENTS, requests)
+def asking(*request_ids: int, mbps: float = 20, due_s: float = NOW_S + 2) -> Problem:
+    requests = tuple(Request(i, i % len(AGENTS), due_s, OPTIONS) for i in request_ids)
+    return Problem(mbps, AGENTS, requests, now_s=NOW_S)
 
 
 def delivered(problem: Problem, shares: np.ndarray) -> float:
     total = 0.0
     for request in problem.requests:
         mbps = shares[request.agent_id] * problem.uplink_mbps
-        option = adaptive_mode(request.options, mbps, request.time_left_ms)
-        if option.latency_ms(mbps) <= request.time_left_ms * (1 + ROUNDING):
-            total += option.quality
+        chosen = adaptive_mode(request.options, mbps, problem.time_left_ms(request))
+        if problem.meets(request, chosen, mbps):
+            total += chosen.quality
     return total
 
 
@@ -80,16 +81,16 @@ def test_what_it_remembers_does_not_grow() -> None:
 
 def test_weight_counts() -> None:
     """On an uplink for one of two, the heavier one is served."""
-    requests = (Request(0, 0, 2000, OPTIONS, weight=1), Request(1, 1, 2000, OPTIONS, weight=5))
-    answer = QualityMax().solve(Problem(4, AGENTS[:2], requests)).assignments
+    requests = (Request(0, 0, 2, OPTIONS, weight=1), Request(1, 1, 2, OPTIONS, weight=5))
+    answer = QualityMax().solve(Problem(4, AGENTS[:2], requests)).choices
     assert answer[1].meets and not answer[0].meets
 
 
 @given(
     options=st.lists(
         st.builds(
-            ModeOption,
-            mode=st.text(min_size=1),
+            option,
+            mode=st.sampled_from(["full", "int8", "int4"]),
             wire_bytes=st.integers(0, 10_000_000),
             edge_ms=st.floats(0, 100),
             cloud_ms=st.floats(0, 500),
@@ -104,6 +105,7 @@ def test_weight_counts() -> None:
 def test_draws_are_judged_as_the_adaptive_choice_would_do(
     options: list[ModeOption], time_left_ms: float, mbps: float
 ) -> None:
-    request = Request(0, 0, time_left_ms, tuple(options))
+    request = Request(0, 0, time_left_ms / 1e3, tuple(options))
     problem = Problem(mbps, AGENTS[:1], (request,))
-    assert delivered_quality(request, np.array([mbps]))[0] == delivered(problem, np.array([1.0]))
+    drawn = delivered_quality(request, np.array([mbps]), problem.time_left_ms(request))
+    assert drawn[0] == delivered(problem, np.array([1.0]))

@@ -15,8 +15,8 @@ from allocator.problem import Solution
 
 class Mine:
     name = "mine"
-    standing = False
-    by_need = False
+    static_shares = False
+    minimum_rate = False
     def solve(self, problem):
         return Solution({}, {7: problem.uplink_mbps})
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from allocator.bench.bruteforce import brute_force
 from allocator.bench.instances import draw_problem
 from allocator.policies.greedy import greedy_choice
-from allocator.problem import ModeOption, Problem, Request, Transfer
-from allocator.solver.arrays import rows_of
+from allocator.problem import Problem, Request, Transfer
+from allocator.solver.arrays import UNMET, rows_of
 from allocator.solver.enumerate import few_choice
 from allocator.solver.lexicographic import solve_lexicographic
 from allocator.solver.milp import exact_choice
-from kvcache.modes import parse_mode
+from tests.support.options import option
 
 seeds = st.integers(0, 2**32 - 1)
 fast = settings(max_examples=60, deadline=None)
@@ -46,11 +46,17 @@ def test_a_few_requests_are_solved_exactly(cloud: bool, seed: int) -> None:
     rows = rows_of(problem)
     found = few_choice(problem)
     assert found is not None
-    chosen, kept = found
-    choice = [r.options.index(o) if o else -1 for r, o in zip(problem.requests, chosen, strict=True)]
-    whole = np.array(choice + [0 if k else -1 for k in kept])
-    assert rows.fits(whole)
-    assert rows.worth(whole) == pytest.approx(brute_force(problem), rel=1e-9)
+    choice = np.full(len(rows.weight), UNMET, dtype=np.intp)
+    for row, request in enumerate(problem.requests):
+        chosen, meets = found.choices[request.request_id]
+        choice[row] = request.options.index(chosen) if meets else UNMET
+    assert rows.fits(choice)
+    # The answer says nothing about transfers, which count alike here: the least demanding that fit beside it are kept.
+    for row in sorted(range(len(problem.requests), len(choice)), key=lambda row: rows.need_mbps[0, row]):
+        choice[row] = 0
+        if not rows.fits(choice):
+            choice[row] = UNMET
+    assert rows.worth(choice) == pytest.approx(brute_force(problem), rel=1e-9)
 
 
 @pytest.mark.parametrize("cloud", [False, True], ids=["one budget", "two budgets"])
@@ -70,7 +76,7 @@ def test_deadline_is_near_optimal_and_greedy_is_no_better(cloud: bool, seed: int
 
 
 def test_alike_rows_are_merged_and_split_again() -> None:
-    transfers = tuple(Transfer(i, i, 1e6, 1000.0) for i in range(7))  # 8 Mbit/s each
+    transfers = tuple(Transfer(i, i, 1e6, due_s=1.0, late_s=1.0) for i in range(7))  # 8 Mbit/s each
     rows = rows_of(Problem(40.0, (), (), transfers))
     assert rows.worth(exact_choice(rows).choice) == (5, 0)
     assert rows.worth(solve_lexicographic(rows)) == (5, 0)
@@ -86,15 +92,12 @@ KV_MODES = (("full", 1.0, 0, 100.0), ("int8", 0.508, 3, 99.6), ("mixed_int4", 0.
 @pytest.mark.parametrize("spread", [0.0, 0.3], ids=["deadlines in common", "for each"])
 def test_many_agents_that_the_uplink_is_too_small_for(spread: float, workers: tuple[float, ...] | None) -> None:
     kinds = [
-        tuple(
-            ModeOption(parse_mode(mode), int(share * size), edge_ms, decode_ms, q)
-            for mode, share, edge_ms, q in KV_MODES
-        )
+        tuple(option(mode, int(share * size), edge_ms, decode_ms, q) for mode, share, edge_ms, q in KV_MODES)
         for size, decode_ms in MODELS
     ]
     late_ms = 5350 * np.random.default_rng(0).uniform(1 - spread, 1 + spread, 1000)
-    requests = tuple(Request(i, i, float(late_ms[i]), kinds[i % 3]) for i in range(1000))
-    rows = rows_of(Problem(1000.0, (), requests, workers_free_in_ms=workers))
+    requests = tuple(Request(i, i, float(late_ms[i]) / 1e3, kinds[i % 3]) for i in range(1000))
+    rows = rows_of(Problem(1000.0, (), requests, workers_free_s=workers))
     near, greedy = solve_lexicographic(rows), greedy_choice(rows)
     assert rows.fits(near)
     assert rows.worth(near)[0] >= rows.worth(greedy)[0] >= 258

@@ -56,7 +56,7 @@ def test_defaults_and_derived(tmp_path: Path) -> None:
     assert len(scenario.schedule()) == 6
     assert load(tmp_path, GOOD, ["static_int8"]).allocators == [AllocatorSettings(policy="static_int8")]
     assert scenario.allocator_names == ["deadline"]
-    assert (scenario.hedge, scenario.unsaved, scenario.planning_margin_ms) == (False, "local", 50.0)
+    assert (scenario.hedge, scenario.on_infeasible, scenario.planning_margin_ms) == (False, "local", 50.0)
     assert load(tmp_path, GOOD.replace("5000", "1000")).planning_margin_ms == 20.0
     assert scenario.agent_weights == [1.0, 1.0, 1.0]
 
@@ -249,7 +249,11 @@ ALLOCATORS = "name: small\nallocators:\n  - "
             "s.yaml:2: margin_ms: 5000 ms leaves nothing of the deadline of 5000 ms",
         ),
         ("name: small", "name: small\nmargin_ms: -1", "s.yaml:2: margin_ms: -1: input should be greater than or equal"),
-        ("name: small", "name: small\nunsaved: drop", "s.yaml:2: unsaved: 'drop': input should be 'local' or 'late'"),
+        (
+            "name: small",
+            "name: small\non_infeasible: drop",
+            "s.yaml:2: on_infeasible: 'drop': input should be 'local' or 'late'",
+        ),
         ("name: small", "name: small\nhedge: maybe", "s.yaml:2: hedge: 'maybe': input should be a valid boolean"),
         ("count: 2", "count: 2, weight: 0", "s.yaml:9: agents.groups[0].weight: 0: input should be greater than 0"),
         ("count: 2", "count: 2, weight: -3", "s.yaml:9: agents.groups[0].weight: -3: input should be greater than 0"),
@@ -416,7 +420,7 @@ changes = st.fixed_dictionaries(
         "context": st.just("resident"),
         "allocators": st.lists(allocators, min_size=1, max_size=4),
         "hedge": st.booleans(),
-        "unsaved": st.sampled_from(["local", "late"]),
+        "on_infeasible": st.sampled_from(["local", "late"]),
         "margin_ms": st.none() | st.floats(0, 599),
         "timeout_ms": st.none() | st.floats(3_600_000, 1e9),
         "arrivals": arrival_processes,

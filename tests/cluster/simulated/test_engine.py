@@ -151,7 +151,7 @@ def test_overload_balances(simulate: Callable[..., Any]) -> None:
         timeout_ms=1000,
         uplink={"channel": {"kind": "steps", "steps": [[0, 20], [2, 0.1], [3, 40]]}},
         allocators=["equal", "deadline", {"policy": "deadline", "hedge": True}, "static_prompt"],
-        unsaved="late",
+        on_infeasible="late",
     )
     rows = rows_of(loaded, result)
     assert set(rows.status) == set(Status)

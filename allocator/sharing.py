@@ -1,0 +1,184 @@
+"""The one rule that shares the uplink: earliest due time first, work-conserving.
+
+A policy that chooses by minimum rate says which mode each request gets; this module says who sends how fast. A transfer
+that is due soon goes first, one that is due later can wait for it. So a new request needs only the rate that the uplink
+has left on average until its own due time, and that is more than is left of it at this moment.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappush, heapreplace
+
+from allocator.problem import ModeOption, OnInfeasible, Problem, Request, Solution, Transfer
+
+# Transfers whose sizes differ by less have the same size: float noise must neither pass the remainder of the uplink
+# from one to another nor give up a transfer that just fits.
+SAME_BYTES = 1.0
+NOTHING_MBPS = 1e-6
+BYTES_PER_S = 125_000.0  # at 1 Mbit/s
+
+
+def beside_transfers(problem: Problem) -> Problem:
+    """The problem of the requests alone, on the rate that the transfers in flight leave until the first request is due.
+
+    The bytes of a transfer are spread until then if it is due sooner. No transfer is given up for a new request.
+    """
+    if not problem.transfers or not problem.requests:
+        return replace(problem, transfers=())
+    asker, now_s = problem.requests[0], problem.now_s
+    compute_ms = max(option.edge_ms + option.cloud_ms for option in asker.options)
+    until_s = (problem.time_left_ms(asker) - compute_ms) / 1e3
+    taken_mbps = 0.0
+    for transfer in problem.transfers:
+        left_s = transfer.due_s - max(now_s, transfer.starts_s)
+        if left_s > 0:
+            taken_mbps += transfer.bytes_left * 8e-6 / max(left_s, until_s, 1e-3)
+    return replace(problem, uplink_mbps=max(problem.uplink_mbps - taken_mbps, NOTHING_MBPS), transfers=())
+
+
+def share_uplink(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> dict[int, float]:
+    """Grants (Mbit/s by agent id): in order of due time every transfer gets the lowest rate that is enough.
+
+    If not all can be in time, as many as possible are (Moore and Hodgson 1968: whenever the next in order is late, the
+    largest so far is given up), and the others wait. The remainder goes to the transfer with the fewest bytes left:
+    that frees its agent soonest and leaves other grants as they are.
+    """
+    grants = {transfer.agent_id: 0.0 for transfer in transfers}
+    for transfer, mbps in zip(transfers, _rates(transfers, uplink_mbps, now_s), strict=True):
+        grants[transfer.agent_id] += mbps
+    return grants
+
+
+def finish_times_s(
+    transfers: Sequence[Transfer], uplink_mbps: float, now_s: float, until_id: int | None = None
+) -> dict[int, float]:
+    """When each transfer will have been carried, by request id, if nothing else comes and the uplink stays as it is.
+
+    Empty for an uplink without any rate. The uplink is shared again, by the same rule, whenever a transfer begins or
+    ends.
+
+    Args:
+        until_id: look no further than the end of this request's transfer.
+    """
+    coming = sorted((_copy(transfer) for transfer in transfers), key=lambda t: max(now_s, t.starts_s))[::-1]
+    active: list[Transfer] = []
+    ends: dict[int, float] = {}
+    if uplink_mbps <= 0:
+        return ends
+    while (active or coming) and until_id not in ends:
+        if not active:
+            now_s = max(now_s, coming[-1].starts_s)
+        while coming and coming[-1].starts_s <= now_s:
+            active.append(coming.pop())
+        rates = _rates(active, uplink_mbps, now_s)
+        step_s = min(t.bytes_left / (mbps * BYTES_PER_S) for t, mbps in zip(active, rates, strict=True) if mbps > 0)
+        if coming:
+            step_s = min(step_s, coming[-1].starts_s - now_s)
+        now_s += step_s
+        left = []
+        for transfer, mbps in zip(active, rates, strict=True):
+            transfer.bytes_left -= mbps * BYTES_PER_S * step_s
+            if transfer.bytes_left <= SAME_BYTES:
+                ends[transfer.request_id] = now_s
+            else:
+                left.append(transfer)
+        active = left
+    return ends
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The rates of one solution.
+
+    Attributes:
+        rates_mbps: by request id; of an announced request the rate that is reserved for it.
+        granted_mbps: in all, to agents that send now.
+    """
+
+    rates_mbps: Mapping[int, float]
+    granted_mbps: float
+
+
+def shares_of(problem: Problem, solution: Solution) -> Shares:
+    """Everybody's rate under a solution, all of whose requests are decided at once; transfers in flight come first."""
+    if solution.grants_mbps:
+        grants = solution.grants_mbps
+        rates = {r.request_id: grants[r.agent_id] for r in problem.requests}
+        return Shares(rates, sum(grants.values()))
+    sending = sending_of(problem, solution)
+    mbps = _rates(sending, problem.uplink_mbps, problem.now_s)
+    rates = {transfer.request_id: rate for transfer, rate in zip(sending, mbps, strict=True)}
+    for request in problem.requests:
+        if request.request_id not in rates:
+            option, meets = solution.choices[request.request_id]
+            rates[request.request_id] = option.least_mbps(problem.time_left_ms(request)) if meets else 0.0
+    return Shares(rates, sum(mbps))
+
+
+def sending_of(problem: Problem, solution: Solution) -> list[Transfer]:
+    """The transfers in flight, and those that begin now by this solution."""
+    sending = list(problem.transfers)
+    for request in problem.requests:
+        option = solution.choices[request.request_id].option
+        if option.wire_bytes and request.starts_s <= problem.now_s:
+            due_s = request.due_s - (option.edge_ms + option.cloud_ms) / 1e3
+            sending.append(
+                Transfer(request.request_id, request.agent_id, option.wire_bytes, due_s, due_s, request.weight)
+            )
+    return sending
+
+
+def fallback_option(request: Request, on_infeasible: OnInfeasible) -> ModeOption:
+    """The option of a request that can't meet its deadline: see `Problem.on_infeasible`."""
+    silent = [option for option in request.options if not option.wire_bytes]
+    sending = [option for option in request.options if option.wire_bytes]
+    if silent and (on_infeasible == "local" or not sending):
+        return silent[0]
+    return min(sending, key=lambda option: option.wire_bytes)
+
+
+def _rates(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> list[float]:
+    """Mbit/s of each transfer, by the rule of `share_uplink`."""
+    rates = [0.0] * len(transfers)
+    left_mbps = uplink_mbps
+    for index in _timely(transfers, uplink_mbps, now_s):
+        rates[index] = mbps = min(transfers[index].least_mbps(now_s), left_mbps)
+        left_mbps -= mbps
+    if left_mbps > 0 and transfers:
+        least = 0
+        for index, transfer in enumerate(transfers):
+            if transfer.bytes_left < transfers[least].bytes_left - SAME_BYTES:
+                least = index
+        rates[least] += left_mbps
+    return rates
+
+
+def _timely(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> list[int]:
+    """Indices of as many transfers as can be in time, in order of due time."""
+    bytes_per_s = uplink_mbps * BYTES_PER_S
+    largest: list[tuple[float, int]] = []
+    given_up: set[int] = set()
+    total_bytes = 0.0
+    in_order = sorted(range(len(transfers)), key=lambda i: (_due_in_s(transfers[i], now_s), transfers[i].request_id))
+    for i in in_order:
+        transfer = transfers[i]
+        own_bytes = transfer.bytes_left
+        possible_bytes = bytes_per_s * (transfer.late_s - max(now_s, transfer.starts_s)) + SAME_BYTES
+        if total_bytes + own_bytes <= possible_bytes:
+            heappush(largest, (-own_bytes, i))
+            total_bytes += own_bytes
+        elif largest and -largest[0][0] > own_bytes and total_bytes + own_bytes + largest[0][0] <= possible_bytes:
+            minus_bytes, dropped = heapreplace(largest, (-own_bytes, i))
+            total_bytes += own_bytes + minus_bytes
+            given_up.add(dropped)
+        else:  # the largest itself, or late even without the largest: precautions differ, and so do the latest times
+            given_up.add(i)
+    return [i for i in in_order if i not in given_up]
+
+
+def _due_in_s(transfer: Transfer, now_s: float) -> float:
+    return transfer.due_s - max(now_s, transfer.starts_s)
+
+
+def _copy(t: Transfer) -> Transfer:
+    return Transfer(t.request_id, t.agent_id, t.bytes_left, t.due_s, t.late_s, t.weight, t.starts_s)
