@@ -64,7 +64,7 @@ def test_payload_bytes_and_stage_times_of_a_profile_are_taken_as_they_are(write:
     assert (str(int4.mode), int4.wire_bytes, int4.edge_ms, int4.cloud_ms) == ("int4", 2_325_000, 18 + 3, 167)
     assert (str(local.mode), local.wire_bytes, local.edge_ms, local.cloud_ms) == ("local", 0, 18 + 167, 0)
     assert named.problem.agents[0].kv_bytes == 9_300_000
-    assert named.problem.workers_free_in_ms is None
+    assert named.problem.workers_free_s is None
 
 
 def test_what_an_agent_says_stands_instead_of_what_the_problem_says(write: Any) -> None:
@@ -80,7 +80,7 @@ def test_what_an_agent_says_stands_instead_of_what_the_problem_says(write: Any) 
     assert [request.weight for request in named.problem.requests] == [1, 3, 1]
     assert list(named.names) == [0, "camera", 2]
     assert named.problem.agents[2].kv_bytes == 77
-    assert named.problem.workers_free_in_ms == (0, 0)
+    assert named.problem.workers_free_s == (0, 0)
 
 
 @pytest.mark.parametrize(
