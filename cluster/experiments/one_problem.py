@@ -27,9 +27,7 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
     solution = make_policy(policy).solve(problem)
     rates_mbps = shares_of(problem, solution).rates_mbps
     latencies_ms = predicted_latencies_ms(problem, solution, rates_mbps)
-    needed_mbps = (
-        rates_mbps[request.request_id] for request in problem.requests if solution.choices[request.request_id].meets
-    )
+    needed_mbps = [_needed_mbps(problem, request, solution) for request in problem.requests]
     left_mbps = problem.uplink_mbps - sum(needed_mbps)
     rows = []
     for name, request in zip(named.names, problem.requests, strict=True):
@@ -56,6 +54,14 @@ def allocate(named: NamedProblem, policy: str) -> dict[str, Any]:
         "assignments": rows,
         "unserved": [row["agent"] for row in rows if not row["meets_deadline"]],
     }
+
+
+def _needed_mbps(problem: Problem, request: Request, solution: Solution) -> float:
+    """The rate that a request in time takes from the others: its share, or the lowest that is enough."""
+    option, meets = solution.choices[request.request_id]
+    if not meets:
+        return 0.0
+    return solution.grants_mbps.get(request.agent_id) or option.least_mbps(problem.time_left_ms(request))
 
 
 def predicted_latencies_ms(problem: Problem, solution: Solution, rates_mbps: Mapping[int, float]) -> dict[int, float]:

@@ -76,7 +76,7 @@ def test_what_an_agent_says_stands_instead_of_what_the_problem_says(write: Any) 
     named = load_problem(write(problem(agents=agents, modes=["int8", "int4"], cloud_slots=2)))
     offered = [[str(option.mode) for option in request.options] for request in named.problem.requests]
     assert offered == [["int8", "int4"], ["scout"], ["small"]]
-    assert [request.time_left_ms for request in named.problem.requests] == [2100, 500, 2100]
+    assert [request.due_s for request in named.problem.requests] == [2.1, 0.5, 2.1]
     assert [request.weight for request in named.problem.requests] == [1, 3, 1]
     assert list(named.names) == [0, "camera", 2]
     assert named.problem.agents[2].kv_bytes == 77
