@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from agents.uplink import ConnectionLost
-from allocator.online.service import Allocator, Decision, Link
-from allocator.problem import Request
+from allocator.online.service import Allocator, Link
+from allocator.problem import Plan, Request
 from cloud.worker import Job, Worker
 from models.clock import sleep_ms
 
@@ -98,7 +98,7 @@ class SimulatedAllocator(Freezable):
     def announce(self, request: Request) -> None:
         self._send(self._allocator.announce, request)
 
-    async def assign(self, request: Request) -> Decision:
+    async def assign(self, request: Request) -> Plan:
         await self._agent_running(request.agent_id)
         await sleep_ms(self._way_ms)
         await self.running.wait()
