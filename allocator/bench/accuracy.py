@@ -102,7 +102,7 @@ def _against_brute_force(rng: np.random.Generator, problems: int) -> BruteForce:
     for index in range(problems):
         problem = draw_problem(rng, int(rng.integers(1, 7)), cloud=index % 2 == 1)
         rows = rows_of(problem)
-        found, best = rows.worth(exact_choice(rows).choice), brute_force(problem)
+        found, best = rows.objective(exact_choice(rows).choice), brute_force(problem)
         worse += any(abs(a - b) > _SAME * (1 + b) for a, b in zip(found, best, strict=True))
     return BruteForce(problems, worse)
 
@@ -115,11 +115,11 @@ def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list
         cloud = index % 2 == 1
         rows = rows_of(draw_problem(rng, int(rng.integers(4, most + 1)), cloud))
         exact = exact_choice(rows, _LIMIT_S)
-        weight, quality = rows.worth(exact.choice)
+        weight, quality = rows.objective(exact.choice)
         proven = exact.weight_bound <= weight * (1 + _SAME) and exact.quality_bound <= quality * (1 + _PROVEN)
         for name, choose in choosers.items():
             gaps = table.setdefault((name, cloud, proven), _Gaps())
-            gaps.add(rows.worth(choose(rows)), (weight, quality), exact)
+            gaps.add(rows.objective(choose(rows)), (weight, quality), exact)
     return [
         AgainstOptimal(
             policy=name,

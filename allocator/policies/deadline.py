@@ -2,7 +2,7 @@
 
 from allocator.problem import Problem, Solution
 from allocator.solver.arrays import rows_of, solution_of
-from allocator.solver.enumerate import few_choice
+from allocator.solver.enumerate import enumerate_choices
 from allocator.solver.lexicographic import solve_lexicographic
 
 
@@ -17,4 +17,4 @@ class Deadline:
     minimum_rate = True
 
     def solve(self, problem: Problem) -> Solution:
-        return few_choice(problem) or solution_of(problem, solve_lexicographic(rows_of(problem)))
+        return enumerate_choices(problem) or solution_of(problem, solve_lexicographic(rows_of(problem)))

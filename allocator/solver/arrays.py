@@ -1,4 +1,4 @@
-"""A problem as arrays: a row for every request and transfer, a layer for every option."""
+"""A problem as arrays: a row for every request and transfer, along the other axis the options."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _CACHED_TABLES = 1024
 
 
 class _Table(NamedTuple):
-    """The options of one tuple; `busy_ms` is compute on edge and cloud, `kbit` what crosses the uplink."""
+    """Columns of a tuple of options; `busy_ms` is compute time on edge and cloud, `kbit` the size on the uplink."""
 
     kbit: list[float]
     busy_ms: list[float]
@@ -33,14 +33,14 @@ class Rows:
     """Requests first, then transfers (one option each, of quality 0 and no cloud time), in the problem's order.
 
     Attributes:
-        need_mbps: (options, rows) least grant, inf where no grant is enough, the whole uplink isn't, or the first
-            free worker comes too late.
+        need_mbps: (options, rows) least rate that meets the deadline; inf if it is more than the uplink, or if the
+            first worker is free too late.
         cloud_ms: (options, rows).
         quality: (options, rows) times the row's weight.
         weight: (rows,).
-        uplink_mbps: with the rounding that predicted times are allowed.
-        stage: (rows,) which of the deadlines below a row has; 0 where cloud time doesn't matter.
-        budget_ms: cloud time until each distinct deadline, ascending; empty if cloud time can't run out.
+        uplink_mbps: with the tolerance that predicted times are allowed.
+        stage: (rows,) index of the row's deadline in `budget_ms`, or its length for a row in no budget.
+        budget_ms: (deadlines,) worker time until each deadline whose budget can be exceeded, ascending.
     """
 
     need_mbps: Floats
@@ -51,20 +51,20 @@ class Rows:
     stage: Ints
     budget_ms: Floats
 
-    def used(self, choice: Ints) -> tuple[float, Floats]:
-        """Mbit/s in all, and cloud ms until each deadline, of one option (or UNMET) for every row."""
+    def usage(self, choice: Ints) -> tuple[float, Floats]:
+        """Rates (Mbit/s) in all, and cloud work (ms) due by each deadline, of an option or UNMET for every row."""
         rows = np.flatnonzero(choice >= 0)
         picked = choice[rows]
         cloud_ms = np.bincount(self.stage[rows], self.cloud_ms[picked, rows], len(self.budget_ms)).astype(np.float64)
         return float(self.need_mbps[picked, rows].sum()), cloud_ms.cumsum()[: len(self.budget_ms)]
 
-    def fits(self, choice: Ints) -> bool:
-        """Whether all budgets hold."""
-        mbps, cloud_ms = self.used(choice)
+    def feasible(self, choice: Ints) -> bool:
+        """Whether a choice keeps all budgets."""
+        mbps, cloud_ms = self.usage(choice)
         return mbps <= self.uplink_mbps and bool((cloud_ms <= self.budget_ms).all())
 
-    def worth(self, choice: Ints) -> tuple[float, float]:
-        """Weight that meets its deadline, and weighted quality."""
+    def objective(self, choice: Ints) -> tuple[float, float]:
+        """Weight that meets its deadline, and weighted quality, of a choice."""
         rows = np.flatnonzero(choice >= 0)
         return float(self.weight[rows].sum()), float(self.quality[choice[rows], rows].sum())
 
@@ -96,7 +96,7 @@ def rows_of(problem: Problem) -> Rows:
 
 
 def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
-    """kbit, busy_ms, cloud_ms and quality, each (options, rows). Options that a row lacks take forever."""
+    """kbit, busy_ms, cloud_ms and quality, each (options, rows). Options that a row lacks have infinite `busy_ms`."""
     offered = [request.options for request in problem.requests]
     keys = list(map(id, offered))
     distinct = dict(zip(keys, offered, strict=True))
@@ -119,7 +119,7 @@ def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _table(options: tuple[ModeOption, ...]) -> _Table:
-    """Agents share few distinct tuples of options, so these are kept."""
+    """Columns of a tuple of options, cached: agents share few distinct tuples."""
     table = _tables.get(options)
     if table is None:
         if len(_tables) >= _CACHED_TABLES:
@@ -134,19 +134,19 @@ def _table(options: tuple[ModeOption, ...]) -> _Table:
 
 
 def _stages(problem: Problem, deadline_ms: Floats, most_ms: Floats) -> tuple[Ints, Floats]:
-    """Which deadline every row has, and the cloud time until each, without those deadlines that can't bind.
+    """`Rows.stage` and `Rows.budget_ms`: budgets that can't be exceeded are left out.
 
-    A budget binds only if the most that rows may ask until then exceeds it; rows go to the next deadline that may.
+    A budget can be exceeded only by the sum of all rows' longest options; each row belongs to the next one that can.
     """
     distinct, stage = np.unique(deadline_ms, return_inverse=True)
     free_ms = np.sort(np.maximum(0.0, np.array(problem.workers_free_s, dtype=float) - problem.now_s)) * 1e3
-    # Until a deadline, each worker that is free before has the time from when it is.
+    # Each worker contributes the time from when it is free to the deadline.
     workers = np.searchsorted(free_ms, distinct)
     budget = (workers * distinct - np.append(0.0, np.cumsum(free_ms))[workers]) * (1 + ROUNDING)
     binding = np.cumsum(np.bincount(stage, most_ms)) > budget
     if not binding.any():
         return np.zeros(len(deadline_ms), dtype=np.intp), np.empty(0)
-    # Rows after the last binding deadline are in no budget; they get a stage of their own beyond the last.
+    # Rows after the last binding deadline are in no budget: their stage is the number of budgets.
     following = np.concatenate(([0], np.cumsum(binding)))[:-1]
     return following[stage], budget[binding]
 

@@ -1,4 +1,7 @@
-"""The exact answer for a few requests among any number of transfers, in plain Python: what most live calls ask."""
+"""The exact answer for a few requests and any number of transfers, by enumeration in plain Python.
+
+Most live decisions are of this kind, and for them it is faster than arrays.
+"""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,12 +13,12 @@ from allocator.problem import ROUNDING, Choice, ModeOption, Problem, Request, So
 from allocator.sharing import fallback_option
 
 MOST_REQUESTS = 3
-MOST_CONTENT = 16  # requests for whom it is tried whether each can have the best it could have alone
-_MOST_COMBINATIONS = 512
+MOST_UNCONTENDED = 16  # requests, up to which it is tried whether all can have the options that are best alone
+_MOST_COMBINATIONS = 512  # about a millisecond
 
 
-class _Way(NamedTuple):
-    """A way to serve a request in time, or (no option) not to."""
+class _Candidate(NamedTuple):
+    """A candidate to serve a request in time, or (no option) not to."""
 
     mbps: float
     cloud_ms: float
@@ -24,16 +27,17 @@ class _Way(NamedTuple):
     option: ModeOption | None
 
 
-_UNMET = _Way(0.0, 0.0, 0.0, 0.0, None)
+_UNMET = _Candidate(0.0, 0.0, 0.0, 0.0, None)
 
 
-def few_choice(problem: Problem) -> Solution | None:
-    """The best choice; None if the problem isn't of this kind.
+def enumerate_choices(problem: Problem) -> Solution | None:
+    """The solution that `optimal` would give, or None if the problem is too large for enumeration.
 
-    Transfers must count alike: then as many as possible are met by meeting the least demanding first.
+    It is found for up to `MOST_REQUESTS` requests, and for up to `MOST_UNCONTENDED` if all can have the option that is
+    best for them alone. Transfers must have equal weights: as many as possible are met by ascending rate then.
     """
     requests, transfers = problem.requests, problem.transfers
-    if len(requests) > MOST_CONTENT or any(transfer.weight != transfers[0].weight for transfer in transfers):
+    if len(requests) > MOST_UNCONTENDED or any(transfer.weight != transfers[0].weight for transfer in transfers):
         return None
     uplink_mbps = problem.uplink_mbps * (1 + ROUNDING)
     needs = [transfer.least_mbps(problem.now_s) for transfer in transfers]
@@ -41,33 +45,36 @@ def few_choice(problem: Problem) -> Solution | None:
         return Solution({})
     dues_ms = [problem.due_in_ms(request) for request in requests]
     budgets_ms = [problem.cloud_budget_ms(due_ms) * (1 + ROUNDING) for due_ms in dues_ms]
-    ways = [_ways(problem, request, uplink_mbps, ms) for request, ms in zip(requests, budgets_ms, strict=True)]
+    candidates = [
+        _candidates(problem, request, uplink_mbps, ms) for request, ms in zip(requests, budgets_ms, strict=True)
+    ]
     ascending = sorted(need for need in needs if need <= uplink_mbps)
-    together = list(accumulate(ascending, initial=0.0))
-    firsts = tuple(of_request[0] for of_request in ways)
-    if sum(way.mbps for way in firsts) + together[-1] <= uplink_mbps and _cloud_holds(dues_ms, budgets_ms, firsts):
-        return _solution(problem, firsts)
-    if len(requests) > MOST_REQUESTS or prod(map(len, ways)) > _MOST_COMBINATIONS:
+    rate_of_first = list(accumulate(ascending, initial=0.0))
+    best_alone = tuple(of_request[0] for of_request in candidates)
+    rate = sum(candidate.mbps for candidate in best_alone) + rate_of_first[-1]
+    if rate <= uplink_mbps and _edf_feasible(dues_ms, budgets_ms, best_alone):
+        return _solution(problem, best_alone)
+    if len(requests) > MOST_REQUESTS or prod(map(len, candidates)) > _MOST_COMBINATIONS:
         return None
-    each = transfers[0].weight if transfers else 0.0
-    best, best_worth = (_UNMET,) * len(requests), (-1.0, 0.0)
-    for combination in product(*ways):
+    transfer_weight = transfers[0].weight if transfers else 0.0
+    best, best_objective = (_UNMET,) * len(requests), (-1.0, 0.0)
+    for combination in product(*candidates):
         mbps = weight = quality = 0.0
-        for way in combination:
-            mbps += way.mbps
-            weight += way.weight
-            quality += way.quality
+        for candidate in combination:
+            mbps += candidate.mbps
+            weight += candidate.weight
+            quality += candidate.quality
         if mbps > uplink_mbps:
             continue
-        kept = bisect_right(together, uplink_mbps - mbps) - 1
-        worth = (kept * each + weight, quality)
-        if worth > best_worth and _cloud_holds(dues_ms, budgets_ms, combination):
-            best, best_worth = combination, worth
+        kept = bisect_right(rate_of_first, uplink_mbps - mbps) - 1
+        objective = (kept * transfer_weight + weight, quality)
+        if objective > best_objective and _edf_feasible(dues_ms, budgets_ms, combination):
+            best, best_objective = combination, objective
     return _solution(problem, best)
 
 
-def _ways(problem: Problem, request: Request, uplink_mbps: float, budget_ms: float) -> list[_Way]:
-    """The options that can be in time if nobody else asks, without those that another beats in every way."""
+def _candidates(problem: Problem, request: Request, uplink_mbps: float, budget_ms: float) -> list[_Candidate]:
+    """The options that can be in time if nobody else asks, without those that another beats in every candidate."""
     time_left_ms, weight = problem.time_left_ms(request), request.weight
     longest_ms = float("inf")
     if problem.workers_free_s is not None:
@@ -77,29 +84,29 @@ def _ways(problem: Problem, request: Request, uplink_mbps: float, budget_ms: flo
     for option in request.options:
         mbps = option.least_mbps(time_left_ms)
         if mbps <= uplink_mbps and (option.cloud_ms <= longest_ms or not option.cloud_ms):
-            possible.append(_Way(mbps, option.cloud_ms, weight, weight * option.quality, option))
-    possible.sort(key=lambda way: (-way.quality, way.mbps, way.cloud_ms))
-    ways: list[_Way] = []
-    for way in possible:
-        if not any(other.mbps <= way.mbps and other.cloud_ms <= way.cloud_ms for other in ways):
-            ways.append(way)
-    return [*ways, _UNMET]
+            possible.append(_Candidate(mbps, option.cloud_ms, weight, weight * option.quality, option))
+    possible.sort(key=lambda candidate: (-candidate.quality, candidate.mbps, candidate.cloud_ms))
+    candidates: list[_Candidate] = []
+    for candidate in possible:
+        if not any(other.mbps <= candidate.mbps and other.cloud_ms <= candidate.cloud_ms for other in candidates):
+            candidates.append(candidate)
+    return [*candidates, _UNMET]
 
 
-def _cloud_holds(dues_ms: Sequence[float], budgets_ms: Sequence[float], combination: Sequence[_Way]) -> bool:
-    """Whether the work due until each deadline fits until then; ways alone fit by themselves."""
+def _edf_feasible(dues_ms: Sequence[float], budgets_ms: Sequence[float], combination: Sequence[_Candidate]) -> bool:
+    """Whether, for every deadline, the work due by then fits; a single candidate always does."""
     if len(dues_ms) == 1 or budgets_ms[0:1] == [float("inf")]:
         return True
-    work = sorted(zip(dues_ms, budgets_ms, (way.cloud_ms for way in combination), strict=True))
+    work = sorted(zip(dues_ms, budgets_ms, (candidate.cloud_ms for candidate in combination), strict=True))
     return all(
         done_ms <= budget_ms
         for done_ms, (_, budget_ms, _) in zip(accumulate(cloud_ms for *_, cloud_ms in work), work, strict=True)
     )
 
 
-def _solution(problem: Problem, combination: Sequence[_Way]) -> Solution:
+def _solution(problem: Problem, combination: Sequence[_Candidate]) -> Solution:
     choices = {}
-    for request, way in zip(problem.requests, combination, strict=True):
-        option = way.option or fallback_option(request, problem.on_infeasible)
-        choices[request.request_id] = Choice(option, way.option is not None)
+    for request, candidate in zip(problem.requests, combination, strict=True):
+        option = candidate.option or fallback_option(request, problem.on_infeasible)
+        choices[request.request_id] = Choice(option, candidate.option is not None)
     return Solution(choices)

@@ -61,7 +61,7 @@ def _solve(rows: Rows, program: "_Milp", limit_s: float) -> Exact:
         return Exact(nobody, float("inf"), float("inf"))
     if not program.quality.any():
         return Exact(choice, weight_bound, 0.0)
-    least = rows.worth(choice)[0] - _WEIGHT_TOLERANCE * rows.weight.sum()
+    least = rows.objective(choice)[0] - _WEIGHT_TOLERANCE * rows.weight.sum()
     try:
         choice, quality_bound = program.maximize(program.quality, (weight, least), limit_s)
     except _NoSolutionInTime:
@@ -139,7 +139,7 @@ class _Milp:
                 raise RuntimeError(f"optimal: {found.message}")
             counts = np.rint(found.x)
             choice = self._choice(counts)
-            if self._rows.fits(choice):
+            if self._rows.feasible(choice):
                 return choice, -found.mip_dual_bound
             if (self._multiplicity[counts > 0] > 1).any():
                 raise _InfeasibleByRounding

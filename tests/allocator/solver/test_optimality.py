@@ -12,7 +12,7 @@ from allocator.bench.instances import draw_problem
 from allocator.policies.greedy import greedy_choice
 from allocator.problem import Problem, Request, Transfer
 from allocator.solver.arrays import UNMET, rows_of
-from allocator.solver.enumerate import few_choice
+from allocator.solver.enumerate import enumerate_choices
 from allocator.solver.lexicographic import solve_lexicographic
 from allocator.solver.milp import exact_choice
 from tests.support.options import option
@@ -33,9 +33,9 @@ def test_optimal_is_as_good_as_trying_everything(cloud: bool, seed: int) -> None
     problem = drawn(seed, 6, cloud)
     rows = rows_of(problem)
     exact = exact_choice(rows)
-    assert rows.fits(exact.choice)
-    assert rows.worth(exact.choice) == pytest.approx(brute_force(problem), rel=1e-9)
-    assert exact.weight_bound == pytest.approx(rows.worth(exact.choice)[0])
+    assert rows.feasible(exact.choice)
+    assert rows.objective(exact.choice) == pytest.approx(brute_force(problem), rel=1e-9)
+    assert exact.weight_bound == pytest.approx(rows.objective(exact.choice)[0])
 
 
 @pytest.mark.parametrize("cloud", [False, True], ids=["one budget", "two budgets"])
@@ -44,19 +44,19 @@ def test_optimal_is_as_good_as_trying_everything(cloud: bool, seed: int) -> None
 def test_a_few_requests_are_solved_exactly(cloud: bool, seed: int) -> None:
     problem = drawn(seed, 3, cloud)
     rows = rows_of(problem)
-    found = few_choice(problem)
+    found = enumerate_choices(problem)
     assert found is not None
     choice = np.full(len(rows.weight), UNMET, dtype=np.intp)
     for row, request in enumerate(problem.requests):
         chosen, meets = found.choices[request.request_id]
         choice[row] = request.options.index(chosen) if meets else UNMET
-    assert rows.fits(choice)
+    assert rows.feasible(choice)
     # The answer says nothing about transfers, which count alike here: the least demanding that fit beside it are kept.
     for row in sorted(range(len(problem.requests), len(choice)), key=lambda row: rows.need_mbps[0, row]):
         choice[row] = 0
-        if not rows.fits(choice):
+        if not rows.feasible(choice):
             choice[row] = UNMET
-    assert rows.worth(choice) == pytest.approx(brute_force(problem), rel=1e-9)
+    assert rows.objective(choice) == pytest.approx(brute_force(problem), rel=1e-9)
 
 
 @pytest.mark.parametrize("cloud", [False, True], ids=["one budget", "two budgets"])
@@ -66,21 +66,21 @@ def test_deadline_is_near_optimal_and_greedy_is_no_better(cloud: bool, seed: int
     rows = rows_of(drawn(seed, 24, cloud))
     exact = exact_choice(rows, limit_s=1.0)
     near, greedy = solve_lexicographic(rows), greedy_choice(rows)
-    assert rows.fits(near) and rows.fits(greedy)
-    assert rows.worth(near)[0] == pytest.approx(rows.worth(exact.choice)[0])
-    assert rows.worth(greedy)[0] <= exact.weight_bound * (1 + 1e-6)
+    assert rows.feasible(near) and rows.feasible(greedy)
+    assert rows.objective(near)[0] == pytest.approx(rows.objective(exact.choice)[0])
+    assert rows.objective(greedy)[0] <= exact.weight_bound * (1 + 1e-6)
     # One in a thousand is what holds on nearly all problems, and what the bench counts.
-    assert rows.worth(near)[1] >= rows.worth(exact.choice)[1] * 0.98
-    if rows.worth(greedy)[0] == rows.worth(exact.choice)[0]:
-        assert rows.worth(greedy)[1] <= exact.quality_bound * (1 + 1e-6)
+    assert rows.objective(near)[1] >= rows.objective(exact.choice)[1] * 0.98
+    if rows.objective(greedy)[0] == rows.objective(exact.choice)[0]:
+        assert rows.objective(greedy)[1] <= exact.quality_bound * (1 + 1e-6)
 
 
 def test_alike_rows_are_merged_and_split_again() -> None:
     transfers = tuple(Transfer(i, i, 1e6, due_s=1.0, late_s=1.0) for i in range(7))  # 8 Mbit/s each
     rows = rows_of(Problem(40.0, (), (), transfers))
-    assert rows.worth(exact_choice(rows).choice) == (5, 0)
-    assert rows.worth(solve_lexicographic(rows)) == (5, 0)
-    assert rows.worth(greedy_choice(rows)) == (5, 0)
+    assert rows.objective(exact_choice(rows).choice) == (5, 0)
+    assert rows.objective(solve_lexicographic(rows)) == (5, 0)
+    assert rows.objective(greedy_choice(rows)) == (5, 0)
 
 
 # As published: bytes of the cache, and what decoding it takes; then shares of it, encoding, quality.
@@ -99,11 +99,11 @@ def test_many_agents_that_the_uplink_is_too_small_for(spread: float, workers: tu
     requests = tuple(Request(i, i, float(late_ms[i]) / 1e3, kinds[i % 3]) for i in range(1000))
     rows = rows_of(Problem(1000.0, (), requests, workers_free_s=workers))
     near, greedy = solve_lexicographic(rows), greedy_choice(rows)
-    assert rows.fits(near)
-    assert rows.worth(near)[0] >= rows.worth(greedy)[0] >= 258
-    assert rows.worth(near)[1] >= 0.999 * rows.worth(greedy)[1]
+    assert rows.feasible(near)
+    assert rows.objective(near)[0] >= rows.objective(greedy)[0] >= 258
+    assert rows.objective(near)[1] >= 0.999 * rows.objective(greedy)[1]
     if not spread:  # where rows are alike, `optimal` takes no time
-        assert rows.worth(near)[0] == rows.worth(exact_choice(rows).choice)[0] == 258
+        assert rows.objective(near)[0] == rows.objective(exact_choice(rows).choice)[0] == 258
 
 
 @pytest.mark.parametrize("cloud", [False, True], ids=["one budget", "two budgets"])
@@ -114,5 +114,5 @@ def test_weights_that_are_no_multiples_of_each_other(cloud: bool) -> None:
         requests = tuple(replace(request, weight=float(rng.uniform(0.3, 3))) for request in drawn.requests)
         rows = rows_of(replace(drawn, requests=requests, transfers=()))
         near = solve_lexicographic(rows)
-        assert rows.fits(near)
-        assert rows.worth(near)[0] >= 0.99 * rows.worth(exact_choice(rows, 1.0).choice)[0]
+        assert rows.feasible(near)
+        assert rows.objective(near)[0] >= 0.99 * rows.objective(exact_choice(rows, 1.0).choice)[0]
