@@ -24,7 +24,7 @@ BASE = {
     "allocators": ["deadline", "model_aware"],
     "uplink": {"channel": {"kind": "constant", "mbps": 20}},
     "modes": ["int8", "int4", "prompt"],
-    "unsaved": "late",
+    "on_infeasible": "late",
 }
 
 
