@@ -11,7 +11,7 @@ demo: setup  ## The papers' headline over a real, shaped link; then the same kin
 	$(BIN)/scout run configs/small-family.yaml --report
 
 test: setup lint types  ## Lint, types, and every test that this machine can run: on two cores, then those that measure, alone.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not measuring'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not measuring'
 	$(BIN)/python -m pytest -m measuring tests/netem tests/cluster
 
 lint: setup

@@ -23,14 +23,10 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Live runs are measured. One of pytest-xdist's processes has all tests of a module, and of the live engine."""
-    for item in items:
-        if "ray_head" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.measuring)
-        module = item.path.relative_to(item.config.rootpath)
-        item.add_marker(pytest.mark.xdist_group("live" if "live" in module.parts else str(module)))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Live runs are measured."""
+    if "ray_head" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.measuring)
 
 
 def pytest_asyncio_loop_factories(item: pytest.Function) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
