@@ -61,7 +61,7 @@ def test_faults_of_one_turn(live_run: Run, scenario: Write) -> None:
     ]  # fmt: skip
     paused = (rows.agent_id == 2) & (rows.intended_s > 0.6)
     assert (rows[paused].reason == "paused").all() and not (rows[~paused].reason == "paused").any()
-    until_restored = slowest(rows[(rows.agent_id == 0) & rows.intended_s.between(1.9, 2.7)], 3.0)
+    until_restored = slowest(rows[(rows.agent_id == 0) & rows.intended_s.between(2.1, 2.9)], 3.0)
     assert until_restored, "nothing of agent 0 is answered before its link is restored"
     assert slowest(rows[(rows.agent_id != 2) & rows.intended_s.between(5, 5.8)], 6.0), (
         "nor of anybody by a frozen worker"
@@ -71,7 +71,7 @@ def test_faults_of_one_turn(live_run: Run, scenario: Write) -> None:
         set(died.agent_id) == {1}
         and len(rows[(rows.agent_id == 1) & (rows.intended_s > 7)]) == (died.intended_s > 7).sum()
     )
-    assert (rows[(rows.agent_id == 0) & (rows.intended_s > 7)].status == "met").all()
+    assert rows[(rows.agent_id == 0) & (rows.intended_s > 7)].latency_ms.notna().all(), "the others are answered"
 
 
 def slowest(rows: pd.DataFrame, until_s: float) -> bool:
