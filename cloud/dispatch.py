@@ -2,7 +2,7 @@
 
 import math
 
-from allocator.online.dispatcher import NO_WORKER, CloudJob
+from allocator.online.interfaces import NO_WORKER, CloudJob
 from cloud.schedule import Schedule
 from models.clock import now_s
 
@@ -10,7 +10,7 @@ from models.clock import now_s
 class LeastLoaded:
     """Sends each request to the living worker with the least work left; the lowest number among equals.
 
-    Implements `allocator.online.dispatcher.Dispatcher` with a copy of each worker's schedule, which the allocator's
+    Implements `allocator.online.interfaces.Dispatcher` with a copy of each worker's schedule, which the allocator's
     messages drive. The copy can differ from the worker in three ways: messages take time; a hedge that is served before
     its request has arrived is known only from the start of its service, and counts with the cost of the request; and a
     request that is answered earlier than the copy has begun it shows that the copy served in another order, after which

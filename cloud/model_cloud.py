@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from allocator.online.dispatcher import CloudJob
+from allocator.online.interfaces import CloudJob
 from cloud.frames import Header
 from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, Unservable
 from kvcache.errors import WireError

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from allocator.online.dispatcher import CloudJob
+from allocator.online.interfaces import CloudJob
 from cloud.frames import Header
 from models.clock import sleep_ms
 from models.profiles import ModelProfile, ModeProfile

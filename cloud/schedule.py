@@ -7,7 +7,7 @@ from bisect import insort
 from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from allocator.online.dispatcher import CloudJob
+from allocator.online.interfaces import CloudJob
 
 T = TypeVar("T")
 ROUNDING_S = 1e-6

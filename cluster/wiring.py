@@ -11,7 +11,8 @@ from agents.edge import EdgeRuntime, ProfileEdge, common_prefill_ms
 from agents.host import AgentHost, Seat
 from agents.offer import payload_bytes
 from agents.uplink import Uplink
-from allocator.online.service import Allocator, Link, Rules
+from allocator.online.interfaces import Link
+from allocator.online.service import Allocator, Rules
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, ModeOption
 from cloud.dispatch import LeastLoaded

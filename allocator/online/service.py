@@ -4,10 +4,9 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from allocator.online.dispatcher import NO_WORKER, CloudJob, Dispatcher
 from allocator.online.hedging import solve_hedged
+from allocator.online.interfaces import NO_WORKER, CloudJob, Dispatcher, Estimator, Link
 from allocator.online.transfers import Transfers
 from allocator.policies import Policy
 from allocator.problem import AgentInfo, ModeOption, OnInfeasible, Plan, Problem, Request, Solution, Transfer
@@ -23,36 +22,8 @@ TOLERANCE = 1e-3
 SOON_S = 1e-6
 
 
-class Estimator(Protocol):
-    """Believes something about the uplink. See `agents.estimators`."""
-
-    def report(self, mbps: float) -> None:
-        """The base station measured `mbps` over the interval that has just ended."""
-        ...
-
-    def peek(self, mbps: float) -> None:
-        """The rate that begins now; only estimators that openly look ahead use it."""
-        ...
-
-    def estimate(self) -> float:
-        """Mbit/s."""
-        ...
-
-    def spread(self) -> Sequence[float]:
-        """Equally probable rates in Mbit/s, ascending; one if there is no doubt."""
-        ...
-
-
 class NoWorkerAlive(RuntimeError):
     """All cloud workers are lost, and the request can't be answered on the edge."""
-
-
-class Link(Protocol):
-    """Carries grants out."""
-
-    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        """Give each named agent its share of the uplink from now on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from agents.uplink import ConnectionLost
-from allocator.online.service import Allocator, Link
+from allocator.online.interfaces import Link
+from allocator.online.service import Allocator
 from allocator.problem import Plan, Request
 from cloud.worker import Job, Worker
 from models.clock import sleep_ms

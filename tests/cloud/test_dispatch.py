@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.online.dispatcher import NO_WORKER, CloudJob
+from allocator.online.interfaces import NO_WORKER, CloudJob
 from cloud.dispatch import LeastLoaded
 from cloud.frames import CloudStages, Header, Kind
 from cloud.runtime import ProfileCloud

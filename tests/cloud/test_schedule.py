@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.online.dispatcher import CloudJob
+from allocator.online.interfaces import CloudJob
 from cloud.schedule import Schedule, batch_ms
 
 

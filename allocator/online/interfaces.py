@@ -1,6 +1,6 @@
-"""The pool of cloud workers as the allocator sees it."""
+"""The parts that the allocator works with, as it sees them: estimator, pool of cloud workers, link."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,4 +69,32 @@ class Dispatcher(Protocol):
 
     def free_in_ms(self) -> tuple[float, ...]:
         """For each worker, how long it needs for the requests chosen for it, were all there already; inf if lost."""
+        ...
+
+
+class Estimator(Protocol):
+    """Believes something about the uplink. See `agents.estimators`."""
+
+    def report(self, mbps: float) -> None:
+        """The base station measured `mbps` over the interval that has just ended."""
+        ...
+
+    def peek(self, mbps: float) -> None:
+        """The rate that begins now; only estimators that openly look ahead use it."""
+        ...
+
+    def estimate(self) -> float:
+        """Mbit/s."""
+        ...
+
+    def spread(self) -> Sequence[float]:
+        """Equally probable rates in Mbit/s, ascending; one if there is no doubt."""
+        ...
+
+
+class Link(Protocol):
+    """Carries grants out."""
+
+    async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
+        """Give each named agent its share of the uplink from now on."""
         ...
