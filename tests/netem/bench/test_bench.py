@@ -1,6 +1,8 @@
 """The bench on the smallest plan, and its tables."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -49,7 +51,9 @@ def test_what_would_take_too_long_is_skipped_and_says_so() -> None:
     assert "more than 3 s" in row["skipped"]
 
 
-def test_cycles_leave_nothing() -> None:
+def test_cycles_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where no other link's folder is counted
+    monkeypatch.setattr(tempfile, "tempdir", None)
     found = bench_cycles(8, agents=2)
     assert found["cycles"] == 8 and found["killed"] >= 1
     memory = "peak_resident_kib"
