@@ -59,7 +59,7 @@ class ModeOption:
         return max(latency_ms, cloud_free_in_ms + self.cloud_ms) if self.cloud_ms else latency_ms
 
     def meets(self, mbps: float, time_left_ms: float, cloud_free_in_ms: float = 0.0) -> bool:
-        """Whether the answer is there within `time_left_ms`. Every part of the project that asks this asks here."""
+        """Whether the answer is there within `time_left_ms`. The solvers use its inverse, `least_mbps`."""
         return self.ready_ms(mbps, cloud_free_in_ms) <= time_left_ms * (1 + ROUNDING)
 
     def least_mbps(self, time_left_ms: float) -> float:

@@ -42,7 +42,7 @@ def uplink_events(changes: Iterator[RateChange], report_s: float) -> Iterator[Ra
             reports += 1
 
 
-class Channel:
+class ChannelPlayer:
     """The uplink's true rate: the scenario's, unless and as long as an event squeezes it.
 
     Args:

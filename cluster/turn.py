@@ -6,7 +6,7 @@ from typing import Any
 
 from agents.agent import Adjustment
 from allocator.policies import POLICIES, STATIC_PREFIX
-from cluster.channel_player import Channel
+from cluster.channel_player import ChannelPlayer
 from cluster.run_folder.controls import Inbox
 from cluster.run_folder.result import Turn
 from cluster.run_folder.timeline import PERIOD_S, Event, Moment
@@ -47,7 +47,7 @@ class TurnContext:
         self._turn, self._timeline = turn, turn.timeline
         self._epoch_s = epoch_s
         self._inbox, self._shown = inbox, shown
-        self._channel = Channel(scenario.first_mbps, epoch_s, parts, turn, self._spawn)
+        self._channel = ChannelPlayer(scenario.first_mbps, epoch_s, parts, turn, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._undos: dict[str, tuple[Callable[[], Awaitable[None]], asyncio.Task[None] | None]] = {}
 

@@ -28,13 +28,13 @@ class NoWorkerAlive(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What an allocator believes and has given out at one moment.
+    """The state of an allocator at one moment.
 
     Attributes:
-        in_flight: requests on the uplink; waiting: announced, and not decided yet (static
-            shares don't depend on these).
-        cloud_ms: for each worker, when it will have done what is promised to it.
-        grants_mbps: of each agent, in order; 0 of those that have nothing on the uplink.
+        estimate_mbps: the rate that it plans with; of some estimators the mean times their `safety`.
+        in_flight: requests on the uplink; waiting: announced and not decided yet (static shares don't depend on these).
+        cloud_ms: for each worker, the time until it has done the work promised to it.
+        grants_mbps: of each agent, in order; 0 for agents without a transfer.
     """
 
     estimate_mbps: float

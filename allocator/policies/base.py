@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from allocator.modes import adaptive_mode
+from allocator.adaptive import adaptive_mode
 from allocator.problem import AgentInfo, Choice, ModeOption, Problem, Request, Solution
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.channel_player import Channel, RateReport, uplink_events
+from cluster.channel_player import ChannelPlayer, RateReport, uplink_events
 from cluster.run_folder.result import Turn
 from cluster.scenario.events import UplinkStep
 from models.clock import now_s, sleep_until
@@ -64,7 +64,7 @@ class Told:
 def test_a_squeezed_channel_goes_back_to_what_the_scenario_says_by_then() -> None:
     async def main() -> None:
         told, turn = Told(), Turn("deadline")
-        channel = Channel(40, now_s(), told, turn, asyncio.create_task)
+        channel = ChannelPlayer(40, now_s(), told, turn, asyncio.create_task)
         await channel.change(RateChange(0, 40))
         await sleep_until(1)
         channel.squeeze([UplinkStep(mbps=5, for_s=2), UplinkStep(mbps=10, for_s=1)])
@@ -82,7 +82,7 @@ def test_a_squeezed_channel_goes_back_to_what_the_scenario_says_by_then() -> Non
 def test_the_base_station_measures_what_was_there_not_what_was_planned() -> None:
     async def main() -> None:
         told = Told()
-        channel = Channel(40, now_s(), told, Turn("deadline"), asyncio.create_task)
+        channel = ChannelPlayer(40, now_s(), told, Turn("deadline"), asyncio.create_task)
         await sleep_until(1)
         await channel.report(40.0)
         await sleep_until(1.5)
@@ -101,7 +101,7 @@ def test_the_base_station_measures_what_was_there_not_what_was_planned() -> None
 def test_a_later_squeeze_takes_the_place_of_the_one_before() -> None:
     async def main() -> None:
         told = Told()
-        channel = Channel(40, now_s(), told, Turn("deadline"), asyncio.create_task)
+        channel = ChannelPlayer(40, now_s(), told, Turn("deadline"), asyncio.create_task)
         channel.squeeze([UplinkStep(mbps=5, for_s=60)])
         await sleep_until(1)
         channel.squeeze([UplinkStep(mbps=20, for_s=1)])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allocator.modes import adaptive_mode
+from allocator.adaptive import adaptive_mode
 from allocator.policies import POLICIES, make_policy
 from allocator.problem import ROUNDING, AgentInfo, ModeOption, Problem, Request, Solution, Transfer
 from allocator.sharing import sending_of, shares_of

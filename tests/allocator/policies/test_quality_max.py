@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.modes import adaptive_mode
+from allocator.adaptive import adaptive_mode
 from allocator.policies.quality_max import DRAWS, QualityMax, delivered_quality
 from allocator.problem import AgentInfo, ModeOption, Problem, Request
 from tests.support.options import option
