@@ -195,7 +195,10 @@ class Scenario(Settings):
     @cached_property
     def agent_profiles(self) -> list[ModelProfile]:
         """The profile of every agent, by agent id."""
-        return [load_profile(g.profile, self.base_dir) for g in self.agents.groups for _ in range(g.count)]
+        profiles = [load_profile(group.profile, self.base_dir) for group in self.agents.groups]
+        return [
+            profile for group, profile in zip(self.agents.groups, profiles, strict=True) for _ in range(group.count)
+        ]
 
     @cached_property
     def impairments(self) -> Impairments:
