@@ -131,6 +131,8 @@ class Schedule(Generic[T]):
         end_s = max(at_s, self.busy_until_s) if self.busy else at_s
         if any(entry.item == item for entry in self._serving):
             return end_s
+        if not self._queue and len(later) == 1 and later[0][1] == item:  # the job is alone: most cases on idle workers
+            return max(end_s, later[0][0]) + batch_ms([later[0][2]]) / 1e3
         queue = list(self._queue)
         coming = sorted(
             (arrives_s, _Entry(job.deadline_s, job.cost_ms, tie, job, name))

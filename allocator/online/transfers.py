@@ -76,8 +76,8 @@ class Transfers:
         """A transfer has ended, however; whether there was one of that id."""
         if request_id not in self._flying:
             return False
-        self.advance(now_s, grants_mbps)
         transfer = self._flying.pop(request_id)
+        self._carry(transfer, now_s, grants_mbps)
         if now_s > transfer.starts_s:
             self.mean_grants_mbps[request_id] = transfer.granted_bytes / BYTES_PER_S / (now_s - transfer.starts_s)
         del self._by_worker[transfer.worker][request_id]
@@ -90,17 +90,20 @@ class Transfers:
             return
         self._credited_s = now_s
         for transfer in self._flying.values():
-            sent_s = now_s - max(transfer.at_s, transfer.starts_s)
-            if sent_s > 0:
-                granted_bytes = grants_mbps.get(transfer.agent_id, 0.0) * BYTES_PER_S * sent_s
-                transfer.granted_bytes += granted_bytes
-                assert transfer.option is not None
-                possible_bytes = transfer.bytes_left - LEAST_LEFT * transfer.option.wire_bytes
-                carried_bytes = min(granted_bytes, max(0.0, possible_bytes))
-                transfer.bytes_left -= carried_bytes
-                transfer.credited_bytes += carried_bytes
-                self._credited_bytes += carried_bytes
-            transfer.at_s = now_s
+            self._carry(transfer, now_s, grants_mbps)
+
+    def _carry(self, transfer: InFlight, now_s: float, grants_mbps: Mapping[int, float]) -> None:
+        sent_s = now_s - max(transfer.at_s, transfer.starts_s)
+        if sent_s > 0:
+            granted_bytes = grants_mbps.get(transfer.agent_id, 0.0) * BYTES_PER_S * sent_s
+            transfer.granted_bytes += granted_bytes
+            assert transfer.option is not None
+            possible_bytes = transfer.bytes_left - LEAST_LEFT * transfer.option.wire_bytes
+            carried_bytes = min(granted_bytes, max(0.0, possible_bytes))
+            transfer.bytes_left -= carried_bytes
+            transfer.credited_bytes += carried_bytes
+            self._credited_bytes += carried_bytes
+        transfer.at_s = now_s
 
     def correct(self, measured_mbps: float, now_s: float) -> None:
         """Since the last report the uplink may have carried less than was granted: put the excess back, from all alike.
