@@ -92,7 +92,7 @@ class _WorkerCopy:
 
     def promise(self, request_id: int, job: CloudJob) -> None:
         self._promised[request_id] = job
-        self._queue_ms = None
+        self._queue_ms = self._queue_ms + job.cost_ms if self._batch == 1 and self._queue_ms is not None else None
 
     def arrived(self, request_id: int, at_s: float) -> None:
         job = self._take_promise(request_id)
@@ -102,7 +102,8 @@ class _WorkerCopy:
         if not schedule.busy:
             self._idle_since_s = at_s
         schedule.add(request_id, job)
-        self._queue_ms = None
+        if self._batch > 1:
+            self._queue_ms = None
 
     def done(self, request_id: int, gave_up: bool, at_s: float) -> None:
         if self._take_promise(request_id):
