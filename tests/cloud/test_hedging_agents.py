@@ -211,7 +211,7 @@ async def test_an_agent_that_times_out_leaves_no_hedge_behind() -> None:
         run = asyncio.create_task(r.play(0))
         await asyncio.sleep(0.2)
         assert worker.counts == {"hedges_held": 1}
-        r.host.stop()
+        r.host.stop("interrupted")
         with pytest.raises(asyncio.CancelledError):
             await run
         assert [record.reason for record in r.records] == ["interrupted"]

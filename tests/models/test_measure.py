@@ -13,7 +13,7 @@ from models.datasets import Example, family_examples
 from models.f1 import token_f1
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, load_model
-from models.hf.measure import ModeResult, RequestResult, _surprise, find_plan, measure
+from models.hf.measure import ModeResult, RequestResult, _answer_nll, find_plan, measure
 from models.hf.words import context_tokens, query_tokens, random_examples, text_of
 
 torch.set_num_threads(1)
@@ -114,7 +114,7 @@ def test_plans_follow_the_threshold() -> None:
     assert set(find_plan(tiny, examples)) <= {"int4", "int8", "bf16"}
 
 
-def test_surprise_is_the_loss_of_the_whole_sequence() -> None:
+def test_the_negative_log_likelihood_is_the_loss_of_the_whole_sequence() -> None:
     tiny = model("tiny")
     context, query = context_tokens(tiny, EXAMPLES[0].context), query_tokens(tiny, EXAMPLES[0].question)
     found = EdgeModel(tiny).prefill(context, query)
@@ -123,6 +123,6 @@ def test_surprise_is_the_loss_of_the_whole_sequence() -> None:
         logits = tiny.model(input_ids=torch.tensor([[*context, *query, *answer]])).logits[0, -4:-1]
         expected = float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
         whole = found.handover()
-        assert _surprise(tiny, whole, (found.last_token, *answer)) == pytest.approx(expected, rel=1e-4)
+        assert _answer_nll(tiny, whole, (found.last_token, *answer)) == pytest.approx(expected, rel=1e-4)
         hurt = quantized(whole, "int4")
-        assert _surprise(tiny, hurt, (found.last_token, *answer)) != pytest.approx(expected, rel=1e-4)
+        assert _answer_nll(tiny, hurt, (found.last_token, *answer)) != pytest.approx(expected, rel=1e-4)
