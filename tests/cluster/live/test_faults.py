@@ -61,11 +61,11 @@ def test_faults_of_one_turn(live_run: Run, scenario: Write) -> None:
     ]  # fmt: skip
     paused = (rows.agent_id == 2) & (rows.intended_s > 0.6)
     assert (rows[paused].reason == "paused").all() and not (rows[~paused].reason == "paused").any()
-    until_restored = slowest(rows[(rows.agent_id == 0) & rows.intended_s.between(2.1, 2.9)], 3.0)
-    assert until_restored, "nothing of agent 0 is answered before its link is restored"
-    assert slowest(rows[(rows.agent_id != 2) & rows.intended_s.between(5, 5.8)], 6.0), (
-        "nor of anybody by a frozen worker"
-    )
+    at_s = {event["text"]: event["at_s"] for event in done.summary["events"]}  # a busy machine plays events late
+    cut_s, restored_s = at_s["cut the link of agent 0 for 1 s"], at_s["restore the link of agent 0"]
+    assert none_answered(rows[rows.agent_id == 0], cut_s, restored_s), "nothing of agent 0 before its link is restored"
+    frozen_s, thawed_s = at_s["freeze worker 0 for 1 s"], at_s["worker 0 runs again"]
+    assert none_answered(rows[rows.agent_id != 2], frozen_s, thawed_s), "nothing by a frozen worker"
     died = rows[rows.reason == "the host of agent 1 died"]
     assert (
         set(died.agent_id) == {1}
@@ -74,9 +74,10 @@ def test_faults_of_one_turn(live_run: Run, scenario: Write) -> None:
     assert rows[(rows.agent_id == 0) & (rows.intended_s > 7)].latency_ms.notna().all(), "the others are answered"
 
 
-def slowest(rows: pd.DataFrame, until_s: float) -> bool:
-    """Whether these requests, if there are any, were all answered after `until_s`."""
-    return len(rows) > 0 and bool((rows.intended_s + rows.latency_ms / 1e3 >= until_s - 0.05).all())
+def none_answered(rows: pd.DataFrame, since_s: float, until_s: float) -> bool:
+    """Whether requests, of which there are some, that were released between these times have no answer by then."""
+    held = rows[rows.intended_s.between(since_s + 0.1, until_s - 0.1)]
+    return len(held) > 0 and not (held.intended_s + held.latency_ms / 1e3 < until_s - 0.05).any()
 
 
 @pytest.mark.parametrize("part", ["allocator", "helper"])
