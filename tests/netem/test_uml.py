@@ -24,8 +24,7 @@ from tests.support.virtual import virtually
 
 ROOT = Path(__file__).parents[2]
 BOOT_TIMEOUT_S = 400  # two minutes on an idle machine
-# Not among those that measure alone: it is a kernel of its own with the highest priority, and its test only waits.
-pytestmark = pytest.mark.timeout(BOOT_TIMEOUT_S + 50)
+pytestmark = [pytest.mark.timeout(BOOT_TIMEOUT_S + 50), pytest.mark.measuring]
 MEMORY_MB = 512
 INIT = """#!/bin/sh
 cd {root} && export PYTHONDONTWRITEBYTECODE=1
