@@ -139,7 +139,6 @@ def test_a_falling_channel_makes_estimates_fall_and_is_played_in_time(live_run: 
     assert large["mode"].tolist() == ["full", "local"]
 
 
-@pytest.mark.timeless
 def test_gpu_fractions_are_given_out_and_checked(live_run: Run, scenario: Write) -> None:
     groups = yaml.safe_load(scenario().read_text())["agents"]["groups"]
     fits = scenario(agents={"groups": groups, "num_gpus": 0.3}, arrivals=ONCE)
@@ -152,7 +151,6 @@ def test_gpu_fractions_are_given_out_and_checked(live_run: Run, scenario: Write)
     assert len(refused.stderr.strip().splitlines()) <= 2
 
 
-@pytest.mark.timeless
 def test_too_many_cpus_are_refused(live_run: Run, scenario: Write) -> None:
     groups = yaml.safe_load(scenario().read_text())["agents"]["groups"]
     refused = live_run(scenario(agents={"groups": groups, "num_cpus": 3}))
@@ -160,7 +158,6 @@ def test_too_many_cpus_are_refused(live_run: Run, scenario: Write) -> None:
     assert "asks 6.3 CPUs and this node has 4 free: 2 agent actors x agents.num_cpus 3" in refused.stderr
 
 
-@pytest.mark.timeless
 def test_a_late_emulator_says_so(live_run: Run, scenario: Write) -> None:
     done = live_run(scenario(lateness_limit_ms=0.001, arrivals=ONCE), "--allocators", "model_aware")
     assert done.returncode == 1
@@ -182,7 +179,6 @@ def start(scenario_path: Path, run_dir: Path, *arguments: str) -> subprocess.Pop
 LONG = {"kind": "synchronized", "rounds": 40, "period_s": 1.3}
 
 
-@pytest.mark.timeless
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_ends_in_seconds_with_a_partial_report(
     ray_head: str, scenario: Write, tmp_path: Path, signum: int

@@ -15,7 +15,6 @@ from models.f1 import token_f1
 from tests.support.commands import Finished, scout
 from tests.support.links import needs_kernel_link
 
-pytestmark = pytest.mark.timeless
 MODEL = {"edge": "family/tiny", "cloud": "family/base", "dtype": "float32", "max_new_tokens": 8, "count": 7}
 
 

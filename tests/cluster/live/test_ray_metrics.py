@@ -28,7 +28,6 @@ def scraped(port: int) -> str:
         return answer.read().decode()
 
 
-@pytest.mark.timeless
 def test_prometheus_finds_requests_uplink_and_grants(ray_head: str, scenario: Write, tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", FIND_PORT.format(address=ray_head)],
