@@ -121,11 +121,14 @@ def sending_of(problem: Problem, solution: Solution) -> list[Transfer]:
     for request in problem.requests:
         option = solution.choices[request.request_id].option
         if option.wire_bytes and request.starts_s <= problem.now_s:
-            due_s = request.due_s - (option.edge_ms + option.cloud_ms) / 1e3
-            sending.append(
-                Transfer(request.request_id, request.agent_id, option.wire_bytes, due_s, due_s, request.weight)
-            )
+            sending.append(planned_transfer(request, option, problem.now_s))
     return sending
+
+
+def planned_transfer(request: Request, option: ModeOption, begins_s: float) -> Transfer:
+    """The transfer of a request whose work on the edge, after which it sends, begins at `begins_s`."""
+    due_s, starts_s = request.due_s - option.cloud_ms / 1e3, begins_s + option.edge_ms / 1e3
+    return Transfer(request.request_id, request.agent_id, option.wire_bytes, due_s, due_s, request.weight, starts_s)
 
 
 def fallback_option(request: Request, on_infeasible: OnInfeasible) -> ModeOption:

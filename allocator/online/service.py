@@ -10,7 +10,7 @@ from allocator.online.interfaces import NO_WORKER, CloudJob, Dispatcher, Estimat
 from allocator.online.transfers import Transfers
 from allocator.policies import Policy
 from allocator.problem import AgentInfo, ModeOption, OnInfeasible, Plan, Problem, Request, Solution, Transfer
-from allocator.sharing import beside_transfers, finish_times_s, share_uplink
+from allocator.sharing import beside_transfers, finish_times_s, planned_transfer, share_uplink
 
 # A shaper lets an agent wait for its next frame as long as its rate at that time says, whatever the rate becomes
 # meanwhile: after a grant near zero for seconds. So no grant that will change is smaller; a frame at this rate takes
@@ -135,7 +135,7 @@ class Allocator:
         await self._grant(self._shares(now_s) if self._policy.minimum_rate else solution.grants_mbps)
         mbps = self._grants_mbps.get(request.agent_id, 0.0) if option.wire_bytes else 0.0
         ready_s = self._ready_s(request, option, solution, mbps)
-        hedge = hedges.get(request.request_id)
+        hedge = hedges.get(request.request_id) if option.wire_bytes else None
         return Plan(request.request_id, option, worker, mbps, ready_s, meets, self._estimate_mbps, hedge)
 
     def received(self, request_id: int) -> None:
@@ -297,25 +297,13 @@ class Allocator:
 
     def _coming(self, solution: Solution) -> list[Transfer]:
         """The transfers of announced requests, as they were planned with the last decision."""
-        coming = []
-        for request in self._announced.values():
-            choice = solution.choices.get(request.request_id)
-            if choice is not None and choice.option.wire_bytes:
-                option = choice.option
-                due_s = request.due_s - (option.edge_ms + option.cloud_ms) / 1e3
-                begins_s = request.starts_s + option.edge_ms / 1e3
-                coming.append(
-                    Transfer(
-                        request.request_id,
-                        request.agent_id,
-                        option.wire_bytes,
-                        due_s,
-                        due_s,
-                        request.weight,
-                        begins_s,
-                    )
-                )
-        return coming
+        choices = solution.choices
+        announced = [request for request in self._announced.values() if request.request_id in choices]
+        return [
+            planned_transfer(request, option, request.starts_s)
+            for request in announced
+            if (option := choices[request.request_id].option).wire_bytes
+        ]
 
 
 def _as_of(now_s: float, request: Request, busy: set[int]) -> Request:

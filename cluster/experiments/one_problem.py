@@ -72,7 +72,7 @@ def predicted_latencies_ms(problem: Problem, solution: Solution, rates_mbps: Map
         option, meets = solution.choices[request.request_id]
         latency_ms = problem.ready_ms(request, option, rates_mbps[request.request_id])
         if not meets and request.request_id in ends_s:
-            latency_ms = option.edge_ms + ends_s[request.request_id] * 1e3 + option.cloud_ms
+            latency_ms = ends_s[request.request_id] * 1e3 + option.cloud_ms
         latencies_ms[request.request_id] = latency_ms
     return latencies_ms
 

@@ -206,6 +206,30 @@ def test_lost_workers_get_no_requests(policy: str) -> None:
     virtually(main)
 
 
+class Doubtful(Fixed):
+    """An uplink of the fixed rate, or of hardly any."""
+
+    def spread(self) -> list[float]:
+        return [0.5, self.mbps, self.mbps, self.mbps]
+
+
+def test_nothing_goes_ahead_of_an_answer_on_the_edge() -> None:
+    """A plan that falls back to the edge because no worker is alive has no hedge, whatever the policy planned."""
+
+    async def main() -> None:
+        prompt, local = option("prompt", 500, 0, 150, 80), option("local", 0, 700, 0, 60)
+        policy, estimator = make_policy("static_full"), Doubtful(mbps=100)
+        allocator = Allocator(AGENTS, policy, estimator, LeastLoaded(1), RecordingLink(), Rules(hedge=True))
+        await allocator.report(100)
+        plan = await allocator.assign(request(0, CACHE, prompt, local))
+        assert (plan.option, plan.hedge) == (CACHE, prompt)
+        allocator.worker_lost(0)
+        plan = await allocator.assign(request(1, CACHE, prompt, local))
+        assert (plan.option, plan.hedge) == (local, None)
+
+    virtually(main)
+
+
 def test_a_transfer_isn_t_due_sooner_for_what_its_edge_has_still_to_do() -> None:
     """Its least rate counts from when bytes can flow, as those of requests do."""
 
