@@ -9,7 +9,7 @@ from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
 from agents.record import Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
-from allocator.problem import ModeOption, Plan, Request
+from allocator.problem import ModeOption, Plan, Request, local_option
 from cloud.frames import Header, Kind, frame_bytes
 from kvcache.modes import Mode
 from models.profiles import ModelProfile
@@ -144,8 +144,7 @@ class Agent:
                 task.cancel()
 
     def _agree(self, terms: Terms) -> None:
-        silent = [option for option in self.settings.options if not option.wire_bytes]
-        self._last_resort = silent[0] if silent and terms.fall_back else None
+        self._last_resort = local_option(self.settings.options) if terms.fall_back else None
         self._margin_ms = terms.margin_ms
 
     async def serve(self, arrival: Arrival) -> None:

@@ -35,7 +35,8 @@ class Record:
         mode: as assigned; hedge: what went ahead of it, if anything; answered: the mode that the answer came from.
         estimate_mbps: what the allocator believed of the uplink.
         grant_mbps: the agent's share in force at the assignment; mean_grant_mbps: its mean while the request was on the
-            wire, as the allocator changes grants with every arrival and departure.
+            wire, as the allocator changes grants with every arrival and departure (NaN where
+            the turn ended before its allocator could tell).
         payload_bytes, wire_bytes: what was sent, once the worker needs no more of it (0 if it never came to that);
             wire bytes include the headers of every layer.
         quality_credited: the answer's quality whether or not the deadline was met (as the papers count);

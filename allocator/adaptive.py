@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from allocator.problem import ModeOption
+from allocator.problem import ModeOption, smallest_option
 
 
 def adaptive_mode(options: Sequence[ModeOption], mbps: float, time_left_ms: float) -> ModeOption:
@@ -19,4 +19,4 @@ def adaptive_mode(options: Sequence[ModeOption], mbps: float, time_left_ms: floa
     for option in sorted(options, key=lambda o: (-o.quality, o.wire_bytes)):
         if option.meets(mbps, time_left_ms):
             return option
-    return min((o for o in options if o.wire_bytes), key=lambda o: o.wire_bytes, default=options[0])
+    return smallest_option(options)

@@ -12,7 +12,7 @@ Times that end in `_s` are absolute, in seconds on one clock: the running event 
 by itself. Every answer is planned for `due_s`, its deadline less the planning margin; nobody else subtracts a margin.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -68,6 +68,16 @@ class ModeOption:
         if self.wire_bytes == 0:
             return 0.0 if transfer_ms >= 0 else float("inf")
         return self.wire_bytes * 8 / (transfer_ms * 1e3) if transfer_ms > 0 else float("inf")
+
+
+def local_option(options: Sequence[ModeOption]) -> ModeOption | None:
+    """The option that sends nothing, which is answered on the edge; None where there is none."""
+    return next((option for option in options if not option.wire_bytes), None)
+
+
+def smallest_option(options: Sequence[ModeOption]) -> ModeOption:
+    """The option that sends least, of those that send anything; the first of all if none does."""
+    return min((o for o in options if o.wire_bytes), key=lambda o: o.wire_bytes, default=options[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,11 @@ class Problem:
     def meets(self, request: Request, option: ModeOption, mbps: float) -> bool:
         """Whether that answer is in time."""
         return option.meets(mbps, self.time_left_ms(request), self.cloud_free_in_ms - self.starts_in_ms(request))
+
+    def fallback(self, request: Request) -> ModeOption:
+        """The option of a request that can't meet its deadline: see `on_infeasible`."""
+        local = local_option(request.options) if self.on_infeasible == "local" else None
+        return local or smallest_option(request.options)
 
     @property
     def cloud_free_in_ms(self) -> float:

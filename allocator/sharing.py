@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappush, heapreplace
 
-from allocator.problem import ModeOption, OnInfeasible, Problem, Request, Solution, Transfer
+from allocator.problem import ModeOption, Problem, Request, Solution, Transfer
 
 # Transfers whose sizes differ by less have the same size: float noise must neither pass the remainder of the uplink
 # from one to another nor give up a transfer that just fits.
@@ -129,15 +129,6 @@ def planned_transfer(request: Request, option: ModeOption, begins_s: float) -> T
     """The transfer of a request whose work on the edge, after which it sends, begins at `begins_s`."""
     due_s, starts_s = request.due_s - option.cloud_ms / 1e3, begins_s + option.edge_ms / 1e3
     return Transfer(request.request_id, request.agent_id, option.wire_bytes, due_s, due_s, request.weight, starts_s)
-
-
-def fallback_option(request: Request, on_infeasible: OnInfeasible) -> ModeOption:
-    """The option of a request that can't meet its deadline: see `Problem.on_infeasible`."""
-    silent = [option for option in request.options if not option.wire_bytes]
-    sending = [option for option in request.options if option.wire_bytes]
-    if silent and (on_infeasible == "local" or not sending):
-        return silent[0]
-    return min(sending, key=lambda option: option.wire_bytes)
 
 
 def _rates(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> list[float]:

@@ -9,7 +9,17 @@ from allocator.online.hedging import solve_hedged
 from allocator.online.interfaces import NO_WORKER, CloudJob, Dispatcher, Estimator, Link
 from allocator.online.transfers import Transfers
 from allocator.policies import Policy
-from allocator.problem import AgentInfo, ModeOption, OnInfeasible, Plan, Problem, Request, Solution, Transfer
+from allocator.problem import (
+    AgentInfo,
+    ModeOption,
+    OnInfeasible,
+    Plan,
+    Problem,
+    Request,
+    Solution,
+    Transfer,
+    local_option,
+)
 from allocator.sharing import beside_transfers, finish_times_s, planned_transfer, share_uplink
 
 # A shaper lets an agent wait for its next frame as long as its rate at that time says, whatever the rate becomes
@@ -128,7 +138,10 @@ class Allocator:
             job = CloudJob(request.deadline_s, prefill_ms, decode_ms, option.decoder)
             worker = self._dispatcher.choose(request.request_id, job)
             if worker == NO_WORKER:
-                option = _without_cloud(request)
+                local = local_option(request.options)
+                if local is None:
+                    raise NoWorkerAlive("no cloud worker is alive, and no mode is answered on the edge")
+                option = local
                 meets = now_s + option.edge_ms / 1e3 <= request.due_s
         if option.wire_bytes:
             self._transfers.add(request, option, worker, now_s)
@@ -315,14 +328,6 @@ def _as_of(now_s: float, request: Request, busy: set[int]) -> Request:
     if request.agent_id in busy:
         return replace(request, starts_s=now_s)
     return request if request.starts_s > now_s else replace(request, starts_s=now_s + SOON_S)
-
-
-def _without_cloud(request: Request) -> ModeOption:
-    """The fastest option that needs no worker. Raises NoWorkerAlive if there is none."""
-    local = min((o for o in request.options if not o.wire_bytes), key=lambda o: o.edge_ms, default=None)
-    if local is None:
-        raise NoWorkerAlive("no cloud worker is alive, and no mode is answered on the edge")
-    return local
 
 
 def _now_s() -> float:

@@ -12,7 +12,7 @@ from allocator.sharing import BYTES_PER_S
 LEAST_LEFT = 0.03
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class InFlight(Transfer):
     """A transfer as the allocator keeps it; `bytes_left` is as believed at `at_s`.
 
@@ -22,10 +22,10 @@ class InFlight(Transfer):
         granted_bytes: carried if every grant had been used in full.
     """
 
-    option: ModeOption | None = None
-    worker: int = -1
-    planned_s: float = 0.0
-    at_s: float = 0.0
+    option: ModeOption
+    worker: int
+    planned_s: float
+    at_s: float
     credited_bytes: float = 0.0
     granted_bytes: float = 0.0
 
@@ -97,7 +97,6 @@ class Transfers:
         if sent_s > 0:
             granted_bytes = grants_mbps.get(transfer.agent_id, 0.0) * BYTES_PER_S * sent_s
             transfer.granted_bytes += granted_bytes
-            assert transfer.option is not None
             possible_bytes = transfer.bytes_left - LEAST_LEFT * transfer.option.wire_bytes
             carried_bytes = min(granted_bytes, max(0.0, possible_bytes))
             transfer.bytes_left -= carried_bytes
@@ -144,7 +143,6 @@ class Transfers:
             return
         latest_s, longest_s = math.inf, 0.0
         for transfer in sorted(self._by_worker[worker].values(), key=lambda t: (-t.planned_s, -t.request_id)):
-            assert transfer.option is not None
             service_s = transfer.option.cloud_ms / 1e3
             latest_s = min(transfer.planned_s, latest_s) - service_s
             transfer.due_s = latest_s - longest_s

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allocator.problem import ROUNDING, Choice, ModeOption, Problem, Solution
-from allocator.sharing import fallback_option
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -155,6 +154,6 @@ def solution_of(problem: Problem, choice: Ints) -> Solution:
     """The solution that a choice for every row means; a request whose row is UNMET gets its fallback."""
     choices = {}
     for request, index in zip(problem.requests, choice.tolist(), strict=False):
-        option = request.options[index] if index >= 0 else fallback_option(request, problem.on_infeasible)
+        option = request.options[index] if index >= 0 else problem.fallback(request)
         choices[request.request_id] = Choice(option, index >= 0)
     return Solution(choices)

@@ -10,7 +10,6 @@ from math import prod
 from typing import NamedTuple
 
 from allocator.problem import ROUNDING, Choice, ModeOption, Problem, Request, Solution
-from allocator.sharing import fallback_option
 
 MOST_REQUESTS = 3
 MOST_UNCONTENDED = 16  # requests, up to which it is tried whether all can have the options that are best alone
@@ -107,6 +106,6 @@ def _edf_feasible(dues_ms: Sequence[float], budgets_ms: Sequence[float], combina
 def _solution(problem: Problem, combination: Sequence[_Candidate]) -> Solution:
     choices = {}
     for request, candidate in zip(problem.requests, combination, strict=True):
-        option = candidate.option or fallback_option(request, problem.on_infeasible)
+        option = candidate.option or problem.fallback(request)
         choices[request.request_id] = Choice(option, candidate.option is not None)
     return Solution(choices)

@@ -103,11 +103,11 @@ class SimulatedAllocator(Freezable):
         await self._agent_running(request.agent_id)
         await sleep_ms(self._way_ms)
         await self.running.wait()
-        decision = await self._allocator.assign(request)
+        plan = await self._allocator.assign(request)
         await self.running.wait()
         await sleep_ms(self._way_ms)
         await self._agent_running(request.agent_id)
-        return decision
+        return plan
 
     def received(self, request_id: int) -> None:
         self._send(self._allocator.received, request_id)

@@ -28,25 +28,13 @@ from cloud.frames import (
 from cloud.runtime import ProfileCloud
 from cloud.worker import HOLD_MARGIN_S, Job, Worker
 from models.clock import now_s, sleep_until
-from models.profiles import ModelProfile
 from tests.support import workers
 from tests.support.virtual import SocketLoop, virtually
+from tests.support.workers import CACHE_BYTES
+from tests.support.workers import HEDGED_PROFILE as PROFILE
 
 EVENT_LOOP = SocketLoop  # virtual time: a busy machine makes nothing late
 Serving = tuple[Worker, tuple[str, int]]
-CACHE_BYTES = 200_000
-PROFILE = ModelProfile.model_validate(
-    {
-        "name": "test/fast",
-        "kv_bytes": CACHE_BYTES,
-        "edge_prefill_ms": 1,
-        "quality_basis": "none",
-        "modes": {
-            "full": {"payload_bytes": CACHE_BYTES, "decode_ms": 30, "quality": 100},
-            "prompt": {"payload_bytes": 50, "cloud_prefill_ms": 20, "decode_ms": 30, "quality": 80},
-        },
-    }
-)
 FULL, PROMPT = 0, 1
 HEDGE_S = 0.050
 

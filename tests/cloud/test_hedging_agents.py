@@ -19,33 +19,18 @@ from allocator.online.service import Allocator, Rules
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo
 from cloud.dispatch import LeastLoaded
-from cloud.frames import (
-    frame_bytes,
-)
+from cloud.frames import frame_bytes
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.clock import now_s
-from models.profiles import ModelProfile
 from netem.wire import wire_bytes
 from tests.support import workers
 from tests.support.virtual import PatientLoop
-from tests.support.workers import FreeLink
+from tests.support.workers import CACHE_BYTES, FreeLink
+from tests.support.workers import HEDGED_PROFILE as PROFILE
 
 EVENT_LOOP = PatientLoop  # virtual time: a busy machine makes nothing late
 Serving = tuple[Worker, tuple[str, int]]
-CACHE_BYTES = 200_000
-PROFILE = ModelProfile.model_validate(
-    {
-        "name": "test/fast",
-        "kv_bytes": CACHE_BYTES,
-        "edge_prefill_ms": 1,
-        "quality_basis": "none",
-        "modes": {
-            "full": {"payload_bytes": CACHE_BYTES, "decode_ms": 30, "quality": 100},
-            "prompt": {"payload_bytes": 50, "cloud_prefill_ms": 20, "decode_ms": 30, "quality": 80},
-        },
-    }
-)
 FULL, PROMPT = PROFILE.modes
 HEDGE_S = 0.050
 

@@ -10,8 +10,22 @@ from typing import Self
 from cloud.frames import FrameReader, Header
 from cloud.reception import Reception
 from cloud.worker import Worker
+from models.profiles import ModelProfile
 
 ANSWER_TIMEOUT_S = 10.0
+CACHE_BYTES = 200_000
+HEDGED_PROFILE = ModelProfile.model_validate(
+    {
+        "name": "test/fast",
+        "kv_bytes": CACHE_BYTES,
+        "edge_prefill_ms": 1,
+        "quality_basis": "none",
+        "modes": {
+            "full": {"payload_bytes": CACHE_BYTES, "decode_ms": 30, "quality": 100},
+            "prompt": {"payload_bytes": 50, "cloud_prefill_ms": 20, "decode_ms": 30, "quality": 80},
+        },
+    }
+)
 
 
 @asynccontextmanager
