@@ -5,6 +5,7 @@ The worker serves by this code, and the dispatcher predicts by it. It is sans-IO
 
 from bisect import insort
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from allocator.online.interfaces import CloudJob
@@ -134,10 +135,10 @@ class Schedule(Generic[T]):
         if not self._queue and len(later) == 1 and later[0][1] == item:  # the job is alone: most cases on idle workers
             return max(end_s, later[0][0]) + batch_ms([later[0][2]]) / 1e3
         queue = list(self._queue)
-        coming = sorted(
+        coming = [  # the next one to arrive is the last
             (arrives_s, _Entry(job.deadline_s, job.cost_ms, tie, job, name))
-            for tie, (arrives_s, name, job) in enumerate(later, self._ties + 1)
-        )[::-1]
+            for tie, (arrives_s, name, job) in enumerate(sorted(later, key=itemgetter(0)), self._ties + 1)
+        ][::-1]
         while queue or coming:
             if not queue:
                 end_s = max(end_s, coming[-1][0])

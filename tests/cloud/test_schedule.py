@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from allocator.online.interfaces import CloudJob
@@ -111,6 +111,9 @@ jobs = st.builds(
 )
 
 
+SHORT = CloudJob(0.0, 0, 1, "a")
+
+
 def lost_at(at_s: float, jobs: Sequence[tuple[float, float]]) -> set[int]:
     return {n for n, (deadline_s, cost_ms) in enumerate(jobs) if deadline_s - cost_ms / 1e3 < at_s - 1e-6}
 
@@ -150,6 +153,7 @@ def test_all_deadlines_are_met_if_any_order_meets_them(jobs: list[tuple[float, i
 
 
 @given(st.lists(jobs, max_size=8), st.lists(st.tuples(moments, jobs), max_size=5), st.integers(1, 3), moments)
+@example(here=[SHORT], coming=[(0.001, SHORT), (0.0, SHORT)], batch=1, at_s=0.003)  # equal jobs, announced in reverse
 def test_predictions_agree_with_the_service_that_follows(
     here: list[CloudJob], coming: list[tuple[float, CloudJob]], batch: int, at_s: float
 ) -> None:
