@@ -24,8 +24,10 @@ from allocator.sharing import beside_transfers, finish_times_s, planned_transfer
 
 # A shaper lets an agent wait for its next frame as long as its rate at that time says, whatever the rate becomes
 # meanwhile: after a grant near zero for seconds. So no grant that will change is smaller; a frame at this rate takes
-# 24 ms. (A grant is a cap: the channel's own rate still holds.)
+# 24 ms. On a fast uplink, where transfers are short, such a wait would cost more than the transfer: there a grant is at
+# least this share of the uplink. (A grant is a cap: the channel's own rate still holds.)
 LEAST_GRANT_MBPS = 0.5
+LEAST_SHARE = 0.02
 # A grant that would change by a smaller share of it stays as it is.
 TOLERANCE = 1e-3
 # An announced request that is late in asking is planned to begin this much later than now: it doesn't send yet.
@@ -231,7 +233,7 @@ class Allocator:
         static = self._policy.static_shares
         if static and self._static_for_mbps == self._estimate_mbps:
             return
-        least_mbps = 0.0 if static else LEAST_GRANT_MBPS
+        least_mbps = 0.0 if static else max(LEAST_GRANT_MBPS, LEAST_SHARE * self._estimate_mbps)
         in_force = self._grants_mbps
         changed = {}
         for agent_id, asked_mbps in grants_mbps.items():

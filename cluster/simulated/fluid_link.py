@@ -2,6 +2,10 @@
 
 Each transfer flows at up to its agent's grant (hop 1); all together flow at up to the channel's rate, shared max-min
 fairly (hop 2). Rates are piecewise constant, so a transfer's end time is exact until the next rate change.
+
+One thing is kept of the packets: a grant that is raised acts from the sender's next frame on, for the wait before that
+frame was set by the grant under which the last one left (an HTB class in debt; `sch_htb` has no way to shorten the
+wait). At 0.5 Mbit/s that is up to 24 ms, in which a shared link stays idle whenever one sender is stopped for another.
 """
 
 import asyncio
@@ -17,16 +21,17 @@ from cluster.simulated.tcp_model import AgentPath, Window
 from models.clock import now_s, sleep_ms
 from netem.fairness import max_min_shares
 from netem.link import CongestionControl
-from netem.wire import wire_bytes
+from netem.wire import FRAME_BYTES, wire_bytes
 
 ROUNDING = 1 + 1e-9
+SOON_S = 1e-6
 NO_IMPAIRMENT = AgentPath()
 
 
 class _Flow:
     """One agent's transfer in progress."""
 
-    __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "timer", "window")
+    __slots__ = ("agent_id", "at_s", "bits", "bits_left", "done", "mbps", "raised_mbps", "raising", "timer", "window")
 
     def __init__(self, agent_id: int, bits: float, window: Window | None) -> None:
         self.agent_id = agent_id
@@ -36,6 +41,8 @@ class _Flow:
         self.mbps = 0.0
         self.at_s = now_s()
         self.timer: asyncio.TimerHandle | None = None
+        self.raised_mbps = 0.0
+        self.raising: asyncio.TimerHandle | None = None  # puts a higher grant in force
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def set_rate(self, mbps: float) -> None:
@@ -53,6 +60,10 @@ class _Flow:
     def carried_bits(self, at_s: float) -> float:
         """Bits carried until `at_s`, which must not precede the last rate change."""
         return min(self.bits, self.bits - self.bits_left + (at_s - self.at_s) * self.mbps * 1e6)
+
+    def next_frame_s(self, frame_bits: float, grant_mbps: float) -> float:
+        """How long the sender waits for its next frame under this grant."""
+        return (-self.carried_bits(now_s()) % frame_bits) / (grant_mbps * 1e6)
 
     def progress(self) -> None:
         """Account for the bits carried until now."""
@@ -72,10 +83,17 @@ class _Flow:
 
 
 class FluidLink:
-    """All agents' links and their shared hop."""
+    """All agents' links and their shared hop.
 
-    def __init__(self, channel_mbps: float, grant_mbps: float) -> None:
+    Args:
+        channel_mbps: true rate of the shared hop (link-layer Mbit/s).
+        grant_mbps: grant of each agent until `set_grants`.
+        frame_bytes: frames that senders wait for.
+    """
+
+    def __init__(self, channel_mbps: float, grant_mbps: float, frame_bytes: float = FRAME_BYTES) -> None:
         self._channel_mbps = channel_mbps
+        self._frame_bits = frame_bytes * 8
         self._first_grant_mbps = grant_mbps
         self._grants_mbps: dict[int, float] = {}
         self._flows: dict[int, _Flow] = {}
@@ -95,18 +113,39 @@ class FluidLink:
         self._share()
 
     async def set_grants(self, grants_mbps: Mapping[int, float]) -> None:
-        """Set these agents' grants (link-layer Mbit/s); the others keep theirs."""
+        """Set these agents' grants (link-layer Mbit/s); the others keep theirs.
+
+        The higher grant of an agent that sends is in force from its next frame on.
+        """
         changed = []
         for agent_id, mbps in grants_mbps.items():
             flow = self._flows.get(agent_id)
-            if flow is not None:
-                self._limits_sum_mbps -= self._limit_mbps(flow)
-            self._grants_mbps[agent_id] = mbps
-            if flow is not None:
-                self._limits_sum_mbps += self._limit_mbps(flow)
+            if flow is None:
+                self._grants_mbps[agent_id] = mbps
+                continue
+            if flow.raising is not None:
+                flow.raising.cancel()
+                flow.raising = None
+            before_mbps = self._grant_mbps(agent_id)
+            wait_s = flow.next_frame_s(self._frame_bits, before_mbps) if 0 < before_mbps < mbps else 0.0
+            if wait_s > SOON_S:
+                flow.raised_mbps = mbps
+                flow.raising = asyncio.get_running_loop().call_later(wait_s, self._raise, flow, mbps)
+            else:
+                self._put_in_force(flow, mbps)
                 changed.append(flow)
         if changed:
             self._share(changed)
+
+    def _raise(self, flow: _Flow, mbps: float) -> None:
+        flow.raising = None
+        self._put_in_force(flow, mbps)
+        self._share([flow])
+
+    def _put_in_force(self, flow: _Flow, mbps: float) -> None:
+        self._limits_sum_mbps -= self._limit_mbps(flow)
+        self._grants_mbps[flow.agent_id] = mbps
+        self._limits_sum_mbps += self._limit_mbps(flow)
 
     def set_connected(self, agent_id: int, connected: bool) -> None:
         """Let an agent's link carry, or nothing through it."""
@@ -154,10 +193,14 @@ class FluidLink:
                 growing.cancel()
             if flow.timer is not None:
                 flow.timer.cancel()
-            del self._flows[agent_id]
             self._carried_bits += flow.carried_bits(now_s())
-            # Rounding errors of the running sum accumulate; an idle link resets it.
-            self._limits_sum_mbps = self._limits_sum_mbps - self._limit_mbps(flow) if self._flows else 0.0
+            self._limits_sum_mbps -= self._limit_mbps(flow)
+            del self._flows[agent_id]
+            if flow.raising is not None:
+                flow.raising.cancel()
+                self._grants_mbps[agent_id] = flow.raised_mbps
+            if not self._flows:
+                self._limits_sum_mbps = 0.0  # rounding errors of the running sum accumulate
             self._share(())
         return size_bytes - flow.bits_left / 8
 

@@ -15,6 +15,7 @@ from netem.fairness import max_min_shares
 from tests.support.virtual import virtually
 
 MBIT = 125_000  # bytes
+NO_FRAMES = 1e-9  # frames so small that nobody waits for one
 
 
 async def ended_s(carrying: Awaitable[float]) -> float:
@@ -40,7 +41,7 @@ def test_a_transfer_alone_takes_its_bits_over_the_slower_hop(size: int, channel:
 
 def test_grants_and_channel_that_change_in_mid_transfer() -> None:
     async def main() -> float:
-        link = FluidLink(channel_mbps=8, grant_mbps=2)
+        link = FluidLink(channel_mbps=8, grant_mbps=2, frame_bytes=NO_FRAMES)
         async with asyncio.TaskGroup() as group:
             carrying = group.create_task(ended_s(link.carry(0, 10 * MBIT)))
             group.create_task(at(1, lambda: link.set_grants({0: 5})))  # 2 Mbit are through
@@ -116,6 +117,41 @@ def test_a_rate_of_nothing_carries_nothing_until_there_is_one() -> None:
     assert virtually(main) == pytest.approx(7.5)
 
 
+@pytest.mark.parametrize(
+    ("changed", "ends_s"),
+    [
+        # Frames of 1 Mbit at 1 Mbit/s leave at 0, 1, ... s.
+        ({1.25: 4.0}, 2 + 6 / 4),
+        ({1.0: 4.0}, 1 + 7 / 4),  # between two frames
+        ({1.25: 0.5}, 1.25 + 6.75 / 0.5),  # a lower one acts at once
+        ({1.25: 4.0, 1.5: 2.0}, 2 + 6 / 2),  # the last one counts
+        ({1.25: 4.0, 1.5: 0.5}, 1.5 + 6.5 / 0.5),
+        ({1.25: 4.0, 1.5: 1.0}, 8.0),
+    ],
+)
+def test_a_higher_grant_acts_from_the_next_frame_on(changed: dict[float, float], ends_s: float) -> None:
+    async def main() -> float:
+        link = FluidLink(channel_mbps=100, grant_mbps=1, frame_bytes=MBIT)
+        async with asyncio.TaskGroup() as group:
+            carrying = group.create_task(ended_s(link.carry(0, 8 * MBIT)))
+            for at_s, mbps in changed.items():
+                group.create_task(at(at_s, lambda mbps=mbps: link.set_grants({0: mbps})))
+        return carrying.result()
+
+    assert virtually(main) == pytest.approx(ends_s)
+
+
+def test_a_grant_raised_in_the_last_frame_holds_for_the_next_transfer() -> None:
+    async def main() -> list[float]:
+        link = FluidLink(channel_mbps=100, grant_mbps=1, frame_bytes=MBIT)
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(ended_s(link.carry(0, 1.5 * MBIT)))
+            group.create_task(at(1.25, lambda: link.set_grants({0: 4.0})))
+        return [first.result(), await ended_s(link.carry(0, 4 * MBIT))]
+
+    assert virtually(main) == pytest.approx([1.5, 2.5])
+
+
 rates = st.floats(0.05, 100) | st.sampled_from([1.0, 2.0, 10.0])
 transfers = st.lists(st.tuples(st.integers(0, 40), st.floats(0.01, 60)), min_size=1, max_size=5)  # (tenth of s, Mbit)
 changes = st.lists(st.tuples(st.integers(0, 60), st.integers(-1, 4), rates), max_size=12)  # (tenth, agent or -1, rate)
@@ -130,7 +166,7 @@ def test_any_transfers_under_any_changes(
     changed = sorted(changed, key=lambda change: change[0])
 
     async def main() -> list[float]:
-        link = FluidLink(channel, grant)
+        link = FluidLink(channel, grant, NO_FRAMES)
 
         async def play() -> None:
             for tenths, agent, mbps in changed:
