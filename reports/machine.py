@@ -36,11 +36,12 @@ def describe_machine() -> Machine:
         cpus=os.cpu_count() or 1,
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         gpu=_gpu_name(),
-        versions={package: _version(package) for package in PACKAGES},
+        versions={package: version_of(package) for package in PACKAGES},
     )
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package, or that it isn't installed."""
     try:
         return version(package)
     except PackageNotFoundError:

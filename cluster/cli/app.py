@@ -4,7 +4,7 @@ A user's mistake ends in one or two lines on standard error and exit code 2.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,6 @@ app = typer.Typer(
     name="scout",
     help="Emulate edge-cloud LLM inference: agents and cloud on Ray, real bytes over shaped links.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Measure the emulator itself.", no_args_is_help=True)
@@ -51,6 +50,23 @@ for command in COMMANDS:
     app.command()(command)
 for command in BENCHES:
     bench.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from reports.machine import version_of
+
+        print(f"scout {version_of('scout-emulator')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

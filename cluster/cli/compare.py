@@ -32,6 +32,7 @@ def compare(
     """
     from cluster.experiments.compare import Sweep, plan, run_all
     from cluster.run_folder import folder as run_folder
+    from cluster.scenario.shipped import find_scenario
     from cluster.scenario.yaml_document import Document, DocumentError
     from cluster.simulated.engine import run_simulated
     from reports.machine import describe_machine
@@ -41,7 +42,7 @@ def compare(
     run_one: Callable[..., Summary]
     try:
         sweeps = [Sweep.parse(each) for each in sweep or ()]
-        planned = plan(Document.read(scenario), names(allocators), seeds, sweeps)
+        planned = plan(Document.read(find_scenario(scenario)), names(allocators), seeds, sweeps)
         first = planned.runs[0].scenario
         folder = run_folder.claim(out or run_folder.default_folder(first))
         document = ComparisonRuns(

@@ -5,7 +5,34 @@ from typing import Annotated, Literal
 
 import typer
 
-ScenarioPath = Annotated[Path, typer.Argument(help="A scenario file, such as configs/congestion.yaml.")]
+
+def _scenario_names(incomplete: str) -> list[str]:
+    """For shells' completion; where it has none to offer, shells complete files."""
+    from cluster.scenario.shipped import scenarios
+
+    return [name for name in scenarios() if name.startswith(incomplete)]
+
+
+def _problem_names(incomplete: str) -> list[str]:
+    from cluster.scenario.shipped import problems
+
+    return [name for name in problems() if name.startswith(incomplete)]
+
+
+ScenarioPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A scenario file, or the name of a scenario that ships with Scout, such as congestion.",
+        autocompletion=_scenario_names,
+    ),
+]
+ProblemPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A problem file, or the name of a problem that ships with Scout, such as eight-agents.",
+        autocompletion=_problem_names,
+    ),
+]
 Allocators = Annotated[
     str | None, typer.Option("--allocators", help="Allocators, separated by commas; default: the scenario's.")
 ]

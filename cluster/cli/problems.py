@@ -1,15 +1,15 @@
 """Commands that run no scenario: solve one allocation problem, print one channel."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.cli.console import Json, ResultStream, console, fail
+from cluster.cli.options import ProblemPath
 
 
 def allocate(
-    problem: Annotated[Path, typer.Argument(help="A problem file, such as configs/problems/eight-agents.json.")],
+    problem: ProblemPath,
     policy: Annotated[str, typer.Option(help="The allocation policy.")] = "deadline",
     as_json: Json = False,
 ) -> None:

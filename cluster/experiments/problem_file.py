@@ -20,6 +20,7 @@ from pydantic import (
 from agents.offer import payload_options
 from allocator.problem import AgentInfo, ModeOption, Problem, Request
 from cluster.scenario.json_document import JsonFile
+from cluster.scenario.shipped import find_problem
 from cluster.scenario.yaml_document import DocumentError
 from kvcache.modes import Mode
 from models.profiles import AllowedModes, ModelProfile, ProfileError, WrittenMode, check_payload, load_profile
@@ -109,13 +110,16 @@ class NamedProblem:
     names: Sequence[str | int]
 
 
-def load_problem(path: Path) -> NamedProblem:
-    """Read and check a problem file.
+def load_problem(path: str | Path) -> NamedProblem:
+    """Read and check a problem.
+
+    Args:
+        path: its file, or the name of one that ships with the project, such as `eight-agents`.
 
     Raises:
         DocumentError: in one line: file, line, key, what is wrong and what is allowed.
     """
-    document = JsonFile.read(path)
+    document = JsonFile.read(find_problem(path))
     try:
         file = ProblemFile.model_validate(document.data)
     except ValidationError as error:

@@ -34,7 +34,7 @@ Printed = tuple[int | float, int | float]
 
 
 class Settings(BaseModel):
-    """Base of the parts of `configs/published.yaml`."""
+    """Base of the parts of `configs/papers/published.yaml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,7 +89,7 @@ class Reached(NamedTuple):
 
 def load_published() -> Published:
     """The published figures that ship with the project."""
-    text = (resources.files("configs") / "published.yaml").read_text(encoding="utf-8")
+    text = (resources.files("configs") / "papers" / "published.yaml").read_text(encoding="utf-8")
     return Published.model_validate(yaml.safe_load(text))
 
 

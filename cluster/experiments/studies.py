@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +9,7 @@ from rich.table import Table
 
 from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
+from cluster.scenario.shipped import scenarios
 from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import SimulatedEngine
 from kvcache.modes import LOCAL, parse_mode
@@ -52,7 +51,7 @@ class Study:
 
 def study_5g(quick: bool = False) -> Study:
     """Hedging on the published 5G channels at a 2 s deadline, compared with no hedging and with clairvoyance."""
-    document = _shipped("5g.yaml")
+    document = Document.read(scenarios()["5g"])
     rows: list[StudyRow] = []
     for channel in PUBLISHED_5G:
         data = document.data
@@ -67,7 +66,7 @@ def study_prompt_vs_cache(quick: bool = False) -> Study:
 
     The load is the cloud workers' utilization if every request were sent as a prompt.
     """
-    document = _shipped("prompt-vs-cache.yaml")
+    document = Document.read(scenarios()["prompt-vs-cache"])
     data = document.data
     channels: list[dict[str, Any]] = [{"kind": "constant", "mbps": mbps} for mbps in PROMPT_VS_CACHE_RATES_MBPS]
     channels += [{"kind": "ar1", "scenario": name, "step_s": 1} for name in PUBLISHED_5G]
@@ -88,10 +87,6 @@ def study_prompt_vs_cache(quick: bool = False) -> Study:
 
 
 STUDIES = {"5g": study_5g, "prompt_vs_cache": study_prompt_vs_cache}
-
-
-def _shipped(name: str) -> Document:
-    return Document.read(Path(str(resources.files("configs"))) / name)
 
 
 def _run(data: dict[str, Any], channel: str, load: float | None = None) -> Iterator[StudyRow]:

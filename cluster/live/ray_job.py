@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.live.ray_session import RayUnavailable, in_words
+from cluster.scenario.shipped import find_scenario
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Ray excludes the files in .gitignore; these are excluded even without one.
@@ -29,14 +30,16 @@ def submit(scenario: Path, allocators: str | None, out: Path, address: str | Non
         address: of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 of this machine.
 
     Raises:
-        SubmitError: the scenario isn't below the working directory, and only that is uploaded.
+        SubmitError: the scenario's file isn't below the working directory, and only that is uploaded.
         RayUnavailable: no cluster is reachable, or it requires a token.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # it logs every file that it doesn't upload
+    found = find_scenario(scenario)
     try:
-        inside = scenario.resolve().relative_to(Path.cwd())
+        # A name stands for itself: the job finds it as this command has.
+        inside = scenario if found != scenario else found.resolve().relative_to(Path.cwd())
     except ValueError:
         raise SubmitError(f"{scenario} is not below {Path.cwd()}, and only the working directory is uploaded") from None
     command = ["python", "-m", "cluster", "run", str(inside), "--out", str(out.resolve())]

@@ -15,6 +15,7 @@ from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
 from cluster.scenario.events import AnyEvent, SetAllocator, TurnEvent, schedule
+from cluster.scenario.shipped import find_scenario
 from cluster.scenario.yaml_document import Document, DocumentError
 from kvcache.modes import Mode
 from models.profiles import AllowedModes, ModelProfile, ProfileError, load_profile
@@ -145,16 +146,17 @@ class Scenario(Settings):
     base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
 
     @classmethod
-    def load(cls, path: Path, allocators: list[str] | None = None) -> Self:
-        """Read and check a scenario file.
+    def load(cls, path: str | Path, allocators: list[str] | None = None) -> Self:
+        """Read and check a scenario.
 
         Args:
+            path: its file, or the name of one that ships with the project, such as `congestion`.
             allocators: instead of the scenario's own.
 
         Raises:
             DocumentError: in one or two lines: file, line, key, what is wrong and what is allowed.
         """
-        return cls.from_document(Document.read(path), allocators)
+        return cls.from_document(Document.read(find_scenario(path)), allocators)
 
     @classmethod
     def from_document(cls, document: Document, allocators: list[str] | None = None) -> Self:
