@@ -41,7 +41,7 @@ def test_a_file_goes_before_a_name_and_a_folder_does_not(tmp_path: Path) -> None
 def test_a_name_that_is_none_is_refused_with_those_that_are() -> None:
     with pytest.raises(DocumentError, match=r"congestin: No such file, nor one .*: 5g, bursty-cloud, .*, congestion"):
         Scenario.load("congestin")
-    with pytest.raises(DocumentError, match="congestion: No such file, nor one of the problems .*: eight-agents$"):
+    with pytest.raises(DocumentError, match=r"congestion: No such file, nor one of the problems .*: eight-agents$"):
         load_problem("congestion")
 
 
