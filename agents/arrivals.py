@@ -36,8 +36,8 @@ class Synchronized(ArrivalProcess):
     """All agents release a request at once, `rounds` times, `period_s` apart (the papers' protocol)."""
 
     kind: Literal["synchronized"] = "synchronized"
-    rounds: int = Field(ge=1, le=1_000_000)
-    period_s: float = Field(gt=0)
+    rounds: int = Field(ge=1, le=1_000_000, description="requests of every agent")
+    period_s: float = Field(gt=0, description="from one round to the next")
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         return [(round_ * self.period_s, agent, round_) for round_ in range(self.rounds) for agent in range(agents)]
@@ -48,7 +48,7 @@ class Poisson(ArrivalProcess):
 
     kind: Literal["poisson"] = "poisson"
     rate_per_s: float = Field(gt=0, le=10_000, description="per agent")
-    duration_s: float = Field(gt=0, le=1e6)
+    duration_s: float = Field(gt=0, le=1e6, description="requests are released for so long")
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         arrivals = []
@@ -65,8 +65,8 @@ class Bursts(ArrivalProcess):
     kind: Literal["bursts"] = "bursts"
     rate_per_s: float = Field(gt=0, le=10_000, description="bursts, of all agents together")
     size: float = Field(ge=1, le=100_000, description="mean requests in a burst; never more than agents")
-    spread_s: float = Field(default=0.1, ge=0, le=3600)
-    duration_s: float = Field(gt=0, le=1e6)
+    spread_s: float = Field(default=0.1, ge=0, le=3600, description="a burst's length at most")
+    duration_s: float = Field(gt=0, le=1e6, description="requests are released for so long")
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         arrivals = []
@@ -84,7 +84,7 @@ class TraceArrivals(ArrivalProcess):
     """Arrivals from a CSV file with the header `t_s,agent`, found relative to the scenario file."""
 
     kind: Literal["trace"] = "trace"
-    path: Path
+    path: Path = Field(description="a CSV file with the header `t_s,agent`, relative to the scenario file")
     _arrivals: list[tuple[float, int]] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")

@@ -43,8 +43,8 @@ class Ewma(EstimatorSettings):
     """
 
     kind: Literal["ewma"] = "ewma"
-    alpha: float = Field(default=0.3, gt=0, le=1)
-    safety: Safety = 0.8
+    alpha: float = Field(default=0.3, gt=0, le=1, description="weight of the newest report")
+    safety: Safety = Field(default=0.8, description="the estimate is the mean times this")
     _mean: float | None = None
     _ratios: deque[float] = PrivateAttr(default_factory=lambda: deque(PRIOR_RATIOS, RATIO_WINDOW))
 
@@ -103,7 +103,7 @@ class Fixed(EstimatorSettings):
     """A constant from the scenario, independent of reports."""
 
     kind: Literal["fixed"] = "fixed"
-    mbps: float = Field(gt=0, le=MAX_RATE_MBPS)
+    mbps: float = Field(gt=0, le=MAX_RATE_MBPS, description="the estimate, at all times")
 
     def estimate(self) -> float:
         return self.mbps

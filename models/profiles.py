@@ -30,7 +30,9 @@ def _mode_of(value: Any) -> Mode:
     return parse_mode(value)
 
 
-WrittenMode = Annotated[Mode, PlainValidator(_mode_of), PlainSerializer(str, return_type=str)]
+WrittenMode = Annotated[
+    Mode, PlainValidator(_mode_of, json_schema_input_type=str), PlainSerializer(str, return_type=str)
+]
 """A mode in a document: text outside, a `Mode` inside."""
 AllowedModes = Annotated[list[WrittenMode], Field(min_length=1)]
 

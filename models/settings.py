@@ -18,11 +18,11 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     edge: ModelName = Field(description="a hub name, a folder, a size of the small family (`family/tiny`), a shape")
-    cloud: ModelName
+    cloud: ModelName = Field(description="the cloud's model, in the same forms")
     weights: Literal["pretrained", "random"] = Field(
         default="pretrained", description="random: true in shape and time, answers mean nothing"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="of both models")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where the actor has one")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of examples and of random weights")
     examples: str = Field(default="family", description="`family`, a .json or .jsonl file, or a data set on the hub")

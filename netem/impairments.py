@@ -58,7 +58,7 @@ class Loss(_Model):
 class Reorder(_Model):
     """Packets sent without delay, which overtake delayed ones."""
 
-    percent: Percent
+    percent: Percent = Field(description="of packets, sent without delay")
     correlation: Percent = Field(default=0.0, description="between successive packets")
 
     @model_validator(mode="after")
@@ -71,12 +71,12 @@ class Reorder(_Model):
 class Impairment(_Model):
     """The impairments of one direction of a path; the defaults impair nothing."""
 
-    delay_ms: float = Field(default=0.0, ge=0, le=MAX_DELAY_MS)
+    delay_ms: float = Field(default=0.0, ge=0, le=MAX_DELAY_MS, description="of every packet, one way")
     jitter_ms: float = Field(default=0.0, ge=0, le=MAX_DELAY_MS, description="uniform: maximum; else std deviation")
     correlation: Percent = Field(default=0.0, description="of the jitter of successive packets")
     distribution: Distribution = Field(default="uniform", description="of the jitter")
-    loss: Loss | None = None
-    reorder: Reorder | None = None
+    loss: Loss | None = Field(default=None, description="packets that are lost; default: none")
+    reorder: Reorder | None = Field(default=None, description="packets that overtake others; default: none")
     limit_packets: int | None = Field(
         default=None, ge=1, le=MAX_LIMIT_PACKETS, description="in flight at once; default: enough for the delay"
     )
@@ -120,8 +120,8 @@ class Impairment(_Model):
 class LinkImpairments(_Model):
     """Both directions of a path: `up` from the agents to the cloud, `down` from the cloud to the agents."""
 
-    up: Impairment = Impairment()
-    down: Impairment = Impairment()
+    up: Impairment = Field(default=Impairment(), description="from the agents to the cloud")
+    down: Impairment = Field(default=Impairment(), description="from the cloud to the agents")
 
     @property
     def active(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli import benches, compare, dashboard, experiments, model_benches, models, problems, runs
+from cluster.cli import benches, compare, dashboard, experiments, model_benches, models, problems, runs, scenarios
 
 app = typer.Typer(
     name="scout",
@@ -25,6 +25,8 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     runs.submit,
     runs.recover,
     runs.doctor,
+    scenarios.init,
+    scenarios.schema,
     dashboard.dashboard,
     compare.compare,
     compare.report,

@@ -136,9 +136,11 @@ class TurnEvent(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     is_fault: ClassVar[bool] = False
 
-    at_s: float | None = Field(default=None, ge=0)
-    between: tuple[Annotated[float, Field(ge=0)], float] | None = None
-    count: int = Field(default=1, ge=1, le=1000)
+    at_s: float | None = Field(default=None, ge=0, description="when, since the turn's start; or give `between`")
+    between: tuple[Annotated[float, Field(ge=0)], float] | None = Field(
+        default=None, description="random times between these two, in seconds since the turn's start"
+    )
+    count: int = Field(default=1, ge=1, le=1000, description="how many random times, with `between`")
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
@@ -170,15 +172,15 @@ class UplinkStep(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    mbps: float = Field(ge=0.01, le=10_000)
-    for_s: float = Field(gt=0, le=LONGEST_S)
+    mbps: float = Field(ge=0.01, le=10_000, description="the true rate")
+    for_s: float = Field(gt=0, le=LONGEST_S, description="how long")
 
 
 class SetUplink(TurnEvent):
     """Play these rates instead of the scenario's channel, which then goes on as if nothing had happened."""
 
     kind: Literal["uplink"] = "uplink"
-    steps: list[UplinkStep] = Field(min_length=1, max_length=MAX_STEPS)
+    steps: list[UplinkStep] = Field(min_length=1, max_length=MAX_STEPS, description="rates, one after the other")
 
     def __str__(self) -> str:
         return "uplink: " + ", then ".join(f"{step.mbps:g} Mbit/s for {step.for_s:g} s" for step in self.steps)
@@ -191,7 +193,7 @@ class SetDeadline(TurnEvent):
     """Deadline of the requests that are released from now on."""
 
     kind: Literal["deadline"] = "deadline"
-    ms: float = Field(gt=0, le=3_600_000)
+    ms: float = Field(gt=0, le=3_600_000, description="the new deadline, in ms")
 
     def __str__(self) -> str:
         return f"deadline: {self.ms:g} ms"
@@ -204,7 +206,7 @@ class SetAllocator(TurnEvent):
     """Decide by another policy from now on; the turn keeps its name."""
 
     kind: Literal["allocator"] = "allocator"
-    policy: str = Field(max_length=200)
+    policy: str = Field(max_length=200, description="the new policy, as in `allocators`")
 
     def __str__(self) -> str:
         return f"allocator: {self.policy}"
@@ -214,7 +216,7 @@ class SetAllocator(TurnEvent):
 
 
 class _AgentEvent(TurnEvent):
-    agent: int = Field(ge=0)
+    agent: int = Field(ge=0, description="its number, from 0 on")
 
     def problem(self, agents: int, workers: int) -> str | None:
         return None if self.agent < agents else f"no agent {self.agent}; there are {agents}, from 0 on"
@@ -224,7 +226,7 @@ class PauseAgent(_AgentEvent):
     """While an agent is paused, its requests are rejected, with that reason."""
 
     kind: Literal["pause"] = "pause"
-    paused: bool
+    paused: bool = Field(description="true: reject its requests; false: serve them again")
 
     def __str__(self) -> str:
         return f"agent {self.agent}: {'paused' if self.paused else 'goes on'}"
@@ -238,7 +240,9 @@ class CutLink(_AgentEvent):
 
     is_fault = True
     kind: Literal["cut"] = "cut"
-    for_s: float | None = Field(default=None, gt=0, le=LONGEST_S)
+    for_s: float | None = Field(
+        default=None, gt=0, le=LONGEST_S, description="how long; default: until it is restored, or the turn ends"
+    )
 
     def __str__(self) -> str:
         return f"cut the link of agent {self.agent}" + (f" for {self.for_s:g} s" if self.for_s else "")
@@ -262,8 +266,8 @@ class RestoreLink(_AgentEvent):
 
 
 class _PartEvent(TurnEvent):
-    part: PartKind
-    number: int = Field(default=0, ge=0)
+    part: PartKind = Field(description="which kind of process")
+    number: int = Field(default=0, ge=0, description="of the worker, or of an agent of the host")
 
     @property
     def target(self) -> Part:
@@ -297,7 +301,7 @@ class Freeze(_PartEvent):
 
     is_fault = True
     kind: Literal["freeze"] = "freeze"
-    for_s: float = Field(gt=0, le=LONGEST_S)
+    for_s: float = Field(gt=0, le=LONGEST_S, description="how long")
 
     def __str__(self) -> str:
         return f"freeze {self.target} for {self.for_s:g} s"

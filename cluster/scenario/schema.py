@@ -56,12 +56,16 @@ class TransportSettings(Settings):
 class UplinkSettings(Settings):
     """The shared link: its true rate, what is believed of it, how it is built."""
 
-    channel: AnyChannel
-    estimator: AnyEstimator = Field(default_factory=Ewma)
+    channel: AnyChannel = Field(description="the uplink's true rate, over time")
+    estimator: AnyEstimator = Field(default_factory=Ewma, description="what the allocator believes of the rate")
     report_s: float = Field(default=1.0, ge=0.01, le=3600, description="how often the base station measures the rate")
-    link: Literal["auto", "kernel", "paced"] = "auto"
-    privilege: Literal["auto", "root", "userns", "sudo"] = "auto"
-    transport: TransportSettings = TransportSettings()
+    link: Literal["auto", "kernel", "paced"] = Field(
+        default="auto", description="of live runs: kernel shaping, paced senders, or kernel where possible"
+    )
+    privilege: Literal["auto", "root", "userns", "sudo"] = Field(
+        default="auto", description="how the helper may shape links; auto: the first that works"
+    )
+    transport: TransportSettings = Field(default=TransportSettings(), description="TCP, in live runs")
     verify: bool = Field(default=True, description="whether live runs measure the link first, and stop if it is wrong")
     shared: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls all agents' packets")
 
@@ -73,7 +77,7 @@ class AgentGroup(Settings):
     model: ModelSettings | None = Field(
         default=None, description="real models, in live runs; default: only the profile"
     )
-    count: int = Field(default=1, ge=1, le=MAX_AGENTS)
+    count: int = Field(default=1, ge=1, le=MAX_AGENTS, description="agents in this group")
     weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
     link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets")
 
@@ -81,27 +85,27 @@ class AgentGroup(Settings):
 class AgentsSettings(Settings):
     """The edge side. Resources are per actor; `num_gpus` holds where the cluster has GPUs, `num_cpus` always."""
 
-    groups: list[AgentGroup] = Field(min_length=1)
+    groups: list[AgentGroup] = Field(min_length=1, description="agents are numbered through all groups, from 0 on")
     per_actor: int | None = Field(default=None, ge=1, description="default: 1 up to 8 agents, then 4 actors in all")
-    num_cpus: Fraction = 0.1
-    num_gpus: Fraction = 0.0
+    num_cpus: Fraction = Field(default=0.1, description="CPUs that Ray reserves for each actor")
+    num_gpus: Fraction = Field(default=0.0, description="GPUs that Ray reserves for each actor, where there are GPUs")
     backlog_limit: int = Field(default=16, ge=1, description="requests waiting at one agent; more are rejected")
 
 
 class CloudSettings(Settings):
     """The cloud pool. Resources are per worker."""
 
-    workers: int = Field(default=1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1, le=64, description="cloud workers in the pool")
     queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests waiting at one worker")
     batch: int = Field(default=1, ge=1, le=64, description="requests of one model that a worker decodes together")
-    num_cpus: Fraction = 0.1
-    num_gpus: Fraction = 0.0
+    num_cpus: Fraction = Field(default=0.1, description="CPUs that Ray reserves for each worker")
+    num_gpus: Fraction = Field(default=0.0, description="GPUs that Ray reserves for each worker, where there are GPUs")
 
 
 class AllocatorSettings(Settings):
     """One allocator that has its turn. A name alone stands for the policy of that name."""
 
-    policy: str
+    policy: str = Field(description="a policy that ships with Scout, or `package.module:Class`")
     label: str | None = Field(default=None, pattern=NAME, description="default: the policy, with `+hedge` if it hedges")
     hedge: bool | None = Field(default=None, description="default: the scenario's")
     cloud_time: bool = Field(default=True, description="whether it knows when workers are free, or only the uplink")
@@ -118,30 +122,36 @@ def _policy_alone(value: Any) -> Any:
     return {"policy": value} if isinstance(value, str) else value
 
 
-AnyAllocator = Annotated[AllocatorSettings, BeforeValidator(_policy_alone)]
+AnyAllocator = Annotated[
+    AllocatorSettings, BeforeValidator(_policy_alone, json_schema_input_type=str | AllocatorSettings)
+]
 
 
 class Scenario(Settings):
     """One experiment. `deadline_ms` counts from a request's intended start."""
 
-    name: str = Field(pattern=NAME)
-    description: str = ""
-    seed: int = Field(default=42, ge=0, lt=2**32)
-    deadline_ms: float = Field(gt=0, le=3_600_000)
+    name: str = Field(pattern=NAME, description="of run folders and tables")
+    description: str = Field(default="", description="shown above the table")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="of the arrivals, the channel and random events")
+    deadline_ms: float = Field(gt=0, le=3_600_000, description="from a request's intended start to its answer")
     timeout_ms: float | None = Field(default=None, gt=0, description="then a request has failed; default 4 deadlines")
     lateness_limit_ms: float = Field(default=50.0, gt=0, description="p99 above which a live run marks itself invalid")
-    context: Context = "resident"
+    context: Context = Field(
+        default="resident", description="whether the cloud holds the contexts that `scout` needs, or they are sent"
+    )
     modes: AllowedModes | None = Field(default=None, description="allowed modes; default: all of a profile")
-    allocators: list[AnyAllocator] = Field(default=[AllocatorSettings(policy="deadline")], min_length=1)
+    allocators: list[AnyAllocator] = Field(
+        default=[AllocatorSettings(policy="deadline")], min_length=1, description="one turn each, in this order"
+    )
     hedge: bool = Field(default=False, description="send a small mode ahead of caches at risk")
     on_infeasible: OnInfeasible = Field(default="local", description="the fate of a request that can't be in time")
     margin_ms: float | None = Field(
         default=None, ge=0, description="answers are planned so much before the deadline; default 1 %, at least 20 ms"
     )
-    uplink: UplinkSettings
-    arrivals: AnyArrivals
-    agents: AgentsSettings
-    cloud: CloudSettings = CloudSettings()
+    uplink: UplinkSettings = Field(description="the shared link")
+    arrivals: AnyArrivals = Field(description="when requests are released")
+    agents: AgentsSettings = Field(description="the edge side")
+    cloud: CloudSettings = Field(default=CloudSettings(), description="the cloud side")
     events: list[AnyEvent] = Field(default=[], max_length=1000, description="interventions and faults of every turn")
     base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
 
@@ -162,6 +172,8 @@ class Scenario(Settings):
     def from_document(cls, document: Document, allocators: list[str] | None = None) -> Self:
         """Check a document; relative paths in it start where its file is. Raises as `load` does."""
         base_dir = document.path.resolve().parent
+        if "base_dir" in document.data:
+            raise document.error(("base_dir",), "unknown key; relative paths start in the scenario file's folder")
         data = document.data | {"base_dir": base_dir}
         if allocators:
             data |= {"allocators": [_named(data.get("allocators"), name) for name in allocators]}

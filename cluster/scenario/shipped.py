@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster.scenario.yaml_document import DocumentError
 
 CONFIGS = Path(str(resources.files("configs")))
+TEMPLATE = CONFIGS / "templates" / "scenario.yaml"  # what `scout init` writes
 
 
 def scenarios() -> dict[str, Path]:

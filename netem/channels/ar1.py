@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange, with_preset
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange, preset_in_schema, with_preset
 from netem.wire import MAX_RATE_MBPS
 
 # mean, std, min, max (Mbit/s), rho, outage probability, outage rate (Mbit/s)
@@ -28,16 +28,20 @@ class Ar1Channel(Channel):
     from `numpy.random.RandomState(seed)`, both as published. Give a published `scenario` by name, or every parameter.
     """
 
+    model_config = ConfigDict(json_schema_extra=preset_in_schema("scenario", PUBLISHED))
+
     kind: Literal["ar1"] = "ar1"
     scenario: str | None = Field(default=None, description=f"one of {', '.join(PUBLISHED)}")
-    step_s: float = Field(default=1.0, gt=0)
-    mean: float = Field(gt=0, le=MAX_RATE_MBPS, description="Mbit/s")
-    std: float = Field(ge=0, description="Mbit/s")
-    min: float = Field(ge=MIN_CHANNEL_MBPS, description="Mbit/s")
-    max: float = Field(le=MAX_RATE_MBPS, description="Mbit/s")
-    rho: float = Field(ge=0, lt=1)
-    outage_probability: float = Field(default=0.0, ge=0, le=1)
-    outage_mbps: float = Field(default=MIN_CHANNEL_MBPS, ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
+    step_s: float = Field(default=1.0, gt=0, description="the rate changes so often")
+    mean: float = Field(gt=0, le=MAX_RATE_MBPS, description="the long-term mean, Mbit/s")
+    std: float = Field(ge=0, description="standard deviation, Mbit/s")
+    min: float = Field(ge=MIN_CHANNEL_MBPS, description="the least rate outside outages, Mbit/s")
+    max: float = Field(le=MAX_RATE_MBPS, description="the greatest rate, Mbit/s")
+    rho: float = Field(ge=0, lt=1, description="correlation of successive rates")
+    outage_probability: float = Field(default=0.0, ge=0, le=1, description="per step")
+    outage_mbps: float = Field(
+        default=MIN_CHANNEL_MBPS, ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS, description="the rate in an outage"
+    )
 
     @model_validator(mode="before")
     @classmethod

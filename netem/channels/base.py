@@ -1,6 +1,6 @@
 """The base of all channels: a settings object that plays a piecewise-constant rate."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -52,6 +52,16 @@ def with_preset(settings: Any, key: str, presets: dict[str, dict[str, float]]) -
     if name not in presets:
         raise ValueError(f"no {key} {name!r}; there are {', '.join(presets)}")
     return presets[name] | settings
+
+
+def preset_in_schema(key: str, presets: dict[str, dict[str, float]]) -> Callable[[dict[str, Any]], None]:
+    """For `json_schema_extra`: what `with_preset` accepts, which is a preset's name or all settings."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        schema["properties"][key] = {"enum": list(presets), "description": schema["properties"][key]["description"]}
+        schema["anyOf"] = [{"required": [key]}, {"required": schema.pop("required")}]
+
+    return extend
 
 
 def mean_rate_mbps(changes: list[RateChange], end_s: float) -> float:

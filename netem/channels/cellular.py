@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange, with_preset
+from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange, preset_in_schema, with_preset
 from netem.wire import MAX_RATE_MBPS
 
 # median and maximum (Mbit/s); shadowing (dB, s); fading (dB, s); outages: mean interval (s), mean length (s), Mbit/s
@@ -47,18 +47,20 @@ class CellularChannel(Channel):
     parameters of a named `cell` are plausible assumptions, not measurements. Give a `cell`, or every parameter.
     """
 
+    model_config = ConfigDict(json_schema_extra=preset_in_schema("cell", CELLS))
+
     kind: Literal["cellular"] = "cellular"
     cell: str | None = Field(default=None, description=f"one of {', '.join(CELLS)}")
-    step_s: float = Field(default=0.02, ge=0.001, le=60)
-    median_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
-    max_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
-    shadowing_db: float = Field(ge=0, le=30, description="standard deviation")
-    shadowing_s: float = Field(gt=0, le=3600)
-    fading_db: float = Field(ge=0, le=30, description="standard deviation")
-    fading_s: float = Field(gt=0, le=3600)
+    step_s: float = Field(default=0.02, ge=0.001, le=60, description="the rate changes so often")
+    median_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS, description="without shadowing and fading")
+    max_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS, description="the greatest rate")
+    shadowing_db: float = Field(ge=0, le=30, description="standard deviation of the shadowing")
+    shadowing_s: float = Field(gt=0, le=3600, description="in which its autocorrelation falls to 1/e")
+    fading_db: float = Field(ge=0, le=30, description="standard deviation of the fading")
+    fading_s: float = Field(gt=0, le=3600, description="in which its autocorrelation falls to 1/e")
     outage_every_s: float = Field(gt=0, le=1e6, description="mean time between outages")
     outage_s: float = Field(gt=0, le=3600, description="mean length of an outage")
-    outage_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
+    outage_mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS, description="the rate in an outage")
 
     @model_validator(mode="before")
     @classmethod

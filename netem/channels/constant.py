@@ -13,7 +13,7 @@ class ConstantChannel(Channel):
     """`mbps` for ever."""
 
     kind: Literal["constant"] = "constant"
-    mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS)
+    mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS, description="the rate")
 
     def play(self, seed: int) -> Iterator[RateChange]:
         yield RateChange(0.0, self.mbps)

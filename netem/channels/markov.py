@@ -30,7 +30,7 @@ class MarkovChannel(Channel):
     """
 
     kind: Literal["markov"] = "markov"
-    step_s: float = Field(default=1.0, gt=0)
+    step_s: float = Field(default=1.0, gt=0, description="the rate may change so often")
 
     def play(self, seed: int) -> Iterator[RateChange]:
         rng = np.random.RandomState(seed)

@@ -17,7 +17,7 @@ class StepsChannel(Channel):
     """`steps: [[0, 50], [10, 5], [20, 50]]`: seconds from the start and Mbit/s; the last rate holds."""
 
     kind: Literal["steps"] = "steps"
-    steps: list[tuple[Seconds, Rate]] = Field(min_length=1)
+    steps: list[tuple[Seconds, Rate]] = Field(min_length=1, description="`[seconds, Mbit/s]`, by rising time from 0 on")
 
     @field_validator("steps")
     @classmethod

@@ -29,12 +29,12 @@ class TraceChannel(Channel):
     """
 
     kind: Literal["trace"] = "trace"
-    path: Path
+    path: Path = Field(description="the trace file, relative to the scenario file")
     format: Literal["csv", "mahimahi"] | None = Field(
         default=None, description="default: csv for names that end in .csv, else mahimahi"
     )
-    bin_ms: int = Field(default=100, ge=1, le=60_000)
-    loop: bool = True
+    bin_ms: int = Field(default=100, ge=1, le=60_000, description="Mahimahi traces are averaged over so long")
+    loop: bool = Field(default=True, description="whether the trace starts again at its end")
     _changes: list[RateChange] = PrivateAttr(default_factory=list)
     _length_s: float = PrivateAttr(default=0.0)
 
