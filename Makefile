@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint types bench example setup clean
 
-demo: setup  ## The papers' headline over a real, shaped link; then the same kind of squeeze with real models.
-	$(BIN)/scout run configs/congestion.yaml --report
-	$(BIN)/scout run configs/small-family.yaml --report
+demo: $(VENV)/.base  ## A first result and picture in seconds, then live, then (after installing torch) with real models.
+	$(BIN)/scout demo --no-models
+	@$(MAKE) --no-print-directory $(VENV)/.models
+	$(BIN)/scout demo --models
 
 test: setup lint types  ## Lint, types, and every test that this machine can run: on two cores, then those that measure, alone.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not measuring'
@@ -36,14 +37,27 @@ example: setup  ## The report in docs/example, made again.
 	$(BIN)/scout report runs/example --out docs/example
 	rm docs/example/figures/*.svg docs/example/figures/*.csv  # large, and of use to nobody but who draws on
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.dev
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Each installs what it adds to the one before, and is made anew when these files change.
+$(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -q && apt-get install -qy python3-venv; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@$(call install,.,Scout with Ray)
+
+$(VENV)/.models: $(VENV)/.base
+	@$(call install,.[models],torch and transformers)
+
+$(VENV)/.dev: $(VENV)/.models
+	@$(call install,.[dev],what tests and checks need)
+
+# Install, and say how long it took and how much larger the environment is.
+define install
+set -e; began=$$(date +%s); before=$$(du -sm $(VENV) | cut -f1); echo "installing $(2) ..."; \
+$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'; touch $@; \
+echo "installed $(2) in $$(($$(date +%s) - began)) s, $$(($$(du -sm $(VENV) | cut -f1) - before)) MB"
+endef
 
 clean:
 	rm -rf $(VENV)

@@ -108,7 +108,8 @@ def stages(ledger: pd.DataFrame) -> Drawn:
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
         label(ax, "mean time of an answered request (ms)", "")
-        ax.figure.legend(loc="outside lower center", ncols=4)
+        if mean.to_numpy().any():
+            ax.figure.legend(loc="outside lower center", ncols=4)
         return mean.rename_axis("allocator").reset_index()
 
     return draw_axes(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli import benches, compare, dashboard, experiments, model_benches, models, problems, runs, scenarios
+from cluster.cli import benches, compare, dashboard, demo, experiments, model_benches, models, problems, runs, scenarios
 
 app = typer.Typer(
     name="scout",
@@ -21,6 +21,7 @@ app.add_typer(bench, name="bench")
 
 # Every command, in the order of `scout --help`; its name is the function's.
 COMMANDS: tuple[Callable[..., Any], ...] = (
+    demo.demo,
     runs.run,
     runs.submit,
     runs.recover,
