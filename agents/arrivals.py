@@ -1,11 +1,17 @@
 """Arrival processes. Open loop: an arrival never waits for an earlier answer."""
 
-import csv
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+
+from configs.reading import FileRefused, TableError, has_header, read_lines, shortened, table_rows
+from configs.settings import Settings
+
+MAX_TRACE_BYTES = 64 * 2**20
+MAX_REQUESTS = 1_000_000  # of a turn
+MAX_TURN_S = 7 * 86_400.0
 
 
 class Arrival(NamedTuple):
@@ -17,10 +23,12 @@ class Arrival(NamedTuple):
     round: int
 
 
-class ArrivalProcess(BaseModel):
+class ArrivalProcess(Settings):
     """Base of arrival processes. Equal settings, agents and generator state give equal arrivals."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    def extent(self, agents: int) -> tuple[float, float]:
+        """(expected number of requests, latest time in s that one may be released at), without drawing any."""
+        raise NotImplementedError
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         """(seconds, agent id, round) of every request, in any order."""
@@ -39,6 +47,9 @@ class Synchronized(ArrivalProcess):
     rounds: int = Field(ge=1, le=1_000_000, description="requests of every agent")
     period_s: float = Field(gt=0, description="from one round to the next")
 
+    def extent(self, agents: int) -> tuple[float, float]:
+        return float(self.rounds) * agents, (self.rounds - 1) * self.period_s
+
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         return [(round_ * self.period_s, agent, round_) for round_ in range(self.rounds) for agent in range(agents)]
 
@@ -49,6 +60,9 @@ class Poisson(ArrivalProcess):
     kind: Literal["poisson"] = "poisson"
     rate_per_s: float = Field(gt=0, le=10_000, description="per agent")
     duration_s: float = Field(gt=0, le=1e6, description="requests are released for so long")
+
+    def extent(self, agents: int) -> tuple[float, float]:
+        return self.rate_per_s * self.duration_s * agents, self.duration_s
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         arrivals = []
@@ -67,6 +81,10 @@ class Bursts(ArrivalProcess):
     size: float = Field(ge=1, le=100_000, description="mean requests in a burst; never more than agents")
     spread_s: float = Field(default=0.1, ge=0, le=3600, description="a burst's length at most")
     duration_s: float = Field(gt=0, le=1e6, description="requests are released for so long")
+
+    def extent(self, agents: int) -> tuple[float, float]:
+        bursts = self.rate_per_s * self.duration_s
+        return bursts * min(self.size, agents), self.duration_s + self.spread_s
 
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         arrivals = []
@@ -93,6 +111,9 @@ class TraceArrivals(ArrivalProcess):
         self._arrivals = read_arrival_trace(Path(base) / self.path)
         return self
 
+    def extent(self, agents: int) -> tuple[float, float]:
+        return float(len(self._arrivals)), max(at_s for at_s, _ in self._arrivals)
+
     def times(self, agents: int, rng: np.random.Generator) -> list[tuple[float, int, int]]:
         for _, agent in self._arrivals:
             if agent >= agents:
@@ -107,19 +128,35 @@ def read_arrival_trace(path: Path) -> list[tuple[float, int]]:
         ArrivalTraceError: with the number of the offending line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArrivalTraceError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
-    if not lines or [cell.strip() for cell in lines[0].split(",")] != ["t_s", "agent"]:
-        raise ArrivalTraceError(f"{path}:1: the first line must be 't_s,agent'")
+        lines = read_lines(path, MAX_TRACE_BYTES)
+        if not has_header(lines, "t_s", "agent"):
+            raise ArrivalTraceError(f"{path}:1: the first line must be 't_s,agent'")
+        return _parse(lines, path)
+    except FileNotFoundError as error:
+        raise ArrivalTraceError(f"{path}: {error.strerror}") from None
+    except TableError as error:
+        raise ArrivalTraceError(f"{path}:{error.number}: {error.reason}") from None
+    except FileRefused as error:
+        raise ArrivalTraceError(str(error)) from None
+
+
+def _parse(lines: list[str], path: Path) -> list[tuple[float, int]]:
     arrivals: list[tuple[float, int]] = []
-    for number, row in enumerate(csv.reader(lines[1:]), start=2):
+    for number, row in table_rows(lines):
         try:
             at_s, agent = float(row[0]), int(row[1])
-            if len(row) != 2 or not 0 <= at_s < 1e9 or agent < 0:
+            if len(row) != 2 or not at_s >= 0 or agent < 0:
                 raise ValueError
         except (ValueError, IndexError):
-            raise ArrivalTraceError(f"{path}:{number}: {','.join(row)!r} is not 't_s,agent' (both 0 or more)") from None
+            shown = shortened(",".join(row))
+            raise ArrivalTraceError(f"{path}:{number}: {shown} is not 't_s,agent' (both 0 or more)") from None
+        if at_s > MAX_TURN_S:
+            raise ArrivalTraceError(
+                f"{path}:{number}: {at_s:g} s is after the longest turn, {MAX_TURN_S:g} s; times count from the turn's "
+                "start (they are no dates)"
+            )
+        if len(arrivals) == MAX_REQUESTS:
+            raise ArrivalTraceError(f"{path}:{number}: more than {MAX_REQUESTS:,} requests")
         arrivals.append((at_s, agent))
     if not arrivals:
         raise ArrivalTraceError(f"{path}: no arrivals after the header")

@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
+from configs.settings import Settings
 from netem.wire import MAX_RATE_MBPS
 
 Safety = Annotated[float, Field(gt=0, le=1)]
@@ -16,10 +17,10 @@ SPREAD_POINTS = 16
 PRIOR_RATIOS = (0.1, 0.4, 0.7, 0.9, 1.0, 1.0, 1.1, 1.3)
 
 
-class EstimatorSettings(BaseModel):
+class EstimatorSettings(Settings):
     """Base of estimators: public fields are settings, private attributes hold the learned state."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(frozen=False)
 
     def report(self, mbps: float) -> None:
         """Learn the rate (Mbit/s) that the base station measured over the interval that has just ended."""

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from configs.reading import FileRefused, check_file, read_bytes
 from models.family.task import MAX_TOKENS, MIN_TOKENS, Split, evaluation_passage
 
 FAMILY: dict[str, Split] = {"family": "eval", "family/train": "train"}
 MAX_FILE_BYTES = 2**27  # SQuAD's and HotpotQA's development files have 4 and 46 MB
 MAX_LINE_BYTES = 2**22
+MAX_LINES_FILE_BYTES = 2**33
 MAX_EXAMPLES = 200_000
 DEFAULT_COUNT = 500  # of the family, which is infinite
 
@@ -135,13 +138,12 @@ def family_examples(
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
+        return read_bytes(path, MAX_FILE_BYTES)
+    except FileNotFoundError as error:
         raise DatasetError(f"{path} can't be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise DatasetError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; take a part of it, as .jsonl")
-    return content
+    except FileRefused as error:
+        hint = "; take a part of it, as .jsonl" if "larger than" in error.reason else ""
+        raise DatasetError(f"{path} can't be read: {error.reason}{hint}") from None
 
 
 def _from_json(path: Path) -> Iterator[Example]:
@@ -161,7 +163,10 @@ def _from_json(path: Path) -> Iterator[Example]:
 
 def _from_lines(path: Path) -> Iterator[Example]:
     try:
+        check_file(path, MAX_LINES_FILE_BYTES)
         with path.open("rb") as file:
+            if file.read(len(BOM_UTF8)) != BOM_UTF8:
+                file.seek(0)
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -173,6 +178,8 @@ def _from_lines(path: Path) -> Iterator[Example]:
                     except ValidationError as error:
                         raise DatasetError(f"{path}:{number}: {_first(error)}") from None
                     yield _example(found.context, found.question, found.answers)
+    except FileRefused as error:
+        raise DatasetError(f"{path} can't be read: {error.reason}") from None
     except OSError as error:
         raise DatasetError(f"{path} can't be read: {error.strerror}") from None
 

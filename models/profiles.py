@@ -1,23 +1,27 @@
 """Profiles: payload bytes, stage times and quality of every operating mode of a model, where no model itself runs."""
 
+import os
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from configs.reading import FileRefused, read_text
+from configs.settings import Settings
+from configs.yaml_text import YamlRefused, YamlText
 from kvcache.modes import Mode, parse_mode
+
+MAX_PROFILE_BYTES = 2**20
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
 
@@ -47,10 +51,22 @@ def check_payload(mode: Mode, payload_bytes: int) -> None:
         raise ValueError(f"mode {mode} has payload_bytes: {payload_bytes}; only `local` has 0")
 
 
-class ModeProfile(BaseModel):
-    """One operating mode: what it sends, how long its stages take, how good its answers are."""
+def modes_once(modes: Any) -> Any:
+    """What a document maps from modes, as it is. Raises ValueError if two of its keys are one mode."""
+    written: dict[Mode, str] = {}
+    for key in modes if isinstance(modes, dict) else ():
+        try:
+            mode = _mode_of(key)
+        except ValueError:
+            continue  # which the key's own check explains
+        if mode in written:
+            raise ValueError(f"{written[mode]} and {key} are the same mode")
+        written[mode] = str(key)
+    return modes
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+class ModeProfile(Settings):
+    """One operating mode: what it sends, how long its stages take, how good its answers are."""
 
     payload_bytes: int = Field(ge=0, le=2**34, description="application bytes sent up; 0 only for `local`")
     edge_prefill_ms: Milliseconds | None = Field(default=None, description="where it differs from the model's own")
@@ -61,18 +77,21 @@ class ModeProfile(BaseModel):
     quality_interval: tuple[float, float] | None = Field(default=None, description="95 %, where quality was measured")
 
 
-class ModelProfile(BaseModel):
+class ModelProfile(Settings):
     """One model on one edge agent, in all its modes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    name: str = Field(description="`<file>/<model>`, as scenarios call it")
+    name: str = Field(description="`<file>/<model>`, as the scenario calls it; no two in one have the same")
     kv_bytes: int = Field(gt=0, description="the full cache; the weight of `model_aware` shares")
     tokens: int | None = Field(default=None, gt=0, description="context length behind kv_bytes, where known")
     edge_prefill_ms: Milliseconds
     quality_basis: str = Field(description="what 100 means")
     mixed_int4_plan: list[str] | None = Field(default=None, min_length=1, description="the quantizer of every layer")
     modes: dict[WrittenMode, ModeProfile] = Field(min_length=1, max_length=256)
+
+    @field_validator("modes", mode="before")
+    @classmethod
+    def _no_mode_twice(cls, modes: Any) -> Any:
+        return modes_once(modes)
 
     @model_validator(mode="after")
     def _only_local_sends_nothing(self) -> Self:
@@ -115,15 +134,23 @@ def load_file(path: Path) -> dict[str, ModelProfile]:
         ProfileError: the file is missing or not a valid profile.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = YamlText(read_text(path, MAX_PROFILE_BYTES))
     except FileNotFoundError:
         raise ProfileError(f"no profile file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path} can't be read: {getattr(error, 'strerror', None) or 'not a text file'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ProfileError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except FileRefused as error:
+        raise ProfileError(str(error)) from None
+    except YamlRefused as error:
+        place = f"{path}:{error.line}" if error.line else str(path)
+        what = f"{'.'.join(map(str, error.where))}: {error.reason}" if error.where else f"not YAML: {error.reason}"
+        raise ProfileError(f"{place}: {what}") from None
+    raw = found.data
     if not isinstance(raw, dict) or not all(isinstance(profile, dict) for profile in raw.values()):
         raise ProfileError(f"{path} must map model names to profiles")
+    for model, profile in raw.items():
+        if "name" in profile:
+            raise ProfileError(
+                f"{path}:{found.lines[str(model), 'name']}: {model}.name: a model is named by its key alone"
+            )
     named = {model: {"name": f"{path.stem}/{model}", **profile} for model, profile in raw.items()}
     try:
         return TypeAdapter(dict[str, ModelProfile]).validate_python(named)
@@ -151,7 +178,7 @@ def load_profile(name: str, base_dir: Path | None = None) -> ModelProfile:
     file_name, _, model = name.rpartition("/")
     files = builtin_files()
     if file_name.endswith((".yaml", ".yml")):
-        models = load_file(((base_dir or Path()) / file_name).resolve())
+        models = load_file(Path(os.path.abspath((base_dir or Path()) / file_name)))
     elif file_name in files:
         models = load_file(files[file_name])
     else:
@@ -159,4 +186,6 @@ def load_profile(name: str, base_dir: Path | None = None) -> ModelProfile:
         raise ProfileError(f"no profile {name!r}; there are {', '.join(known)}, or path/to/file.yaml/<model>")
     if model not in models:
         raise ProfileError(f"no model {model!r} in profile file {file_name!r}; there are {', '.join(models)}")
-    return models[model]
+    # The name is a key of options, sizes and models in a run: two files of one name must not have one key.
+    found = models[model]
+    return found if found.name == name else found.model_copy(update={"name": name})

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from configs.settings import Settings
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Settings):
     """An edge model, the cloud's model for it, and their examples.
 
     Request n asks example n modulo `count`. A cache is decoded in the cloud by the edge's own model; `prompt` and
     `scout` are answered by the cloud's.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     edge: ModelName = Field(description="a hub name, a folder, a size of the small family (`family/tiny`), a shape")
     cloud: ModelName = Field(description="the cloud's model, in the same forms")

@@ -6,8 +6,9 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from configs.settings import Settings
 from netem.wire import FRAME_BYTES
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -25,11 +26,7 @@ LIMIT_MARGIN_PACKETS = 1000
 MAX_JITTER_DEVIATIONS = 32767 / 8192
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Loss(_Model):
+class Loss(Settings):
     """Independent random loss (`percent`), or bursts: the Gilbert-Elliott model, with transitions `p` and `r`."""
 
     percent: Percent | None = Field(default=None, description="of packets, lost independently")
@@ -55,7 +52,7 @@ class Loss(_Model):
         return self
 
 
-class Reorder(_Model):
+class Reorder(Settings):
     """Packets sent without delay, which overtake delayed ones."""
 
     percent: Percent = Field(description="of packets, sent without delay")
@@ -68,7 +65,7 @@ class Reorder(_Model):
         return self
 
 
-class Impairment(_Model):
+class Impairment(Settings):
     """The impairments of one direction of a path; the defaults impair nothing."""
 
     delay_ms: float = Field(default=0.0, ge=0, le=MAX_DELAY_MS, description="of every packet, one way")
@@ -117,7 +114,7 @@ class Impairment(_Model):
         return round(frames_per_ms * self.delay_range_ms[1]) + LIMIT_MARGIN_PACKETS
 
 
-class LinkImpairments(_Model):
+class LinkImpairments(Settings):
     """Both directions of a path: `up` from the agents to the cloud, `down` from the cloud to the agents."""
 
     up: Impairment = Field(default=Impairment(), description="from the agents to the cloud")
@@ -132,12 +129,12 @@ class LinkImpairments(_Model):
 UNIMPAIRED = LinkImpairments()
 
 
-class Impairments(_Model):
+class Impairments(Settings):
     """The impairments of all paths of a link: shared ones, and each agent's own as an index into the distinct ones."""
 
     shared: LinkImpairments = UNIMPAIRED
     links: list[LinkImpairments] = Field(default=[], max_length=MAX_DISTINCT_LINKS)
-    link_of: list[Annotated[int, Field(ge=0, lt=MAX_DISTINCT_LINKS)]] = []
+    link_of: list[Annotated[int, Field(ge=0, lt=MAX_DISTINCT_LINKS)]] = Field(default=[])
     """For each agent, its index in `links`; empty if no agent has impairments of its own."""
 
     @model_validator(mode="after")

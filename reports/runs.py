@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-import yaml
+from pyarrow import parquet
 
+from configs.reading import check_file, read_text
+from configs.yaml_text import load_yaml
 from reports import files
-from reports.schema import MAX_DOCUMENT_BYTES, AllocatorSummary, LinkUse, RunFacts, Summary, TimelineEvent
+from reports.schema import AllocatorSummary, LinkUse, RunFacts, Summary, TimelineEvent
 from reports.summary import STAGES, summarize
 
 MAX_TABLE_BYTES = 2**31
+MAX_ROWS = 50_000_000
+MAX_SCENARIO_BYTES = 2**22  # with every default written out
 LEDGER_COLUMNS = {
     "allocator", "request_id", "agent_id", "round", "intended_s", "deadline_ms", "status", "reason", "mode",
     "latency_ms", "predicted_ms", "payload_bytes", "wire_bytes", "quality_credited", "quality_delivered",
@@ -85,7 +89,7 @@ def read_run(folder: Path) -> Run:
             return parse(folder / name)
         except FileNotFoundError:
             warnings.append(f"{name} is missing: its part of the report is left out")
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             warnings.append(f"{name} is damaged ({one_line(error)}): its part of the report is left out")
         return None
 
@@ -120,15 +124,17 @@ def _read_ledger(folder: Path) -> pd.DataFrame:
 
 
 def _read_scenario(path: Path) -> dict[str, Any]:
-    _bounded(path, MAX_DOCUMENT_BYTES)
-    found = yaml.safe_load(path.read_text("utf-8"))
+    found = load_yaml(read_text(path, MAX_SCENARIO_BYTES))
     if not isinstance(found, dict):
         raise ValueError("not a mapping")
     return found
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    _bounded(path, MAX_TABLE_BYTES)
+    check_file(path, MAX_TABLE_BYTES)
+    rows = parquet.read_metadata(path).num_rows
+    if rows > MAX_ROWS:
+        raise ValueError(f"{rows:,} rows; at most {MAX_ROWS:,} are read")
     return pd.read_parquet(path)
 
 
@@ -173,8 +179,3 @@ def _has(table: pd.DataFrame, columns: set[str]) -> pd.DataFrame:
     if missing := columns - set(table.columns):
         raise ValueError(f"no column {', '.join(sorted(missing))}")
     return table
-
-
-def _bounded(path: Path, most: int) -> None:
-    if path.stat().st_size > most:
-        raise ValueError(f"larger than {most >> 20} MiB")

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.reading import FileRefused, read_bytes
 from netem.checks.verify import LinkVerification
 from netem.link import AgentCounters
 
@@ -32,12 +33,12 @@ class Document(BaseModel):
 
         Raises:
             OSError: there is no such file, or it can't be read.
-            DocumentUnreadable: it is too large, not JSON, or lacks something.
+            DocumentUnreadable: it is no regular file, too large, not JSON, or lacks something.
         """
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise DocumentUnreadable(f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_bytes(path, MAX_DOCUMENT_BYTES))
+        except FileRefused as error:
+            raise DocumentUnreadable(error.reason) from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             if first["type"] == "json_invalid":

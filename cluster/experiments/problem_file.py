@@ -1,5 +1,6 @@
 """An allocation problem as a JSON file: who asks for what, on which uplink, by when."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -23,7 +25,15 @@ from cluster.scenario.json_document import JsonFile
 from cluster.scenario.shipped import find_problem
 from cluster.scenario.yaml_document import DocumentError
 from kvcache.modes import Mode
-from models.profiles import AllowedModes, ModelProfile, ProfileError, WrittenMode, check_payload, load_profile
+from models.profiles import (
+    AllowedModes,
+    ModelProfile,
+    ProfileError,
+    WrittenMode,
+    check_payload,
+    load_profile,
+    modes_once,
+)
 from netem.channels import MIN_CHANNEL_MBPS
 
 MAX_AGENTS = 100_000
@@ -61,7 +71,8 @@ def _shape(modes: object) -> str:
 
 
 Modes = Annotated[
-    Annotated[AllowedModes, Tag("allowed")] | Annotated[dict[WrittenMode, OwnMode], Field(min_length=1), Tag("own")],
+    Annotated[AllowedModes, Tag("allowed")]
+    | Annotated[dict[WrittenMode, OwnMode], BeforeValidator(modes_once), Field(min_length=1), Tag("own")],
     Discriminator(_shape),
 ]
 
@@ -138,13 +149,19 @@ class _Builder:
 
     def build(self) -> NamedProblem:
         file = self._file
-        names: dict[str | int, int] = {}
+        names: list[str | int] = []
+        places: dict[str, int] = {}
         agents, requests = [], []
         for i, agent in enumerate(file.agents):
             name = i if agent.name is None else agent.name
-            if name in names:
-                raise self._document.error(("agents", i, "name"), f"agent {names[name]} has this name already")
-            names[name] = i
+            shown = unicodedata.normalize("NFC", str(name)).strip()  # an unnamed agent is shown by its place
+            if shown in places:
+                other = places[shown]
+                unnamed = " (it has none of its own, and is called by its place)" if names[other] == other else ""
+                message = f"agent {other} has this name already{unnamed}"
+                raise self._document.error(("agents", i, "name"), message)
+            places[shown] = i
+            names.append(name)
             if isinstance(agent.modes, dict):
                 options = tuple(
                     ModeOption(mode, own.payload_bytes, own.edge_ms, own.cloud_ms, own.quality)
@@ -160,7 +177,7 @@ class _Builder:
         self._check_allowed()
         slots = None if file.cloud_slots is None else (0.0,) * file.cloud_slots
         problem = Problem(file.uplink_mbps, tuple(agents), tuple(requests), workers_free_s=slots)
-        return NamedProblem(problem, list(names))
+        return NamedProblem(problem, names)
 
     def _options_of(self, i: int, name: str, own: list[Mode] | None) -> tuple[ModeOption, ...]:
         key = (name, None if own is None else tuple(own))

@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, Self, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from agents.agent import Adjustment
 from allocator.online.service import Snapshot
+from configs.settings import Settings
+from netem.channels import MIN_CHANNEL_MBPS
+from netem.wire import MAX_RATE_MBPS
 
 MAX_STEPS = 100
 LONGEST_S = 3600.0
@@ -124,7 +127,7 @@ class EventTarget(Protocol):
         ...
 
 
-class TurnEvent(BaseModel):
+class TurnEvent(Settings):
     """Base of events.
 
     Attributes:
@@ -133,7 +136,6 @@ class TurnEvent(BaseModel):
         between: `count` random times in this range instead, drawn with the scenario's seed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     is_fault: ClassVar[bool] = False
 
     at_s: float | None = Field(default=None, ge=0, description="when, since the turn's start; or give `between`")
@@ -167,12 +169,10 @@ class TurnEvent(BaseModel):
         raise NotImplementedError
 
 
-class UplinkStep(BaseModel):
+class UplinkStep(Settings):
     """The uplink's true rate for a while, link-layer Mbit/s."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    mbps: float = Field(ge=0.01, le=10_000, description="the true rate")
+    mbps: float = Field(ge=MIN_CHANNEL_MBPS, le=MAX_RATE_MBPS, description="the true rate")
     for_s: float = Field(gt=0, le=LONGEST_S, description="how long")
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.scenario.explain import Where, dotted, explain, shown
 from cluster.scenario.yaml_document import DocumentError
+from configs.reading import FileRefused, read_text
 
 MAX_JSON_BYTES = 16 * 2**20
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -31,17 +32,13 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: Path) -> "JsonFile":
-        """Raises DocumentError: no such file, too large, not text, not a JSON object."""
+        """Raises DocumentError: no such file, too large, not a regular file, not text, not a JSON object."""
         try:
-            with path.open("rb") as file:
-                content = file.read(MAX_JSON_BYTES + 1)
-            if len(content) > MAX_JSON_BYTES:
-                raise DocumentError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB")
-            return cls(path, content.decode())
-        except OSError as error:
+            return cls(path, read_text(path, MAX_JSON_BYTES))
+        except FileNotFoundError as error:
             raise DocumentError(f"{path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise DocumentError(f"{path}: not a text file") from None
+        except FileRefused as error:
+            raise DocumentError(str(error)) from None
 
     def error(self, where: Where, message: str) -> DocumentError:
         """`file:line: key: message`, with the line of the innermost key that the document has."""

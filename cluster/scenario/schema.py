@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from agents.arrivals import AnyArrivals, Arrival, ArrivalTraceError
+from agents.arrivals import MAX_REQUESTS, MAX_TURN_S, AnyArrivals, Arrival, ArrivalTraceError
 from agents.estimators import AnyEstimator, Ewma
 from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
@@ -17,6 +17,7 @@ from allocator.problem import ModeOption, OnInfeasible
 from cluster.scenario.events import AnyEvent, SetAllocator, TurnEvent, schedule
 from cluster.scenario.shipped import find_scenario
 from cluster.scenario.yaml_document import Document, DocumentError
+from configs.settings import Settings
 from kvcache.modes import Mode
 from models.profiles import AllowedModes, ModelProfile, ProfileError, load_profile
 from models.settings import ModelSettings
@@ -31,17 +32,13 @@ def _ray_fraction(value: float) -> float:
     return value
 
 
-NAME = r"^[A-Za-z0-9._+-]{1,64}$"
+NAME = r"^[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,63}$"  # also of folders: neither `..` nor hidden
 MAX_AGENTS = 100_000
+MAX_STEPS = 5_000_000
+MAX_TIMEOUT_MS = 86_400_000.0
 MARGIN = 0.01
 LEAST_MARGIN_MS = 20.0
 Fraction = Annotated[float, Field(ge=0, le=1024), AfterValidator(_ray_fraction)]
-
-
-class Settings(BaseModel):
-    """Base of all parts of a scenario: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TransportSettings(Settings):
@@ -134,7 +131,9 @@ class Scenario(Settings):
     description: str = Field(default="", description="shown above the table")
     seed: int = Field(default=42, ge=0, lt=2**32, description="of the arrivals, the channel and random events")
     deadline_ms: float = Field(gt=0, le=3_600_000, description="from a request's intended start to its answer")
-    timeout_ms: float | None = Field(default=None, gt=0, description="then a request has failed; default 4 deadlines")
+    timeout_ms: float | None = Field(
+        default=None, gt=0, le=MAX_TIMEOUT_MS, description="then a request has failed; default 4 deadlines"
+    )
     lateness_limit_ms: float = Field(default=50.0, gt=0, description="p99 above which a live run marks itself invalid")
     context: Context = Field(
         default="resident", description="whether the cloud holds the contexts that `scout` needs, or they are sent"
@@ -338,6 +337,9 @@ class Scenario(Settings):
                 yield ("allocators", i), problem
         if self.margin_ms is not None and self.margin_ms >= self.deadline_ms:
             yield ("margin_ms",), f"{self.margin_ms:g} ms leaves nothing of the deadline of {self.deadline_ms:g} ms"
+        if too_long := self._too_long():
+            yield too_long
+            return
         try:
             arrivals = self.schedule()
         except ArrivalTraceError as error:
@@ -350,6 +352,24 @@ class Scenario(Settings):
         for i, event in enumerate(self.events):
             if problem := self._problem_of(event, last_s):
                 yield ("events", i), problem
+
+    def _too_long(self) -> tuple[tuple[str | int, ...], str] | None:
+        """Where it is written that a turn has no end that anybody waits for, and how long it would be."""
+        requests, last_s = self.arrivals.extent(len(self.agent_profiles))
+        if requests > MAX_REQUESTS:
+            return ("arrivals",), f"about {requests:,.0f} requests a turn; there may be {MAX_REQUESTS:,}"
+        if last_s > MAX_TURN_S:
+            days = f"{last_s / 86_400:,.1f} days until the last request of a turn"
+            return ("arrivals",), f"{days}; there may be {MAX_TURN_S / 86_400:g}"
+        turn_s = last_s + self.request_timeout_ms / 1e3
+        steps = {
+            ("uplink", "channel"): (self.uplink.channel.changes_within(turn_s), "changes of the channel's rate"),
+            ("uplink", "report_s"): (turn_s / self.uplink.report_s, "reports of the rate"),
+        }
+        for where, (number, what) in steps.items():
+            if number > MAX_STEPS:
+                return where, f"about {number:,.0f} {what} in a turn of {turn_s:g} s; there may be {MAX_STEPS:,}"
+        return None
 
     def _problem_of(self, event: TurnEvent, last_s: float) -> str | None:
         """Why an event can't be played in a turn that ends at `last_s` at the latest."""

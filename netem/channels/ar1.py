@@ -54,6 +54,9 @@ class Ar1Channel(Channel):
             raise ValueError(f"min <= mean <= max must hold, not {self.min:g}, {self.mean:g}, {self.max:g}")
         return self
 
+    def changes_within(self, end_s: float) -> float:
+        return end_s / self.step_s
+
     def play(self, seed: int) -> Iterator[RateChange]:
         rng = np.random.RandomState(seed)
         x, step = self.mean, 0

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from configs.settings import Settings
 
 # The kernel's shapers have no rate of zero: a channel plays a total outage as this rate (a frame every 1.2 s). A grant
 # may be lower: `wire.MIN_SHAPED_MBPS`.
@@ -18,10 +18,8 @@ class RateChange(NamedTuple):
     mbps: float
 
 
-class Channel(BaseModel):
+class Channel(Settings):
     """Base of all channels. Equal settings and an equal seed play equal rates."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def play(self, seed: int) -> Iterator[RateChange]:
         """Yield rate changes in order of time; the first is at 0 s.
@@ -29,6 +27,10 @@ class Channel(BaseModel):
         The sequence is infinite, or its last rate holds for ever.
         """
         raise NotImplementedError
+
+    def changes_within(self, end_s: float) -> float:
+        """About how many changes `play` yields before `end_s` seconds, without playing them."""
+        return 1.0
 
     def until(self, seed: int, end_s: float) -> list[RateChange]:
         """All changes before `end_s` seconds (at least the first), with equal successive rates merged."""

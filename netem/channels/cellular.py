@@ -76,6 +76,9 @@ class CellularChannel(Channel):
             )
         return self
 
+    def changes_within(self, end_s: float) -> float:
+        return end_s / self.step_s
+
     def play(self, seed: int) -> Iterator[RateChange]:
         rng = np.random.default_rng(seed)
         waves = [(self.shadowing_db, self.shadowing_s), (self.fading_db, self.fading_s)]

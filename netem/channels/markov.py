@@ -32,6 +32,9 @@ class MarkovChannel(Channel):
     kind: Literal["markov"] = "markov"
     step_s: float = Field(default=1.0, gt=0, description="the rate may change so often")
 
+    def changes_within(self, end_s: float) -> float:
+        return end_s / self.step_s
+
     def play(self, seed: int) -> Iterator[RateChange]:
         rng = np.random.RandomState(seed)
         state, step = FIRST_STATE, 0

@@ -29,6 +29,9 @@ class StepsChannel(Channel):
                 raise ValueError(f"times must rise: {b:g} s follows {a:g} s")
         return steps
 
+    def changes_within(self, end_s: float) -> float:
+        return sum(at_s < end_s for at_s, _ in self.steps)
+
     def play(self, seed: int) -> Iterator[RateChange]:
         for at_s, mbps in self.steps:
             yield RateChange(at_s, mbps)

@@ -227,7 +227,7 @@ def test_nonsense_is_one_line_that_says_where(write: Any, content: Any, message:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"gone\.json: No such file"):
         load_problem(tmp_path / "gone.json")
-    with pytest.raises(DocumentError, match="Is a directory"):
+    with pytest.raises(DocumentError, match="is a folder"):
         load_problem(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DocumentError, match="not a text file"):

@@ -398,7 +398,7 @@ estimators = st.sampled_from(
 allocators = st.sampled_from(["equal", "deadline", "static_int8"]) | st.fixed_dictionaries(
     {"policy": st.sampled_from(["equal", "model_aware", "deadline", "static_int4"])},
     optional={
-        "label": st.from_regex(r"[A-Za-z0-9._+-]{1,64}", fullmatch=True),
+        "label": st.from_regex(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,63}", fullmatch=True),
         "hedge": st.booleans(),
         "cloud_time": st.booleans(),
         "modes": st.lists(st.sampled_from(["int8", "int4", "full"]), min_size=1, max_size=3),
@@ -422,7 +422,7 @@ changes = st.fixed_dictionaries(
         "hedge": st.booleans(),
         "on_infeasible": st.sampled_from(["local", "late"]),
         "margin_ms": st.none() | st.floats(0, 599),
-        "timeout_ms": st.none() | st.floats(3_600_000, 1e9),
+        "timeout_ms": st.none() | st.floats(3_600_000, 86_400_000),
         "arrivals": arrival_processes,
         "cloud": st.fixed_dictionaries({}, optional={"workers": st.integers(1, 64), "num_gpus": st.floats(0, 1)}),
     },
