@@ -37,13 +37,15 @@ def check_file(path: Path, max_bytes: int) -> int:
         FileNotFoundError: there is none.
         FileRefused: it is something else, too large, or out of reach.
     """
+    if not is_unicode(str(path)):
+        raise FileRefused(Path(ascii(str(path))), "the name isn't in UTF-8")
     try:
         status = path.stat()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FileRefused(path, error.strerror or str(error)) from None
-    except ValueError as error:  # a NUL or half a surrogate pair in its name
+    except ValueError as error:  # a NUL in its name
         raise FileRefused(Path(ascii(str(path))), f"not a file's name: {error}") from None
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "not a file")
@@ -131,6 +133,15 @@ class TableError(ValueError):
 def has_header(lines: list[str], *names: str) -> bool:
     """Whether the first line has just these names."""
     return bool(lines) and [cell.strip().strip('"') for cell in lines[0].split(",")] == list(names)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no halves of surrogate pairs, as names of files that aren't in UTF-8 do."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shortened(text: str) -> str:

@@ -4,6 +4,8 @@ from typing import Any
 
 import yaml
 
+from configs.reading import is_unicode
+
 MAX_VALUES = 200_000
 MAX_DEPTH = 50
 MAX_DIGITS = 40
@@ -105,7 +107,7 @@ class YamlText:
             for i, item in enumerate(node.value):
                 self.lines[(*where, i)] = item.start_mark.line + 1
                 self._note_lines(item, (*where, i))
-        elif not _is_unicode(node.value):
+        elif not is_unicode(node.value):
             raise YamlRefused("has half of a surrogate pair, which is no character", line, where)
 
 
@@ -116,14 +118,6 @@ def load_yaml(text: str) -> Any:
 
 def _too_large(line: int) -> YamlRefused:
     return YamlRefused(f"more than {MAX_VALUES:,} values, or more than {MAX_DEPTH} levels deep", line)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _line_of(event: yaml.Event) -> int:

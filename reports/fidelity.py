@@ -77,7 +77,7 @@ def print_fidelity(console: Console, document: Fidelity) -> None:
         console.print(f"{allocator}: live takes longer (+) or less (-), on average: {stages}{parted}", highlight=False)
     asked = ", ".join(f"{name} {ms:g} ms" for name, ms in document.ask_ms.items())
     footnote = f"{document.footnote}; asking the allocator takes as long as live: {asked}"
-    console.print(f"[dim]{footnote}[/dim]", highlight=False)
+    console.print(footnote, style="dim", highlight=False)
 
 
 def _add_row(table: Table, name: str, c: Deviation) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from reports.schema import Machine
+from reports.terminal import printable
 
 PACKAGES = (
     "scout-emulator",
@@ -28,7 +29,7 @@ def describe_machine() -> Machine:
     """Hardware and versions, now. The GPU's name only in a process that uses torch: loading it takes seconds."""
     return Machine(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(sys.argv),
+        command=printable(shlex.join(sys.argv)),
         python=platform.python_version(),
         kernel=platform.release(),
         machine=platform.machine(),

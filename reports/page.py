@@ -1,5 +1,6 @@
 """A report: one page that needs nothing else, the same as Markdown, every table as CSV, every figure as SVG and PNG."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from reports.drawing import Drawn
 from reports.runs import ReportError, Run, read_run
 from reports.schema import Comparison, ComparisonPoint, Summary
 from reports.table import rounds_shown
+from reports.terminal import printable
 
 PAGE, MARKDOWN = "report.html", "report.md"
 MAX_POINTS_DRAWN = 12  # of a sweep, with figures of their own
@@ -284,7 +286,8 @@ def _markdown(page: Page) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     """Text that means itself in Markdown, in one line."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    line = printable(" ".join(str(text).split())).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", line)
 
 
 def _ms(value: Any, digits: int = 0) -> str:

@@ -37,9 +37,9 @@ def print_summary(console: Console, summary: Summary) -> None:
             _shown(s.lateness_ms.p99, 1),
         )
     console.print(table)
-    console.print(f"[dim]{summary.footnote}[/dim]", highlight=False)
+    console.print(summary.footnote, style="dim", highlight=False)
     for warning in summary.warnings:
-        console.print(f"[bold red]{warning}[/bold red]", highlight=False)
+        console.print(warning, style="bold red", highlight=False)
 
 
 def rounds_shown(s: AllocatorSummary) -> str:

@@ -8,16 +8,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic_core import to_jsonable_python
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from reports.terminal import PlainConsole, printable
 
 EXIT_FAILED = 1  # a run that is invalid, or partial without the user having interrupted it
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 # Files and pipes have no width of their own; the table needs 126 where allocators have long names.
-console = Console(width=None if sys.stdout.isatty() else 126)
-messages = Console(stderr=True)
+console = PlainConsole(width=None if sys.stdout.isatty() else 126)
+messages = PlainConsole(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else, on standard output.")]
 
@@ -48,5 +49,6 @@ def progress(line: str) -> None:
 
 def fail(error: Exception | str) -> NoReturn:
     """Print one message about the user's mistake and exit with code 2."""
-    messages.print(f"[bold red]scout:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    line = Text.assemble(("scout:", "bold red"), f" {printable(str(error))}")
+    messages.print(line, highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_WRONG_INPUT)

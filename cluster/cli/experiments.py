@@ -36,7 +36,7 @@ def fidelity(
         fail(error)
     result.write(found, lambda: print_fidelity(console, found))
     for warning in found.warnings:
-        messages.print(f"[bold red]{warning}[/bold red]", highlight=False)
+        messages.print(warning, style="bold red", highlight=False)
     messages.print(f"run folders: {folder}", highlight=False, soft_wrap=True)
     if found.partial or not found.valid:
         raise typer.Exit(EXIT_FAILED)

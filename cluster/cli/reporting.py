@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from cluster.cli.console import fail, messages
 
 if TYPE_CHECKING:
@@ -29,6 +27,6 @@ def report_or_fail(folders: Sequence[Path], out: Path | None = None) -> "tuple[S
     except (ComparisonError, ReportError) as error:
         fail(error)
     for warning in page.warnings:
-        messages.print(f"[bold red]{escape(warning)}[/bold red]", highlight=False)
+        messages.print(warning, style="bold red", highlight=False)
     messages.print(f"report: {path}", highlight=False, soft_wrap=True)
     return found, path, list(page.warnings)

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from allocator.policies import make_policy
 from allocator.problem import ROUNDING, Problem, Request, Solution
@@ -121,11 +121,11 @@ def show(console: Console, answer: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for row in answer["assignments"]:
         table.add_row(
-            escape(str(row["agent"])),
-            escape(row["mode"]),
+            str(row["agent"]),
+            row["mode"],
             f"{row['mbps']:.2f}",
             "never" if row["latency_ms"] is None else f"{row['latency_ms']:.0f}",
-            "yes" if row["meets_deadline"] else "[red]no[/red]",
+            "yes" if row["meets_deadline"] else Text("no", style="red"),
             f"{row['quality']:g}",
         )
     console.print(table)
@@ -143,10 +143,10 @@ def show(console: Console, answer: dict[str, Any]) -> None:
     reasons = [f"{_listed(agents)}: {why}" for why, agents in agents_by_reason.items()]
     if reasons:
         shown = "; ".join(reasons[:SHOWN]) + ("; ..." if len(reasons) > SHOWN else "")
-        console.print(f"Not in time: {escape(shown)}.", highlight=False, soft_wrap=True)
+        console.print(f"Not in time: {shown}.", highlight=False, soft_wrap=True)
     if not answer["cloud_time_suffices"]:
         message = f"{answer['policy']} doesn't know of the cloud's slots: they have no time for all that it promises."
-        console.print(f"[bold red]{message}[/bold red]", highlight=False, soft_wrap=True)
+        console.print(message, style="bold red", highlight=False, soft_wrap=True)
 
 
 def _listed(agents: list[str]) -> str:

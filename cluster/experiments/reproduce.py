@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agents.estimators import EstimatorSettings, Ewma, Oracle, PublishedEwma
 from agents.offer import payload_options
@@ -225,8 +226,8 @@ def _table(title: str, *heads: str, met: str) -> Table:
 
 
 def _add(table: Table, row: dict[str, Any], *heads: str) -> None:
-    cells = []
+    cells: list[str | Text] = []
     for figure in ("credited", "met_pct"):
-        mark = {True: " [green]✓[/green]", False: " [red]✗[/red]", None: "  "}[row["agrees"].get(figure)]
-        cells += [str(row["published"].get(figure, "–")), f"{row['reached'][figure]:.1f}{mark}"]
+        mark = {True: (" ✓", "green"), False: (" ✗", "red"), None: ("  ", "")}[row["agrees"].get(figure)]
+        cells += [str(row["published"].get(figure, "–")), Text.assemble(f"{row['reached'][figure]:.1f}", mark)]
     table.add_row(*heads, *cells, f"{row['reached']['delivered']:.1f}")

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from netem.checks.capabilities import Capability, probe
 
@@ -26,7 +27,7 @@ def show(console: Console, findings: list[Capability]) -> None:
     for name in ("", "what", "found", "if you need it"):
         table.add_column(name, overflow="fold")
     for finding in findings:
-        mark = "[green]yes[/green]" if finding.available else "[yellow]no[/yellow]"
+        mark = Text("yes", style="green") if finding.available else Text("no", style="yellow")
         table.add_row(mark, finding.name, finding.detail, finding.remedy)
     console.print(table)
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from cluster.monitor.terminal_view import render
 from cluster.monitor.watcher import RunWatcher
@@ -73,7 +74,7 @@ class Progress(_Background):
             with self._console.status("starting") as status:
                 while not self._done.wait(TERMINAL_PERIOD_S):
                     if line := self._line():
-                        status.update(line)
+                        status.update(Text(line))
             return
         shown, due_s = "", time.monotonic() + LOG_PERIOD_S
         while not self._done.wait(TERMINAL_PERIOD_S):

@@ -7,7 +7,10 @@ import yaml
 
 from cluster.processes import started_at
 from cluster.scenario.schema import Scenario
+from configs.reading import is_unicode, read_text
+from configs.yaml_text import load_yaml
 from reports import files
+from reports.runs import MAX_SCENARIO_BYTES
 from reports.schema import RunFacts
 
 
@@ -36,6 +39,8 @@ def claim(folder: Path) -> Path:
         RunFolderError: it exists and isn't empty, or can't be made.
     """
     folder = folder.resolve()
+    if not is_unicode(str(folder)):
+        raise RunFolderError(f"{folder}: the path isn't UTF-8")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -63,7 +68,7 @@ def read(folder: Path) -> tuple[RunFacts, Scenario]:
     """
     try:
         facts = RunFacts.read(folder / files.RUN)
-        data = yaml.safe_load((folder / files.SCENARIO).read_text(encoding="utf-8"))
+        data = load_yaml(read_text(folder / files.SCENARIO, MAX_SCENARIO_BYTES))
         base_dir = facts.base_dir
         return facts, Scenario.model_validate(data | {"base_dir": base_dir}, context={"base_dir": base_dir})
     except (OSError, ValueError, TypeError) as error:

@@ -17,6 +17,7 @@ from allocator.problem import ModeOption, OnInfeasible
 from cluster.scenario.events import AnyEvent, SetAllocator, TurnEvent, schedule
 from cluster.scenario.shipped import find_scenario
 from cluster.scenario.yaml_document import Document, DocumentError
+from configs.reading import is_unicode
 from configs.settings import Settings
 from kvcache.modes import Mode
 from models.profiles import AllowedModes, ModelProfile, ProfileError, load_profile
@@ -173,6 +174,8 @@ class Scenario(Settings):
         base_dir = document.path.resolve().parent
         if "base_dir" in document.data:
             raise document.error(("base_dir",), "unknown key; relative paths start in the scenario file's folder")
+        if not is_unicode(str(base_dir)):
+            raise DocumentError(f"{str(base_dir)!a}: the name of this folder isn't in UTF-8")
         data = document.data | {"base_dir": base_dir}
         if allocators:
             data |= {"allocators": [_named(data.get("allocators"), name) for name in allocators]}
