@@ -146,13 +146,16 @@ class Schedule(Generic[T]):
                 insort(queue, coming.pop()[1])
             batch = _take_batch(queue, end_s, self._batch)
             end_s += batch_ms([entry.job for entry in batch]) / 1e3
-            if any(entry.item == item for entry in batch):
-                return end_s
+            for entry in batch:
+                if entry.item == item:
+                    return end_s
         raise KeyError(item)
 
 
 def batch_ms(jobs: Sequence[CloudJob]) -> float:
     """How long a batch occupies its worker: prefills one after the other, then all decode together."""
+    if len(jobs) == 1:
+        return jobs[0].cost_ms
     return sum(job.prefill_ms for job in jobs) + max((job.decode_ms for job in jobs), default=0.0)
 
 

@@ -190,16 +190,15 @@ class Allocator:
 
     def snapshot(self) -> Snapshot:
         """The present state."""
-        sending = {transfer.agent_id for transfer in self._transfers}
+        grants_mbps = {agent.agent_id: 0.0 for agent in self._agents}
+        for transfer in self._transfers:
+            grants_mbps[transfer.agent_id] = self._grants_mbps.get(transfer.agent_id, 0.0)
         return Snapshot(
             self._estimate_mbps,
             len(self._transfers),
             len(self._announced),
             tuple(self._dispatcher.free_in_ms()),
-            tuple(
-                self._grants_mbps.get(agent.agent_id, 0.0) if agent.agent_id in sending else 0.0
-                for agent in self._agents
-            ),
+            tuple(grants_mbps.values()),
         )
 
     async def switch(self, policy: Policy) -> None:

@@ -68,8 +68,8 @@ class _Demo:
             messages.print("This part ended early, for the reason above; the report has what was measured.")
         elif not summary.valid:
             messages.print(
-                "This machine was too busy for this part: its times are no measurement. Its bytes and answers are real, and "
-                "the report has them.",
+                "This machine was too busy for this part: its times are no measurement. Its bytes and answers are "
+                "real, and the report has them.",
                 soft_wrap=True,
             )
 

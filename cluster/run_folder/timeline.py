@@ -78,7 +78,7 @@ class Timeline:
             seen.in_flight,
             seen.waiting,
             tuple(round(ms, 1) for ms in seen.cloud_ms),
-            tuple(round(mbps, 4) for mbps in seen.grants_mbps),
+            tuple(round(mbps, 4) if mbps else 0.0 for mbps in seen.grants_mbps),  # of many, few send
             self.policy,
             self.deadline_ms,
             tuple(sorted(self.paused)),
