@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types bench example setup clean
+.PHONY: demo test lint types bench example docs setup clean
 
 demo: $(VENV)/.base  ## A first result and picture in seconds, then live, then (after installing torch) with real models.
 	$(BIN)/scout demo --no-models
@@ -36,6 +36,9 @@ example: setup  ## The report in docs/example, made again.
 	rm -rf docs/example
 	$(BIN)/scout report runs/example --out docs/example
 	rm docs/example/figures/*.svg docs/example/figures/*.csv  # large, and of use to nobody but who draws on
+
+docs: setup  ## The documentation as a site, in site/, which works from files; a dead link is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(VENV)/.dev
 

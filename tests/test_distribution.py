@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.commands import REPOSITORY
 from tests.test_architecture import ORDER
@@ -104,3 +106,13 @@ def test_without_the_extra_commands_say_how_to_get_it(installed: Path, tmp_path:
     done = python(installed, tmp_path, "-m", "cluster", *arguments.split())
     assert done.returncode == 2
     assert "pip install 'scout-emulator[models]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_citation_names_this_version_and_licence() -> None:
+    """The keys that the Citation File Format 1.2 requires, and what must agree with pyproject.toml."""
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert all(author.get("name") or author.get("family-names") for author in citation["authors"])
