@@ -29,7 +29,7 @@ def describe_machine() -> Machine:
     """Hardware and versions, now. The GPU's name only in a process that uses torch: loading it takes seconds."""
     return Machine(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=printable(shlex.join(sys.argv)),
+        command=printable(_command()),
         python=platform.python_version(),
         kernel=platform.release(),
         machine=platform.machine(),
@@ -47,6 +47,13 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"  # such as scout-emulator in a Ray job, which runs from its working directory
+
+
+def _command() -> str:
+    """This process's command, by the program's name: where it is installed says nothing about a result."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return f"{name} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _cpu_name() -> str:
