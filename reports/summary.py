@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports import metrics
 from reports.schema import AllocatorSummary, Lateness, Percentiles
 
 STATUSES = ("met", "late", "rejected", "failed")
+PERCENTILES = (50, 95, 99)
 STAGES = (
     "lateness",
     "queue",
@@ -57,13 +59,33 @@ def summarize_one(rows: pd.DataFrame) -> AllocatorSummary:
     )
 
 
+def requests_by(ledger: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """A ledger's requests, counted by the values of some columns, which are the index; with a summary's metrics."""
+    statuses = {status: ledger.status == status for status in STATUSES}
+    groups = ledger.assign(**statuses).groupby(columns, sort=False, dropna=False)
+    counts = groups[list(STATUSES)].sum()
+    latency = groups.latency_ms.quantile(np.array(PERCENTILES) / 100).unstack()
+    return pd.DataFrame(
+        {
+            "issued": groups.size(),
+            **{status: counts[status] for status in STATUSES},
+            "compliance": groups["met"].mean(),
+            "credited_quality": groups.quality_credited.mean(),
+            "delivered_quality": groups.quality_delivered.mean(),
+            **{f"latency_p{p}_ms": latency[p / 100] for p in PERCENTILES},
+            "payload_bytes": groups.payload_bytes.sum(),
+            "wire_bytes": groups.wire_bytes.sum(),
+        }
+    )
+
+
 def number(value: Any) -> float | None:
     """A number for JSON, which has no NaN."""
     return None if pd.isna(value) else float(value)
 
 
 def _percentiles(values: pd.Series) -> dict[str, float | None]:
-    return {f"p{p}": number(values.quantile(p / 100)) for p in (50, 95, 99)}
+    return {f"p{p}": number(values.quantile(p / 100)) for p in PERCENTILES}
 
 
 def _counted(texts: pd.Series) -> dict[str, int]:

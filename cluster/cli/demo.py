@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli.console import EXIT_INTERRUPTED, console, fail, messages, progress
+from cluster.cli.ends import mistakes_end_it, telling, undisturbed
 from cluster.cli.options import Address, Engine
 
 if TYPE_CHECKING:
     from cluster.scenario.schema import Scenario
-    from reports.schema import Summary
 
 HEADLINE = "congestion.yaml"
 
@@ -47,22 +47,24 @@ class _Demo:
         Raises:
             _NotShown: the run can't start.
         """
-        from cluster.run_folder import folder as run_folder
-        from cluster.run_folder.accounting import INTERRUPTED
-        from reports.page import report_on, write_report
+        from cluster.api.errors import Interrupted, UnavailableError
+        from cluster.api.runs import run
         from reports.table import print_summary
 
-        run_dir = run_folder.create(self.folder / folder, scenario)
-        if engine == "simulated":
-            from cluster.simulated.engine import run_simulated
-
-            summary = run_simulated(scenario, run_dir)
-        else:
-            summary = _run_live(scenario, run_dir, self._address)
-        print_summary(console, summary)
-        _, page = report_on([run_dir])
-        self.reports.append(write_report(page, run_dir / "report"))
-        if f"PARTIAL: {INTERRUPTED}" in summary.warnings:
+        interrupted = False
+        with mistakes_end_it():
+            try:
+                folder_of_it = self.folder / folder
+                results = run(scenario, engine=engine, out=folder_of_it, address=self._address, progress=telling())
+            except UnavailableError as error:
+                raise _NotShown(f"{error}.") from None
+            except Interrupted as error:
+                results, interrupted = error.results, True
+        with undisturbed():
+            summary = results.summary
+            print_summary(console, summary)
+            self.reports.append(results.report())
+        if interrupted:
             raise typer.Exit(EXIT_INTERRUPTED)
         if summary.partial:
             messages.print("This part ended early, for the reason above; the report has what was measured.")
@@ -104,23 +106,6 @@ def demo(
             shown.run(_real_models(folder), "real-models", "live")
     if shown.reports:
         messages.print(f"\nreport: {shown.reports[-1]}", highlight=False, soft_wrap=True)
-
-
-def _run_live(scenario: "Scenario", run_dir: Path, address: str | None) -> "Summary":
-    from cluster.live.launch import Interrupts, run_live
-    from cluster.live.placement import PlacementError
-    from cluster.live.preflight import ModelsUnavailable
-    from cluster.live.ray_session import RayUnavailable
-    from cluster.monitor.progress import Progress
-    from netem.helper.session import LinkUnavailable
-
-    try:
-        return run_live(scenario, run_dir, address, progress, Interrupts(), Progress(scenario, run_dir, messages))
-    except (ModelsUnavailable, PlacementError, RayUnavailable, LinkUnavailable) as error:
-        raise _NotShown(f"{error}.") from None
-    except KeyboardInterrupt:
-        messages.print("interrupted")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _real_models(folder: Path) -> "Scenario":

@@ -1,12 +1,17 @@
 """Commands for experiments: simulation against live runs, the project's studies, the papers' tables."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cluster.cli.console import EXIT_FAILED, Json, ResultStream, console, fail, messages
-from cluster.cli.live import run_live_or_fail
+from cluster.cli.console import EXIT_FAILED, Json, ResultStream, console, messages
+from cluster.cli.ends import mistakes_end_it, telling
 from cluster.cli.options import Address, Allocators, Out, ScenarioPath, names
+
+if TYPE_CHECKING:
+    from cluster.scenario.schema import Scenario
+    from reports.schema import Summary
 
 
 def fidelity(
@@ -18,28 +23,36 @@ def fidelity(
     twice: Annotated[bool, typer.Option("--twice", help="Run live twice, to compare live against live.")] = False,
 ) -> None:
     """Run a scenario live and simulated with the same arrivals, and report the simulation's error."""
+    from cluster.api.errors import input_errors
+    from cluster.api.scenarios import load_scenario
     from cluster.experiments.fidelity import AGAIN_FOLDER, LIVE_FOLDER, against_live
     from cluster.run_folder import folder as run_folder
-    from cluster.scenario.schema import DocumentError, Scenario
     from reports.fidelity import print_fidelity
 
     result = ResultStream(as_json)
-    try:
-        loaded = Scenario.load(scenario, names(allocators))
+    with mistakes_end_it(), input_errors():
+        loaded = load_scenario(scenario, names(allocators))
         folder = out or run_folder.default_folder(loaded)
-        live = run_live_or_fail(loaded, run_folder.create(folder / LIVE_FOLDER, loaded), address)
-        again = None
-        if twice and not live.partial:
-            again = run_live_or_fail(loaded, run_folder.create(folder / AGAIN_FOLDER, loaded), address)
+        live = _run_live(loaded, folder / LIVE_FOLDER, address)
+        again = _run_live(loaded, folder / AGAIN_FOLDER, address) if twice and not live.partial else None
         found = against_live(folder, live, loaded, again)
-    except (DocumentError, run_folder.RunFolderError) as error:
-        fail(error)
     result.write(found, lambda: print_fidelity(console, found))
     for warning in found.warnings:
         messages.print(warning, style="bold red", highlight=False)
     messages.print(f"run folders: {folder}", highlight=False, soft_wrap=True)
     if found.partial or not found.valid:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _run_live(scenario: "Scenario", folder: Path, address: str | None) -> "Summary":
+    """The summary of a live run, complete or cut short."""
+    from cluster.api.errors import Interrupted
+    from cluster.api.runs import run
+
+    try:
+        return run(scenario, engine="live", out=folder, address=address, progress=telling()).summary
+    except Interrupted as interrupted:
+        return interrupted.results.summary
 
 
 def study(

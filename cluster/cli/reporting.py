@@ -1,32 +1,23 @@
-"""Reports from commands; mistakes end the command with one line."""
+"""Reports from commands: their path, their warnings."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.console import fail, messages
+from cluster.cli.console import messages
+from cluster.cli.ends import mistakes_end_it
 
 if TYPE_CHECKING:
-    from reports.schema import Comparison, Summary
-
-REPORT_FOLDER = "report"
+    from cluster.api.results import WrittenReport
 
 
-def report_or_fail(folders: Sequence[Path], out: Path | None = None) -> "tuple[Summary | Comparison, Path, list[str]]":
-    """Write the report on these folders, by default into the first, and print its path and warnings.
+def show_report(folders: Sequence[Path], out: Path | None = None) -> "WrittenReport":
+    """Write the report on these folders, by default into the first, and print its path and warnings."""
+    from cluster.api.results import write_report_on
 
-    Returns the reported results, the page's path and its warnings.
-    """
-    from reports.comparison import ComparisonError
-    from reports.page import report_on, write_report
-    from reports.runs import ReportError
-
-    try:
-        found, page = report_on(folders)
-        path = write_report(page, out or folders[0] / REPORT_FOLDER)
-    except (ComparisonError, ReportError) as error:
-        fail(error)
-    for warning in page.warnings:
+    with mistakes_end_it():
+        written = write_report_on(folders, out)
+    for warning in written.warnings:
         messages.print(warning, style="bold red", highlight=False)
-    messages.print(f"report: {path}", highlight=False, soft_wrap=True)
-    return found, path, list(page.warnings)
+    messages.print(f"report: {written.path}", highlight=False, soft_wrap=True)
+    return written

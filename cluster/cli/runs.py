@@ -1,16 +1,13 @@
 """Commands that run scenarios: here, as a Ray job, or to the end after a crash; and what this machine can run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cluster.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
-from cluster.cli.live import run_live_or_fail
+from cluster.cli.ends import mistakes_end_it, telling, undisturbed
 from cluster.cli.options import Address, Allocators, Engine, Out, ScenarioPath, names
-
-if TYPE_CHECKING:
-    from reports.schema import Summary
 
 
 def run(
@@ -24,40 +21,32 @@ def run(
     address: Address = None,
 ) -> None:
     """Run a scenario: one turn for each allocator, with the same arrivals and channel."""
-    from cluster.run_folder import folder as run_folder
-    from cluster.scenario.schema import DocumentError, Scenario
+    from cluster.api.errors import Interrupted
+    from cluster.api.runs import run as run_scenario
+    from cluster.cli.reporting import show_report
+    from reports.table import print_summary
 
     if live and engine == "simulated":
         fail("--live shows live runs; a simulated run is over too soon to watch")
     result = ResultStream(as_json)
-    try:
-        loaded = Scenario.load(scenario, names(allocators))
-        run_dir = run_folder.create(out, loaded)
-    except (DocumentError, run_folder.RunFolderError) as error:
-        fail(error)
-    if engine == "simulated":
-        from cluster.simulated.engine import run_simulated
-
-        _show_run(result, run_simulated(loaded, run_dir), report)
-    else:
-        _show_run(result, run_live_or_fail(loaded, run_dir, address, live and messages.is_terminal), report)
-
-
-def _show_run(result: ResultStream, summary: "Summary", report: bool) -> None:
-    """Print the table, write the report if wanted, and exit with the run's exit code."""
-    from cluster.run_folder.accounting import INTERRUPTED
-    from reports.table import print_summary
-
-    result.write(summary, lambda: print_summary(console, summary))
-    messages.print(f"run folder: {summary.run_dir}", highlight=False, soft_wrap=True)
-    if report:
-        from cluster.cli.reporting import report_or_fail
-
-        report_or_fail([Path(summary.run_dir)])
-    if f"PARTIAL: {INTERRUPTED}" in summary.warnings:
-        raise typer.Exit(EXIT_INTERRUPTED)
-    if summary.partial or not summary.valid:
-        raise typer.Exit(EXIT_FAILED)
+    exit_code = None
+    with mistakes_end_it():
+        try:
+            results = run_scenario(
+                scenario, engine=engine, allocators=names(allocators), out=out, address=address, progress=telling(live)
+            )
+        except Interrupted as interrupted:
+            results, exit_code = interrupted.results, EXIT_INTERRUPTED
+    with undisturbed():
+        summary = results.summary
+        result.write(summary, lambda: print_summary(console, summary))
+        messages.print(f"run folder: {results.folder}", highlight=False, soft_wrap=True)
+        if report:
+            show_report([results.folder])
+    if exit_code is None and (summary.partial or not summary.valid):
+        exit_code = EXIT_FAILED
+    if exit_code is not None:
+        raise typer.Exit(exit_code)
 
 
 def submit(

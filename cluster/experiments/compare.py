@@ -11,7 +11,7 @@ import yaml
 from cluster.run_folder import folder as run_folder
 from cluster.scenario.explain import Where
 from cluster.scenario.schema import Scenario
-from cluster.scenario.yaml_document import Document, DocumentError
+from cluster.scenario.yaml_document import Document, DocumentError, where_of
 from reports import files
 from reports.schema import ComparedRun, ComparisonRuns, Summary
 
@@ -47,7 +47,16 @@ class Sweep:
             raise DocumentError(f"--sweep {key}: {values!r} are not values") from None
         if key in OURS:
             raise DocumentError(f"--sweep {key}: that is what --{OURS[key]} is for")
-        return cls(tuple(int(part) if part.isdecimal() else part for part in key.split(".")), parsed)
+        return cls.of(key, parsed)
+
+    @classmethod
+    def of(cls, key: str, values: Sequence[Any]) -> "Sweep":
+        """Raises DocumentError: no values, or a key that a comparison sets itself."""
+        if key in OURS:
+            raise DocumentError(f"sweep {key}: that is what `{OURS[key]}` is for")
+        if not values:
+            raise DocumentError(f"sweep {key}: no values")
+        return cls(where_of(key), tuple(values))
 
     @property
     def key(self) -> str:
@@ -73,7 +82,7 @@ class Plan:
     runs: list[PlannedRun]
 
 
-def plan(document: Document, allocators: Sequence[str] | None, seeds: int, sweeps: Sequence[Sweep]) -> Plan:
+def plan(document: Document, allocators: Sequence[Any] | None, seeds: int, sweeps: Sequence[Sweep]) -> Plan:
     """Every combination of the sweeps' values with as many seeds, from the scenario's own seed on.
 
     The order of allocators rotates from seed to seed, so that none always goes first. `local_only` and `equal` are
@@ -127,12 +136,16 @@ def run_all(
 ) -> None:
     """Make the planned runs, each in its folder. `document` is written to `compare.json` after each of them.
 
-    Ends early after a run that was cut short, or when `stopped` says so.
+    Ends early after a run that was cut short, when `stopped` says so, or before a run that KeyboardInterrupt keeps from
+    beginning.
     """
     document.write(folder / files.COMPARISON)
     for number, each in enumerate(planned.runs, start=1):
         run_dir = run_folder.create(folder / each.folder, each.scenario)
-        summary = run(each.scenario, run_dir)
+        try:
+            summary = run(each.scenario, run_dir)
+        except KeyboardInterrupt:
+            return
         document.runs.append(ComparedRun(folder=each.folder, seed=each.seed, point=each.point))
         document.write(folder / files.COMPARISON)
         report(f"{number} of {len(planned.runs)}: {each.folder}")

@@ -1,10 +1,11 @@
 """One run from scenario to run folder: set up, run, account, tear down, whatever happens in between."""
 
 import asyncio
-import signal
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
+from cluster.interrupts import Interrupts, ignore
 from cluster.live.engine import LiveEngine, Report
 from cluster.live.placement import PlacementError, place
 from cluster.live.preflight import check_models
@@ -24,28 +25,6 @@ MAX_LIVE_AGENTS = 1024
 TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
 
 
-class Interrupts:
-    """SIGINT and SIGTERM until the engine takes them: raised as KeyboardInterrupt, and remembered.
-
-    Libraries that are starting up may swallow the exception; `check` raises it again. Shells start background jobs deaf
-    to SIGINT, so this also restores that.
-    """
-
-    def __init__(self) -> None:
-        self._come = False
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._take)
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come."""
-        if self._come:
-            raise KeyboardInterrupt
-
-    def _take(self, signum: int, frame: object) -> None:
-        self._come = True
-        raise KeyboardInterrupt
-
-
 def run_live(
     scenario: Scenario,
     run_dir: Path,
@@ -58,6 +37,7 @@ def run_live(
 
     Args:
         report: takes what happens, in lines.
+        interrupts: entered already; once the agents ask, they end the run with a partial result.
         watching: entered while the agents ask; shows the user how the run goes.
 
     Raises:
@@ -99,9 +79,7 @@ def run_live(
             facts.write(run_dir / files.RUN)
             interrupts.check()
             engine = LiveEngine(scenario, run_dir, session, placement, link, report)
-            result = asyncio.run(_until_done_or_stopped(engine, watching))
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, signal.SIG_IGN)  # what is left takes seconds, and a report must come of it
+            result = asyncio.run(_until_done_or_stopped(engine, interrupts, watching))
     for turn in result.turns:
         ledger.read_journals(run_dir, turn)
     return finish(scenario, run_dir, facts, result)
@@ -132,9 +110,13 @@ def check_impairments(scenario: Scenario) -> None:
         ) from None
 
 
-async def _until_done_or_stopped(engine: LiveEngine, watching: AbstractContextManager[object]) -> RunResult:
+async def _until_done_or_stopped(
+    engine: LiveEngine, interrupts: Interrupts, watching: AbstractContextManager[object]
+) -> RunResult:
     loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, engine.stop, INTERRUPTED)
-    with watching:
-        return await engine.run()
+    interrupts.hand_to(partial(loop.call_soon_threadsafe, engine.stop, INTERRUPTED))
+    try:
+        with watching:
+            return await engine.run()
+    finally:
+        interrupts.hand_to(ignore)

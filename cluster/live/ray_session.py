@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
@@ -35,18 +35,25 @@ class RayUnavailable(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RaySession:
-    """A connection to Ray, with this node's free CPUs and GPUs and its total number of GPUs."""
+    """A connection to Ray, with this node's free CPUs and GPUs and its total number of GPUs.
+
+    Attributes:
+        started: every actor that was started on it.
+    """
 
     node_id: str
     cpus: float
     gpus: float
     gpus_in_all: float
+    started: list[ActorHandle] = field(default_factory=list)
 
     def start(self, actor_class: Any, num_cpus: float, num_gpus: float, *args: Any) -> ActorHandle:
         """Start an actor on this node: sockets can only be passed within one machine."""
         here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": here}
-        return actor_class.options(**options).remote(*args)
+        actor = actor_class.options(**options).remote(*args)
+        self.started.append(actor)
+        return actor
 
 
 def _check_reachable(address: str) -> None:
@@ -73,6 +80,9 @@ def in_words(error: Exception, hint: str) -> str:
 def ray_session(address: str | None) -> Iterator[RaySession]:
     """A connection to Ray. A private cluster ends with it, all its processes included, even if this process is killed.
 
+    Where this process is connected already (after `ray.init`, in a Ray task), that connection is taken, and left as it
+    was but for the run's actors.
+
     Args:
         address: of a running cluster, or `auto`; None uses RAY_ADDRESS if set (as inside a Ray job), else starts a
             private cluster.
@@ -80,6 +90,16 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
     Raises:
         RayUnavailable: Ray can't be started or reached; the message holds a remedy.
     """
+    if ray.is_initialized():
+        if address not in (None, "auto"):
+            raise RayUnavailable("Ray: this process is connected to a cluster already; leave the address out")
+        session = _session()
+        try:
+            yield session
+        finally:
+            for actor in session.started:
+                ray.kill(actor)
+        return
     address = address or os.environ.get("RAY_ADDRESS")
     with nullcontext() if address else Reaper() as reaper:
         try:
@@ -125,11 +145,7 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
 
     def join() -> RaySession:
         ray.init(address or "local", **options)
-        node_id = ray.get_runtime_context().get_node_id()
-        node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
-        free = ray.available_resources()  # of the whole cluster: Ray doesn't report it by node
-        cpus, gpus = (min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU"))
-        return RaySession(node_id, cpus, gpus, node.get("GPU", 0.0))
+        return _session()
 
     joining = _in_daemon_thread(join)  # in another thread: an interrupt inside ray.init may block for ever
     try:
@@ -141,6 +157,15 @@ def _connect(address: str | None, folder: str | None) -> RaySession:
         raise
     except Exception as error:
         raise RayUnavailable(in_words(error, NO_CLUSTER if address else "")) from None
+
+
+def _session() -> RaySession:
+    """The connection that this process has."""
+    node_id = ray.get_runtime_context().get_node_id()
+    node = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == node_id)
+    free = ray.available_resources()  # of the whole cluster: Ray doesn't report it by node
+    cpus, gpus = (min(node.get(kind, 0.0), free.get(kind, 0.0)) for kind in ("CPU", "GPU"))
+    return RaySession(node_id, cpus, gpus, node.get("GPU", 0.0))
 
 
 def _leave() -> None:

@@ -1,12 +1,17 @@
 """Progress of a run on standard error: a status line or a full view on a terminal, plain lines elsewhere."""
 
+import importlib.util
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rich import progress as bars
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -93,3 +98,71 @@ class Progress(_Background):
                 statuses = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
                 parts.append(f"{name}: {counts.total()} of {self._planned} ended ({statuses})")
         return " | ".join(parts)
+
+
+class Bar(_Background):
+    """A bar for a terminal or a notebook, gone at the end.
+
+    Args:
+        done: how many of `total` are done so far; called in another thread.
+    """
+
+    def __init__(self, console: Console, title: str, total: int, done: Callable[[], int]) -> None:
+        super().__init__()
+        self._console = console
+        self._title = title
+        self._total = total
+        self._so_far = done
+
+    def _watch(self) -> None:
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+        with bars.Progress(*columns, bars.TimeRemainingColumn(), console=self._console, transient=True) as shown:
+            bar = shown.add_task(self._title, total=self._total)
+            while not self._done.wait(LIVE_PERIOD_S):
+                shown.update(bar, completed=self._so_far())
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """How the user of a run is told of its progress.
+
+    Attributes:
+        console: None: not at all.
+        in_logs: whether also where nobody watches, in lines.
+        full: whether a live run is shown by `Watched` on a terminal.
+    """
+
+    console: Console | None = None
+    in_logs: bool = False
+    full: bool = False
+
+    @classmethod
+    def to(cls, wanted: bool | None) -> "Reporting":
+        """On standard error if wanted; None: where a person watches."""
+        return cls(None if wanted is False else Console(stderr=True), in_logs=wanted is True)
+
+    @property
+    def watched(self) -> bool:
+        """Whether a person watches: on a terminal, or in a notebook that can show what changes."""
+        if self.console is None:
+            return False
+        return self.console.is_terminal or (
+            self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        )
+
+    def line(self, text: str) -> None:
+        """Tell what has happened."""
+        if self.console is not None and (self.in_logs or self.watched):
+            self.console.print(text, highlight=False)
+
+    def live(self, scenario: Scenario, run_dir: Path) -> AbstractContextManager[object]:
+        """To be entered while a live run is on."""
+        if self.console is None or not (self.in_logs or self.watched):
+            return nullcontext()
+        return (
+            Watched(run_dir, self.console) if self.full and self.watched else Progress(scenario, run_dir, self.console)
+        )
+
+    def bar(self, title: str, total: int, done: Callable[[], int]) -> AbstractContextManager[object]:
+        """To be entered while `done` counts up to `total`."""
+        return Bar(self.console, title, total, done) if self.console is not None and self.watched else nullcontext()

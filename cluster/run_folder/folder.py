@@ -1,5 +1,6 @@
 """Run folders: one is made for each run, and read again to recover or to watch it."""
 
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def create(out: Path | None, scenario: Scenario) -> Path:
     Raises:
         RunFolderError: it exists and isn't empty, or can't be made.
     """
-    folder = claim(out or default_folder(scenario))
+    folder = claim(out) if out else claim_default(scenario)
     try:
         (folder / files.SCENARIO).write_text(yaml.safe_dump(scenario.resolved(), sort_keys=False), encoding="utf-8")
     except OSError as error:
@@ -48,6 +49,21 @@ def claim(folder: Path) -> Path:
     except OSError as error:
         raise RunFolderError(f"{folder}: {error.strerror}") from None
     return folder
+
+
+def claim_default(scenario: Scenario) -> Path:
+    """The default folder, made; with a number if another run took it within the second. Raises as `claim` does."""
+    first = default_folder(scenario).resolve()
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunFolderError(f"{folder}: {error.strerror}") from None
+    raise AssertionError("numbers don't end")
 
 
 def discard(folder: Path) -> None:

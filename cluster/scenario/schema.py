@@ -1,6 +1,6 @@
 """The scenario: everything an experiment is, as one validated document."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -169,8 +169,12 @@ class Scenario(Settings):
         return cls.from_document(Document.read(find_scenario(path)), allocators)
 
     @classmethod
-    def from_document(cls, document: Document, allocators: list[str] | None = None) -> Self:
-        """Check a document; relative paths in it start where its file is. Raises as `load` does."""
+    def from_document(cls, document: Document, allocators: Sequence[Any] | None = None) -> Self:
+        """Check a document; relative paths in it start where its file is. Raises as `load` does.
+
+        Args:
+            allocators: instead of the document's own: their names, or entries as it would have them.
+        """
         base_dir = document.path.resolve().parent
         if "base_dir" in document.data:
             raise document.error(("base_dir",), "unknown key; relative paths start in the scenario file's folder")
@@ -389,8 +393,8 @@ class Scenario(Settings):
         return event.problem(len(self.agent_profiles), self.cloud.workers)
 
 
-def _named(written: Any, name: str) -> Any:
-    """The allocator that a scenario calls `name`, or the policy of that name."""
+def _named(written: Any, name: Any) -> Any:
+    """The allocator that a scenario calls `name`, or the policy of that name; an entry stands for itself."""
     for entry in written if isinstance(written, list) else ():
         try:
             if AllocatorSettings.model_validate(_policy_alone(entry)).name == name:

@@ -1,6 +1,7 @@
 """YAML documents whose errors say where: file, line, key, what was found, what is allowed."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ class Document:
         except FileRefused as error:
             raise DocumentError(str(error)) from None
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any], path: Path) -> "Document":
+        """A document that is in no file. Errors name `path`, without lines; relative paths start in its folder."""
+        document = cls(path, "{}")
+        document.data = dict(data)
+        return document
+
     def changed(self, where: Where, value: Any) -> "Document":
         """A copy with one value changed or added; errors about it name the lines of the file as it is.
 
@@ -71,3 +79,8 @@ class Document:
     def explain(self, error: ValidationError, model: type[BaseModel]) -> DocumentError:
         """The first thing that pydantic found wrong, with its line."""
         return self.error(*explain(error, self.data, model))
+
+
+def where_of(key: str) -> Where:
+    """The place that `uplink.channel.mbps` or `agents.groups.0.count` names: a number is an index."""
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))

@@ -2,16 +2,16 @@
 
 import asyncio
 import gc
-import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from agents.arrivals import Arrival
 from agents.record import Record
+from cluster.interrupts import Interrupts, ignore
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
 from cluster.run_folder.result import RunResult, Turn
 from cluster.run_folder.timeline import Timeline
@@ -55,12 +55,16 @@ class SimulatedEngine:
         self.result = RunResult()
 
     def stop(self, reason: str) -> None:
-        """End the run soon, keeping what was recorded. May be called by a signal handler."""
+        """End the run soon, keeping what was recorded. May be called by a signal handler and in any thread."""
         if not self._stopped:
             self._stopped = True
             self.result.problems.append(reason)
             if self._playing is not None:
-                self._playing.cancel()
+                self._playing.get_loop().call_soon_threadsafe(self._playing.cancel)
+
+    def ended(self) -> int:
+        """How many requests have ended so far."""
+        return sum(len(turn.records) for turn in self.result.turns)
 
     def run(self) -> RunResult:
         """All turns, or as many as could be had."""
@@ -129,39 +133,34 @@ def _seldom_collected() -> Iterator[None]:
         gc.set_threshold(*usual)
 
 
-def run_simulated(scenario: Scenario, run_dir: Path, ask_ms: Mapping[str, float] | None = None) -> Summary:
+Ended = Callable[[], int]
+"""How many requests have ended so far."""
+
+
+def run_simulated(
+    scenario: Scenario,
+    run_dir: Path,
+    ask_ms: Mapping[str, float] | None = None,
+    interrupts: Interrupts | None = None,
+    watching: Callable[[Ended], AbstractContextManager[object]] = nullcontext,
+) -> Summary:
     """Run `scenario` on virtual time; the run folder and the returned summary are as those of a live run.
 
     Args:
         ask_ms: see `SimulatedEngine`.
+        interrupts: entered already; they end the run with a partial result. Default: some of its own.
+        watching: what it returns is entered while the run is on; shows the user how it goes.
     """
     facts = begin(scenario, run_dir, "simulated")
     facts.link, facts.privilege, facts.ask_ms = "fluid", "none needed", dict(ask_ms or {})
     facts.write(run_dir / files.RUN)
     engine = SimulatedEngine(scenario, ask_ms)
-    with _stopped_by_signals(engine):
+    with nullcontext(interrupts) if interrupts else Interrupts() as taken:
+        taken.hand_to(partial(engine.stop, INTERRUPTED))
         began_s = time.perf_counter()
-        result = engine.run()
+        with watching(engine.ended):
+            result = engine.run()
+        taken.hand_to(ignore)
         facts.wall_s = round(time.perf_counter() - began_s, 3)
         facts.write(run_dir / files.RUN)
         return finish(scenario, run_dir, facts, result)
-
-
-@contextmanager
-def _stopped_by_signals(engine: SimulatedEngine) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run, and are passed on to a handler that the caller has for what comes after it."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        engine.stop(INTERRUPTED)
-        handler = before[signal.Signals(signum)]
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(signum, frame)
-
-    for signum in before:
-        signal.signal(signum, stop)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

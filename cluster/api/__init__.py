@@ -1,0 +1,1 @@
+"""What `scout` on the command line and `import scout` both call."""
