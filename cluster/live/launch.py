@@ -21,6 +21,7 @@ from netem.wire import MIN_SHAPED_MBPS
 from reports import files
 from reports.schema import Summary
 
+HANDLERS_WAIT_S = 0.2
 MAX_LIVE_AGENTS = 1024
 TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
 
@@ -115,8 +116,16 @@ async def _until_done_or_stopped(
 ) -> RunResult:
     loop = asyncio.get_running_loop()
     interrupts.hand_to(partial(loop.call_soon_threadsafe, engine.stop, INTERRUPTED))
+    awake = asyncio.create_task(_stay_awake())
     try:
         with watching:
             return await engine.run()
     finally:
         interrupts.hand_to(ignore)
+        awake.cancel()
+
+
+async def _stay_awake() -> None:
+    """A signal that another thread got doesn't wake the loop; its handler runs when the loop next does something."""
+    while True:
+        await asyncio.sleep(HANDLERS_WAIT_S)

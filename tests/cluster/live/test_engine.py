@@ -194,7 +194,7 @@ def test_interrupted_it_ends_in_seconds_with_a_partial_report(
     assert done.summary["partial"]
     s = done.summary["allocators"]["equal"]
     assert s["issued"] == s["met"] + s["late"] + s["rejected"] + s["failed"] == len(done.ledger) >= 2
-    assert s["reasons"]["interrupted"] == s["failed"] > 0
+    assert s["reasons"].get("interrupted", 0) == s["failed"], "none, if it came between two rounds"
 
 
 @pytest.mark.parametrize("delay_s", [0.5, 2.0, 3.5, 5.0])
