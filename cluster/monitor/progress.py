@@ -21,6 +21,7 @@ from cluster.monitor.watcher import RunWatcher
 from cluster.run_folder.jsonl import Tail
 from cluster.scenario.schema import Scenario
 from reports import files
+from reports.terminal import PlainConsole
 
 TERMINAL_PERIOD_S = 0.5
 LIVE_PERIOD_S = 0.25
@@ -139,7 +140,7 @@ class Reporting:
     @classmethod
     def to(cls, wanted: bool | None) -> "Reporting":
         """On standard error if wanted; None: where a person watches."""
-        return cls(None if wanted is False else Console(stderr=True), in_logs=wanted is True)
+        return cls(None if wanted is False else PlainConsole(stderr=True), in_logs=wanted is True)
 
     @property
     def watched(self) -> bool:
