@@ -7,6 +7,11 @@ from transformers import PreTrainedConfig, Qwen2Config
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox")
 """Model types whose every layer attends to everything and caches rotated keys, each with tests of its own."""
 
+NUMBERS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    "max_position_embeddings",
+)
+
 REASONS = {
     "kv_lora_rank": "it caches compressed latents (MLA) instead of keys and values",
     "layers_block_type": "it mixes attention with other layers",
@@ -29,10 +34,13 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
         ModelError: naming the model, its type and the reason.
     """
     called = f"model {name} ({config.model_type})"
-    longest = getattr(config, "max_position_embeddings", 0)
+    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest if isinstance(longest, int) else 0
     window = getattr(config, "sliding_window", None)
-    if window is not None and window >= longest > 0:
+    if isinstance(window, int) and window >= longest > 0:
         config.sliding_window = window = None
+    if config.model_type in SUPPORTED:
+        _check_numbers(called, config)
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     for key, reason in REASONS.items():
         if getattr(config, key, None):
@@ -45,6 +53,25 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
         )
     if config.model_type not in SUPPORTED:
         raise ModelError(f"{called} is not supported; supported are {', '.join(SUPPORTED)}")
+
+
+def _check_numbers(called: str, config: PreTrainedConfig) -> None:
+    """Raises ModelError for sizes that no model has."""
+    for key in NUMBERS:
+        value = getattr(config, key, None)
+        if type(value) is not int or value < 1:
+            raise ModelError(f"{called}: config.json: {key} is {value!r}; it must be a whole number from 1 on")
+    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    for key in ("num_key_value_heads", "head_dim"):
+        value = getattr(config, key, None)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ModelError(f"{called}: config.json: {key} is {value!r}; it must be a whole number from 1 on")
+    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
+        raise ModelError(f"{called}: config.json: hidden_size {config.hidden_size} isn't a multiple of {heads} heads")
+    if kv_heads is not None and heads % kv_heads:
+        raise ModelError(f"{called}: config.json: {heads} heads can't share {kv_heads} num_key_value_heads")
+    if config.hidden_size // heads < 2 and getattr(config, "head_dim", None) is None:
+        raise ModelError(f"{called}: config.json: hidden_size {config.hidden_size} leaves nothing for {heads} heads")
 
 
 _QWEN25: dict[str, Any] = {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-6}

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +25,7 @@ from models.hf.attention import ATTENTION
 Weights = Literal["pretrained", "random"]
 FAMILY = "family/"
 TOKENIZER_FILE = "tokenizer.json"  # tokenizers in other files can't be compared
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 SAMPLES = 64  # values of each parameter that make up the fingerprint
 
 logging.disable_progress_bar()  # for reading weights from disk; downloads keep theirs
@@ -112,10 +113,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         if spec.weights == "random":
             return build_random(spec, config, tokenizer)
         settings = {"config": config, "dtype": getattr(torch, spec.dtype), "attn_implementation": ATTENTION}
-        model = _read(spec, AutoModelForCausalLM, use_safetensors=True, **settings).to(device)
+        model = _weights(spec, settings).to(device)
+    except ModelError:
+        raise
     except torch.OutOfMemoryError:
         raise ModelError(f"model {spec.name} in {spec.dtype} doesn't fit the memory of {spec.device}") from None
-    except (RuntimeError, AssertionError) as error:  # no such device, a torch without CUDA
+    except Exception as error:  # no such device, a torch without CUDA, or whatever an odd configuration makes of it
         raise ModelError(f"model {spec.name} on {spec.device}: {_one_line(error)}") from None
     return _loaded(spec, model, tokenizer)
 
@@ -177,11 +180,49 @@ def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast | None:
     return tokenizer
 
 
+def _weights(spec: ModelSpec, settings: dict[str, Any]) -> Any:
+    """A model whose every weight is in its files. Raises ModelError for one that would be filled up or cut."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers' own report of what it made up is long, and goes on
+    try:
+        model, found = _read(
+            spec,
+            AutoModelForCausalLM,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # which are in `found`, then
+            output_loading_info=True,
+            **settings,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    layers = model.config.num_hidden_layers
+    beyond = [key for key in found["unexpected_keys"] if (at := LAYER.search(key)) and int(at[1]) >= layers]
+    differing = sorted(key if isinstance(key, str) else str(key[0]) for key in found["mismatched_keys"])
+    missing = sorted(found["missing_keys"])
+    said = []
+    if missing:
+        others = sorted(set(found["unexpected_keys"]) - set(beyond))
+        instead = f" (there are others, such as {others[0]})" if others else ""
+        said.append(f"{len(missing)} missing, such as {missing[0]}{instead}")
+    if differing:
+        said.append(f"{len(differing)} of another size, such as {differing[0]}")
+    if beyond:
+        said.append(f"{len(beyond)} of more than its {layers} layers, such as {min(beyond)}")
+    if said:
+        raise ModelError(f"model {spec.name}: its .safetensors don't hold what config.json says: {'; '.join(said)}")
+    for key, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"model {spec.name}: weight {key} has values that aren't finite in {spec.dtype}")
+    return model
+
+
 def _read(spec: ModelSpec, kind: Any, **settings: Any) -> Any:
     """Call `from_pretrained`; its errors become one-line ModelErrors."""
     try:
         return kind.from_pretrained(spec.source, trust_remote_code=False, **settings)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # networks and third-party code can raise anything
         what = {AutoConfig: "configuration", PreTrainedTokenizerFast: "tokenizer"}.get(kind, "weights")
         raise ModelError(f"model {spec.name}: no {what}: {_one_line(error)}") from None
 

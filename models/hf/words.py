@@ -38,7 +38,9 @@ def random_examples(
 
 def _tokens(loaded: LoadedModel, text: str) -> list[int]:
     if loaded.tokenizer is not None:
-        return [int(token) for token in loaded.tokenizer.encode(text, add_special_tokens=False)]
+        tokens = [int(token) for token in loaded.tokenizer.encode(text, add_special_tokens=False)]
+        loaded.check_tokens(tokens)  # a tokenizer can be another model's
+        return tokens
     try:
         tokens = [int(word) for word in text.split()]
     except ValueError:
