@@ -112,6 +112,9 @@ def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir
             f"no data set {source!r}; there are {', '.join(FAMILY)}, files (.json, .jsonl) and owner/name on the hub"
         )
     examples = list(islice(found, MAX_EXAMPLES + 1))
+    for number, example in enumerate(examples, start=1):
+        if not example.context.strip():
+            raise DatasetError(f"{source}: the context of example {number} is empty")
     if not examples:
         raise DatasetError(f"{source} has no question with an answer")
     if len(examples) > MAX_EXAMPLES:
@@ -177,6 +180,8 @@ def _from_lines(path: Path) -> Iterator[Example]:
                         found = _Line.model_validate_json(line)
                     except ValidationError as error:
                         raise DatasetError(f"{path}:{number}: {_first(error)}") from None
+                    if not found.context.strip():
+                        raise DatasetError(f"{path}:{number}: context: is empty")
                     yield _example(found.context, found.question, found.answers)
     except FileRefused as error:
         raise DatasetError(f"{path} can't be read: {error.reason}") from None

@@ -1,6 +1,6 @@
 """Commands that run real models: measure a profile; measure how modes and selections change the answers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.cli.console import Json, ResultStream, console, fail, progress
+from cluster.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, progress
 
 if TYPE_CHECKING:
+    from models.datasets import Example
     from models.hf.loading import LoadedModel
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -54,17 +55,15 @@ def calibrate(
     with _real_models():
         from cluster.experiments.calibrate import (
             DEFAULT_MODES,
-            PROBED,
             RANDOM_BASIS,
-            examples_and_others,
+            check_profile_file,
             profile_of,
             provenance,
             show,
             write_profile,
         )
         from kvcache.modes import MIXED, parse_modes
-        from models.hf.measure import find_plan, measure
-        from models.hf.words import random_examples
+        from models.hf.measure import RequestResult, find_plan, measure
 
         result = ResultStream(as_json)
         wanted = parse_modes(modes or DEFAULT_MODES)
@@ -72,20 +71,24 @@ def calibrate(
             raise ValueError(f"{out}: profiles are in .yaml files")
         scouts = any(mode.needs_context for mode in wanted)
         models = _load(edge, cloud, weights, device, dtype, scouts)
-        if weights == "random":
-            vocabulary = min(model.vocabulary for model in models)
-            made = random_examples((count or 10) + PROBED, context_tokens, QUERY_TOKENS, vocabulary=vocabulary)
-            measured, others, basis = made[PROBED:], made[:PROBED], RANDOM_BASIS
-        else:
-            measured, others = examples_and_others(examples, count)
-            basis = f"100 x token F1 on {len(measured)} examples of {examples}"
+        called = name or edge.rstrip("/").rpartition("/")[2]
+        check_profile_file(out, called)  # before minutes of work that could not be kept
+        random = context_tokens if weights == "random" else None
+        measured, others = _examples(models, examples, count, random)
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
         plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
-        results = measure(measured, *models, wanted, max_new_tokens, plan, progress)
+        results: list[RequestResult] = []
+        exit_code = _to_the_end(lambda: measure(measured, *models, wanted, max_new_tokens, plan, progress, results))
+        basis = RANDOM_BASIS if weights == "random" else f"100 x token F1 on {len(results)} examples of {examples}"
+        if exit_code:
+            if not results:
+                raise typer.Exit(exit_code)
+            progress(f"cut short: this is a profile of the {len(results)} examples measured so far")
         profile = profile_of(results, basis, plan, weights == "random")
-        called = name or edge.rstrip("/").rpartition("/")[2]
         write_profile(out, called, profile, f"{provenance()}; {models[0].spec.dtype}")
     result.write({called: profile}, lambda: show(console, called, profile))
+    if exit_code:
+        raise typer.Exit(exit_code)
 
 
 def quality(
@@ -101,7 +104,7 @@ def quality(
 ) -> None:
     """Measure the answer quality of two real models by mode, selection and scouting. Takes minutes."""
     with _real_models():
-        from cluster.experiments.calibrate import DEFAULT_MODES, examples_and_others
+        from cluster.experiments.calibrate import DEFAULT_MODES
         from cluster.experiments.quality import Comparison, show
         from kvcache.modes import MIXED, parse_modes
         from models.hf.measure import find_plan
@@ -109,11 +112,43 @@ def quality(
         result = ResultStream(as_json)
         wanted = parse_modes(modes or DEFAULT_MODES)
         models = _load(edge, cloud, "pretrained", device, dtype, scouts=True)
-        measured, others = examples_and_others(examples, count)
+        measured, others = _examples(models, examples, count, None)
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
         plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
         found = Comparison(*models, wanted, plan, max_new_tokens).run(measured, progress)
     result.write(found, lambda: show(console, found))
+
+
+def _examples(
+    models: "tuple[LoadedModel, LoadedModel]", source: str, count: int | None, random: int | None
+) -> "tuple[list[Example], list[Example]]":
+    """Examples to measure and others for a plan, which both models take; `random`: token ids, so many a context."""
+    from cluster.experiments.calibrate import PROBED, examples_and_others
+    from models.hf.measure import check_examples
+    from models.hf.words import random_examples
+
+    if random is None:
+        measured, others = examples_and_others(source, count)
+    else:
+        vocabulary = min(model.vocabulary for model in models)
+        made = random_examples((count or 10) + PROBED, random, QUERY_TOKENS, vocabulary=vocabulary)
+        measured, others = made[PROBED:], made[:PROBED]
+    check_examples(measured, *models)
+    return measured, others
+
+
+def _to_the_end(measure: Callable[[], object]) -> int:
+    """Measure; if that is cut short, say by what, and return the exit code: what was measured is kept."""
+    import torch
+
+    try:
+        measure()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except torch.OutOfMemoryError:
+        progress("out of memory on the GPU; take shorter contexts, a smaller model, or --device cpu")
+        return EXIT_FAILED
+    return 0
 
 
 @contextmanager

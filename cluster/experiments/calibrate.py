@@ -37,7 +37,9 @@ Profile = dict[str, Any]
 
 
 def examples_and_others(source: str, count: int | None) -> tuple[list[Example], list[Example]]:
-    """Examples to measure, and others to find a plan with: the family's train split, or some of the same source.
+    """Examples to measure, as many as are asked for, and some to find a plan with.
+
+    The latter are the family's train split, or others of the same source; where those don't suffice, of the measured.
 
     Raises:
         DatasetError: they can't be had.
@@ -45,8 +47,8 @@ def examples_and_others(source: str, count: int | None) -> tuple[list[Example], 
     if source == "family":
         return load_examples(source, count), load_examples("family/train", PROBED)
     found = load_examples(source, None if count is None else min(count + PROBED, MAX_EXAMPLES))
-    others = min(PROBED, len(found) // 2)  # of a small file, too; one example must do for both
-    return found[: len(found) - others], found[-others:] if others else found
+    measured = found if count is None else found[:count]
+    return measured, [*found[len(measured) :], *measured][:PROBED]
 
 
 def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, meaningless: bool = False) -> Profile:
@@ -82,8 +84,18 @@ def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, 
     return profile
 
 
-def write_profile(path: Path, name: str, profile: Profile, comment: str) -> None:
+def check_profile_file(path: Path, name: str) -> None:
+    """Raises as `write_profile` would, and changes nothing but that it makes the folder."""
+    mode = {"payload_bytes": 1, "decode_ms": 1.0, "quality": 0.0}
+    any_profile = {"kv_bytes": 1, "edge_prefill_ms": 1.0, "quality_basis": "", "modes": {"full": mode}}
+    write_profile(path, name, any_profile, "", replace=False)
+
+
+def write_profile(path: Path, name: str, profile: Profile, comment: str, replace: bool = True) -> None:
     """Add a model to a profile file, or replace it there; everything else in the file stays as it is, comments too.
+
+    Args:
+        replace: without it, all is checked and the file stays.
 
     Raises:
         ProfileError: the file isn't a profile, can't be written, or is laid out in a way that this can't edit.
@@ -106,12 +118,13 @@ def write_profile(path: Path, name: str, profile: Profile, comment: str) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text("\n".join(blocks), encoding="utf-8")
         try:
-            after = {model: known.model_dump() for model, known in _read(beside).items()}
+            after = _after(beside, path)
             wanted = {**before, name: ModelProfile.model_validate({"name": name, **profile}).model_dump()}
             wanted = {model: known | {"name": f"{beside.stem}/{model}"} for model, known in wanted.items()}
             if after != wanted or (name in before and not mine):
                 raise ProfileError(f"{path}: its models aren't divided by blank lines; write to another file")
-            beside.replace(path)
+            if replace:
+                beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
@@ -146,6 +159,15 @@ def show(console: Console, name: str, profile: Profile) -> None:
             mode, *cells, f"{entry['quality']:g}", "to".join(f" {x:g} " for x in interval) if interval else "-"
         )
     console.print(table)
+
+
+def _after(beside: Path, path: Path) -> dict[str, Any]:
+    try:
+        return {model: known.model_dump() for model, known in _read(beside).items()}
+    except ProfileError as error:
+        if "is there twice" in str(error):  # the model was beside another one
+            return {}
+        raise ProfileError(str(error).replace(str(beside), str(path))) from None
 
 
 def _read(path: Path) -> dict[str, ModelProfile]:

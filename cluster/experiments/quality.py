@@ -20,7 +20,7 @@ from models.f1 import mean_interval, token_f1
 from models.hf.decode import Start
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import LoadedModel, same_tokenizer
-from models.hf.measure import MAX_NEW_TOKENS
+from models.hf.measure import MAX_NEW_TOKENS, check_examples
 from models.hf.words import context_tokens, query_tokens, text_of
 from reports.machine import describe_machine
 
@@ -67,8 +67,9 @@ class Comparison:
         """All examples; fit for JSON. F1, overlaps and shares are in percent.
 
         Raises:
-            ValueError: a prompt longer than a model takes.
+            ValueError: a prompt that a model doesn't take; before anything is measured.
         """
+        check_examples(examples, *(model.loaded for model in self._models.values()))
         for number, example in enumerate(examples):
             if number % 50 == 0:
                 progress(f"example {number} of {len(examples)}")

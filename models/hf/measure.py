@@ -73,6 +73,7 @@ def measure(
     max_new_tokens: int = MAX_NEW_TOKENS,
     plan: Plan | None = None,
     progress: Progress = lambda line: None,
+    results: list[RequestResult] | None = None,
 ) -> list[RequestResult]:
     """Every example in every mode, each request by itself on the models' device.
 
@@ -82,21 +83,40 @@ def measure(
     Args:
         plan: the edge's plan for `mixed_int4`, from `find_plan`.
         progress: receives a line now and then.
+        results: where they go as they come, and stay whatever happens.
 
     Raises:
-        ValueError: a prompt longer than a model takes, `mixed_int4` without a plan, or `scout` where tokenizers differ.
+        ValueError: before anything is measured: a prompt that a model doesn't take, `mixed_int4` without a
+            plan, or `scout` where tokenizers differ.
     """
     if any(mode.needs_context for mode in modes) and not same_tokenizer(edge, cloud):
         raise ValueError(f"mode scout: the tokenizers of {edge.spec.name} and {cloud.spec.name} differ")
     if plan is None and any(mode.quantizer == MIXED for mode in modes):
         raise ValueError(f"{MIXED} needs a plan of layers")
+    check_examples(examples, edge, cloud)
     bench = _Bench(edge, cloud, modes, max_new_tokens, plan)
-    results = []
+    results = [] if results is None else results
     for number, example in enumerate([*examples[:1], *examples]):
         if number % 50 == 1:
             progress(f"{edge.spec.name}: example {number} of {len(examples)}")
-        results.append(bench.request(example))
-    return results[1:]
+        found = bench.request(example)
+        if number:
+            results.append(found)
+    return results
+
+
+def check_examples(examples: Sequence[Example], *models: LoadedModel) -> None:
+    """Raises ValueError, with the example's number from 1 on, unless each model can take every prompt."""
+    for model in models:
+        for number, example in enumerate(examples, start=1):
+            context, query = context_tokens(model, example.context), query_tokens(model, example.question)
+            if not context:
+                raise ValueError(f"example {number}: {model.spec.name} makes no token of its context")
+            if len(context) + len(query) > model.max_positions:
+                raise ValueError(
+                    f"example {number}: {len(context) + len(query):,} tokens; {model.spec.name} takes 1 to "
+                    f"{model.max_positions:,}"
+                )
 
 
 class _Bench:
@@ -202,7 +222,7 @@ def find_plan(
     It rises long before an answer changes, so few examples suffice, and no reference answers are needed.
 
     Args:
-        examples: disjoint from those that the mode is measured on.
+        examples: disjoint from those that the mode is measured on, where there are enough.
         threshold: the largest accepted increase by one layer.
 
     Raises:
@@ -210,6 +230,7 @@ def find_plan(
     """
     if not examples:
         raise ValueError("no examples to find a plan with")
+    check_examples(examples, edge)
     model = EdgeModel(edge)
     prompts, expected = [], []
     for example in examples:

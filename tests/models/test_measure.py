@@ -91,7 +91,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     other = replace(tiny, tokenizer=None)
     with pytest.raises(ValueError, match=r"tokenizers .* differ"):
         measure(EXAMPLES, tiny, other, [parse_mode("scout")])
-    with pytest.raises(ValueError, match="takes 1 to 2048"):
+    with pytest.raises(ValueError, match="takes 1 to 2,048"):
         measure([Example("the " * 3000, "who?", ("",))], tiny, tiny, [parse_mode("full")])
     with pytest.raises(ValueError, match="no examples"):
         find_plan(tiny, [])

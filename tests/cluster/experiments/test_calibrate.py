@@ -143,8 +143,9 @@ def test_plans_are_found_on_other_examples(tmp_path: Path) -> None:
     assert len(measured) == 3 and len(others) == 16
     path = tmp_path / "some.jsonl"
     lines(path, *"abcdefg")
-    measured, others = examples_and_others(str(path), None)
-    assert len(measured) == 4 and len(others) == 3 and not set(measured) & set(others)
+    measured, others = examples_and_others(str(path), 4)
+    assert len(measured) == 4 and not set(measured) & set(others[:3])
+    assert len(set(others)) == 7, "and of the measured, where others don't suffice"
     lines(path, "a")
     measured, others = examples_and_others(str(path), 5)
     assert measured == others and len(measured) == 1
