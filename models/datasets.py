@@ -154,7 +154,7 @@ def _from_json(path: Path) -> Iterator[Example]:
         raw = json.loads(_read(path))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}:{error.lineno}: {error.msg}") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits
         raise DatasetError(f"{path} is not JSON: {error}") from None
     try:
         if isinstance(raw, dict):

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from types import TracebackType
 
@@ -53,10 +52,10 @@ def reap(folder: str, driver: int) -> None:
 
 
 class Reaper:
-    """Owns the `folder` of a Ray cluster; `close`, or the end of this process, ends all processes that use it."""
+    """Removes the `folder` of a Ray cluster; `close`, or the end of this process, ends all processes that use it."""
 
-    def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="scout-ray-")
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, self.folder, str(os.getpid())],
             stdin=subprocess.PIPE,

@@ -18,9 +18,11 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.live.ray_reaper import Reaper
+from netem.helper.folder import NoSocketFolder, socket_folder
 
 # Actors exchange only small messages, payloads go over the link; by default Ray would reserve 30 % of the memory.
 OBJECT_STORE_BYTES = 128 * 2**20
+LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # in the folder of a cluster
 
 SHUTDOWN_S = 1.5
 CONNECT_TIMEOUT_S = 3.0
@@ -101,7 +103,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
                 ray.kill(actor)
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else Reaper() as reaper:
+    with nullcontext() if address else Reaper(_folder()) as reaper:
         try:
             yield _connect(address, reaper.folder if reaper else None)
         finally:
@@ -110,6 +112,14 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
                 _in_daemon_thread(ray.shutdown).result(SHUTDOWN_S)
             except TimeoutError:
                 atexit.unregister(ray.shutdown)  # a second shutdown would wait for the first
+
+
+def _folder() -> str:
+    """A folder for a private cluster. Raises RayUnavailable."""
+    try:
+        return socket_folder("scout-ray-", room=len(LONGEST_SOCKET))
+    except NoSocketFolder as error:
+        raise RayUnavailable(f"Ray: {error}") from None
 
 
 def _in_daemon_thread(call: Callable[[], T]) -> "Future[T]":

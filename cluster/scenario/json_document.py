@@ -22,10 +22,15 @@ class JsonFile:
         self.path = path
         self._text = text
         try:
-            self.data = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+            self.data = json.loads(
+                text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_int=_whole
+            )
         except json.JSONDecodeError as error:
             raise DocumentError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
-        except (ValueError, RecursionError) as error:  # a key twice, NaN, a number of 5,000 digits, 5,000 brackets
+        except _NumberTooLong as error:
+            line = text.count("\n", 0, text.find(str(error))) + 1
+            raise DocumentError(f"{path}:{line}: not JSON: a number of {len(str(error)):,} digits") from None
+        except (ValueError, RecursionError) as error:  # a key twice, NaN, 5,000 brackets
             raise DocumentError(f"{path}: not JSON: {error}") from None
         if not isinstance(self.data, dict):
             raise DocumentError(f"{path}: must be an object, {{...}}")
@@ -92,6 +97,17 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {shown(twice)} is twice in one object")
     return found
+
+
+class _NumberTooLong(Exception):
+    """A number with more digits than Python reads."""
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise _NumberTooLong(digits) from None
 
 
 def _no_constant(name: str) -> float:

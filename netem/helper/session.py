@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from netem.helper import protocol
+from netem.helper.folder import NoSocketFolder, socket_folder
 from netem.impairments import NO_IMPAIRMENTS, Impairments
 from netem.link import CongestionControl
 
@@ -51,7 +52,10 @@ class LinkSession:
         self.kind = kind
         self.privilege = privilege
         self.fallback_reason = fallback_reason
-        self._folder = Path(tempfile.mkdtemp(prefix="scout-link-"))  # mode 0700
+        try:
+            self._folder = Path(socket_folder("scout-link-", room=len("/helper.sock")))
+        except NoSocketFolder as error:
+            raise LinkUnavailable(str(error)) from None
         self.socket_path = str(self._folder / "helper.sock")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the helper runs)
         self._stopped = False
