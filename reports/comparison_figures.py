@@ -1,13 +1,14 @@
 """Figures of comparisons: compliance against load, quality against compliance, paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.comparison import METRICS, UNITS
 from reports.drawing import COLOURS, HEIGHT_IN, INK, MARKERS, Drawn, draw_axes, label, legend, line, safe_name, short
-from reports.schema import ComparisonPoint, Interval, Metric
+from reports.schema import Comparison, ComparisonPoint, Interval, Metric
 
 
 def load(points: Sequence[ComparisonPoint], compared: Sequence[str]) -> list[Drawn]:
@@ -130,3 +131,21 @@ def _bars(f: Interval) -> list[list[float]]:
 
 def _at(point: ComparisonPoint) -> str:
     return f" At {point.swept()}." if point.point else ""
+
+
+def _of_points(found: Comparison, draw: Callable[[ComparisonPoint, int], list[Drawn]]) -> list[Drawn]:
+    return [drawn for number, point in enumerate(found.points) for drawn in draw(point, number)]
+
+
+def all_differences(point: ComparisonPoint, number: int) -> list[Drawn]:
+    """Those of every metric."""
+    metrics = METRICS.items()
+    return [d for metric, title in metrics for d in differences(point, metric, title, UNITS[metric], number)]
+
+
+FIGURES: dict[str, Callable[[Comparison], list[Drawn]]] = {
+    "load": lambda found: load(found.points, found.compared),
+    "tradeoff": lambda found: _of_points(found, lambda point, number: [tradeoff(point, found.compared, number)]),
+    "differences": lambda found: _of_points(found, all_differences),
+}
+"""The figures of a comparison. The names of what a figure draws begin with its own."""

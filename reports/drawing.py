@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -22,8 +23,7 @@ WIDTH_IN, HEIGHT_IN = 5.4, 3.3
 WIDE_IN = 11.2
 MAX_POINTS = 1500  # of individual marks; more are sampled, and the figure says so
 
-matplotlib.use("svg")
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "svg.fonttype": "none",
@@ -44,21 +44,57 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure.
+    """A figure, drawn when it is asked for.
 
     Attributes:
         name: used in file names; title; read: one line on how to read the figure.
-        svg: for the page, in the colours of its theme. png: for other uses.
-        data: the drawn data, None if it is the ledger itself.
+        draw: draws into an empty figure; returns the drawn data, None if it is the ledger itself.
+        width, height: in inches.
     """
 
     name: str
     title: str
     read: str
-    svg: str
-    png: bytes
-    data: pd.DataFrame | None = None
+    draw: Callable[[Figure], pd.DataFrame | None]
+    width: float
+    height: float
     wide: bool = False
+
+    @property
+    def svg(self) -> str:
+        """For the page, in the colours of its theme."""
+        return self._rendered[0]
+
+    @property
+    def png(self) -> bytes:
+        """For other uses."""
+        return self._rendered[1]
+
+    @property
+    def data(self) -> pd.DataFrame | None:
+        """The drawn data, None if it is the ledger itself."""
+        return self._rendered[2]
+
+    def on(self, make: Callable[..., Figure] = Figure) -> tuple[Figure, pd.DataFrame | None]:
+        """The figure, in the style of reports, and the drawn data.
+
+        Args:
+            make: such as `matplotlib.pyplot.figure`.
+        """
+        with matplotlib.rc_context(STYLE):
+            figure = make(figsize=(self.width, self.height))
+            return figure, self.draw(figure)
+
+    @cached_property
+    def _rendered(self) -> tuple[str, bytes, pd.DataFrame | None]:
+        figure, data = self.on()
+        rc: Any = STYLE | {"svg.hashsalt": self.name}
+        # The salt makes ids unique in a page, and reproducible for the same figure.
+        with matplotlib.rc_context(rc):
+            svg, png = io.StringIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        return _themed(svg.getvalue(), self.title), png.getvalue(), data
 
 
 def draw_axes(
@@ -77,15 +113,7 @@ def draw_axes(
 def draw_figure(
     name: str, title: str, read: str, draw: Callable[[Figure], pd.DataFrame], width: float, height: float, wide: bool
 ) -> Drawn:
-    rc: Any = STYLE | {"svg.hashsalt": name}
-    # The salt makes ids unique in a page, and reproducible for the same figure.
-    with matplotlib.rc_context(rc):
-        figure = Figure(figsize=(width, height))
-        data = draw(figure)
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return Drawn(safe_name(name), title, read, _themed(svg.getvalue(), title), png.getvalue(), data, wide)
+    return Drawn(safe_name(name), title, read, draw, width, height, wide)
 
 
 def _themed(svg: str, title: str) -> str:

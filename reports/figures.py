@@ -47,19 +47,15 @@ STAGE_GROUPS = {
 
 def run_figures(runs: Sequence[Run]) -> list[Drawn]:
     """Figures of one run, or of several of one scenario: all requests pooled, timelines of the first run."""
+    ledger = pooled(runs)
+    return [drawn for figures in FIGURES.values() for drawn in figures(runs, ledger)]
+
+
+def pooled(runs: Sequence[Run]) -> pd.DataFrame:
+    """The requests of all runs, by allocator in the order of the first run's turns."""
     ledger = pd.concat([run.ledger for run in runs], ignore_index=True)
     order = list(dict.fromkeys(name for name in runs[0].ledger.allocator))
-    ledger = ledger.sort_values("allocator", key=lambda names: names.map(order.index), kind="stable")
-    return [
-        *timelines(runs[0]),
-        slack(ledger),
-        stages(ledger),
-        *_if(agents, ledger),
-        predicted(ledger),
-        *bandwidth(runs),
-        modes(ledger),
-        *solving(runs[0].allocators),
-    ]
+    return ledger.sort_values("allocator", key=lambda names: names.map(order.index), kind="stable")
 
 
 def slack(ledger: pd.DataFrame) -> Drawn:
@@ -376,3 +372,17 @@ def _by_allocator(ledger: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _if(draw: Callable[[pd.DataFrame], Drawn], ledger: pd.DataFrame) -> list[Drawn]:
     """Draw only if there are several agents to compare."""
     return [draw(ledger)] if ledger.agent_id.nunique() > 1 else []
+
+
+FIGURES: dict[str, Callable[[Sequence[Run], pd.DataFrame], list[Drawn]]] = {
+    "timeline": lambda runs, ledger: timelines(runs[0]),
+    "slack": lambda runs, ledger: [slack(ledger)],
+    "stages": lambda runs, ledger: [stages(ledger)],
+    "agents": lambda runs, ledger: _if(agents, ledger),
+    "predicted": lambda runs, ledger: [predicted(ledger)],
+    "bandwidth": lambda runs, ledger: bandwidth(runs),
+    "modes": lambda runs, ledger: [modes(ledger)],
+    "solving": lambda runs, ledger: solving(runs[0].allocators),
+}
+"""The figures of a run in the order of the report, made of runs and their pooled requests; none where there is nothing
+to draw. The names of what a figure draws begin with its own."""

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from netem.checks.verify import AgentVerified
 from netem.fairness import jain_index
 from reports import comparison_figures, drawing, figures, files, metrics
-from reports.comparison import METRICS, UNITS, read_comparison
+from reports.comparison import METRICS, read_comparison
 from reports.drawing import Drawn
 from reports.runs import ReportError, Run, read_run
 from reports.schema import Comparison, ComparisonPoint, Summary
@@ -120,8 +120,7 @@ def _point_section(point: ComparisonPoint, compared: Sequence[str], number: int)
     drawn: list[Drawn] = []
     if number < MAX_POINTS_DRAWN:
         drawn.append(comparison_figures.tradeoff(point, compared, number))
-        for metric, title in METRICS.items():
-            drawn += comparison_figures.differences(point, metric, title, UNITS[metric], number)
+        drawn += comparison_figures.all_differences(point, number)
     tables = [_point_table(point, compared, number), *_verdict_table(point, number)]
     return Section(point.swept() or "Who is better", tables=tables, figures=drawn)
 
@@ -138,11 +137,10 @@ def write_report(page: Page, out: Path) -> Path:
     Raises:
         ReportError: it can't be written.
     """
-    environment = Environment(loader=PackageLoader("reports", "."), autoescape=select_autoescape(["html.j2", "j2"]))
     try:
         for folder in ("figures", "tables"):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        html = environment.get_template("page.html.j2").render(page=page)
+        html = _templates().get_template("page.html.j2").render(page=page)
         (out / PAGE).write_text(html, encoding="utf-8")
         (out / MARKDOWN).write_text("\n".join(_markdown(page)) + "\n", encoding="utf-8")
         for section in page.sections:
@@ -159,6 +157,29 @@ def write_report(page: Page, out: Path) -> Path:
     except OSError as error:
         raise ReportError(f"{out}: {error.strerror}") from None
     return out / PAGE
+
+
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("reports", "."), autoescape=select_autoescape(["html.j2", "j2"]))
+
+
+def run_fragment(run: Run) -> str:
+    """A run's main table and warnings as HTML, for notebooks."""
+    return _fragment(run.summary.title or run.name, [("", _main_table(run))], run.warnings, run.folder)
+
+
+def comparison_fragment(found: Comparison, folder: Path) -> str:
+    """A comparison's figures and verdicts as HTML, for notebooks."""
+    tables: list[tuple[str, Table]] = []
+    for number, point in enumerate(found.points):
+        tables += [(point.swept(), _point_table(point, found.compared, number))]
+        tables += [("", table) for table in _verdict_table(point, number)]
+    return _fragment(f"{found.scenario}: {', '.join(found.compared)}", tables, found.warnings, folder)
+
+
+def _fragment(title: str, tables: Sequence[tuple[str, Table]], warnings: Sequence[str], folder: Path) -> str:
+    fragment = _templates().get_template("fragment.html.j2")
+    return fragment.render(title=title, tables=tables, warnings=warnings, folder=folder)
 
 
 def report_on(folders: Sequence[Path]) -> tuple[Summary | Comparison, Page]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cluster.api.comparisons import compare
     from cluster.api.errors import InputError, Interrupted, ScoutError, UnavailableError
+    from cluster.api.problems import Allocation, PlayedChannel, allocate, channel
     from cluster.api.results import ComparisonResults, RunResults, load
     from cluster.api.runs import run
     from cluster.scenario.schema import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "cluster.api.comparisons": ("compare",),
     "cluster.api.errors": ("InputError", "Interrupted", "ScoutError", "UnavailableError"),
+    "cluster.api.problems": ("Allocation", "PlayedChannel", "allocate", "channel"),
     "cluster.api.results": ("ComparisonResults", "RunResults", "load"),
     "cluster.api.runs": ("run",),
     "cluster.scenario.schema": (
@@ -41,17 +43,21 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AgentGroup",
     "AgentsSettings",
+    "Allocation",
     "AllocatorSettings",
     "CloudSettings",
     "ComparisonResults",
     "InputError",
     "Interrupted",
+    "PlayedChannel",
     "RunResults",
     "Scenario",
     "ScoutError",
     "TransportSettings",
     "UnavailableError",
     "UplinkSettings",
+    "allocate",
+    "channel",
     "compare",
     "load",
     "run",

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cluster.api.errors import InputError, input_errors
+from cluster.api.plots import Figures, Plots
 from reports import files
 from reports.comparison import read_comparison
 from reports.runs import Run, read_run
@@ -80,6 +81,22 @@ class RunResults(Results):
             InputError: no such column.
         """
         return _requests_by(self.ledger, columns)
+
+    @property
+    def plot(self) -> Plots:
+        """The figures of the report: `plot.slack()`, `plot.timeline("deadline")`."""
+        return Plots(self._figures)
+
+    def _figures(self) -> Figures:
+        from reports.figures import FIGURES, pooled
+
+        ledger = pooled([self._run])
+        return {name: partial(make, [self._run], ledger) for name, make in FIGURES.items()}
+
+    def _repr_html_(self) -> str:
+        from reports.page import run_fragment
+
+        return run_fragment(self._run)
 
     def __repr__(self) -> str:
         met = ", ".join(f"{name} {s.compliance:.1%}" for name, s in self.summary.allocators.items())
@@ -154,6 +171,26 @@ class ComparisonResults(Results):
     def verdicts(self) -> pd.DataFrame:
         """A row for each point, metric and pair of allocators: which is better, by how much, and how sure that is."""
         return pd.DataFrame([p.point | v.model_dump() for p in self.summary.points for v in p.verdicts])
+
+    @property
+    def plot(self) -> Plots:
+        """The figures of the report: those of a run, and `plot.load()`, `plot.tradeoff()`, `plot.differences()`."""
+        return Plots(self._figures)
+
+    def _figures(self) -> Figures:
+        from reports.comparison_figures import FIGURES as OF_COMPARISONS
+        from reports.figures import FIGURES, pooled
+
+        runs = [run._run for run in self.runs]
+        same = [run for run in runs if run.scenario.get("uplink") == runs[0].scenario.get("uplink")]
+        compared: Figures = {name: partial(make, self.summary) for name, make in OF_COMPARISONS.items()}
+        ledger = pooled(same)
+        return compared | {name: partial(make, same, ledger) for name, make in FIGURES.items()}
+
+    def _repr_html_(self) -> str:
+        from reports.page import comparison_fragment
+
+        return comparison_fragment(self.summary, self.folder)
 
     def __repr__(self) -> str:
         return f"<comparison of {', '.join(self.summary.compared)} on {self.summary.scenario}; {self.folder}>"

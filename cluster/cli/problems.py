@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.console import Json, ResultStream, console, fail
+from cluster.cli.ends import mistakes_end_it
 from cluster.cli.options import ProblemPath
 
 
@@ -14,15 +15,12 @@ def allocate(
     as_json: Json = False,
 ) -> None:
     """Solve one allocation problem: each agent's mode and uplink share, and the agents whose deadline is infeasible."""
-    from cluster.experiments.one_problem import allocate as answer_of
+    from cluster.api.problems import allocate as answer_of
     from cluster.experiments.one_problem import show
-    from cluster.experiments.problem_file import load_problem
 
     result = ResultStream(as_json)
-    try:
-        answer = answer_of(load_problem(problem), policy)
-    except ValueError as error:  # an invalid document, an unknown policy, a mode that the problem lacks
-        fail(error)
+    with mistakes_end_it():
+        answer = answer_of(problem, policy).document
     result.write(answer, lambda: show(console, answer))
 
 
@@ -39,14 +37,16 @@ def channel(
     as_json: Json = False,
 ) -> None:
     """Print the bandwidth sequence that a channel plays."""
-    from cluster.experiments.channel_preview import ChannelError, make_channel, play, show, trace_lines
+    from cluster.api.errors import InputError
+    from cluster.api.problems import channel as played_by
+    from cluster.experiments.channel_preview import ChannelError, parse_settings, show, trace_lines
 
     if as_csv and as_json:
         fail("--csv or --json, not both")
     result = ResultStream(as_json)
     try:
-        played = play(make_channel(kind, settings or []), seed, steps)
-    except ChannelError as error:
+        played = played_by(kind, seed=seed, steps=steps, settings=parse_settings(settings or [])).document
+    except (ChannelError, InputError) as error:
         fail(error)
     if as_csv:
         print("\n".join(trace_lines(played)))

@@ -1,7 +1,7 @@
 """`scout channel`: the rates that a channel plays, without a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -23,15 +23,8 @@ class ChannelError(ValueError):
     """Wrong kind or settings; the message says what is allowed."""
 
 
-def make_channel(kind: str, settings: Sequence[str]) -> Channel:
-    """A channel by its kind, or by the name of a published 5G scenario or of a cell.
-
-    Args:
-        settings: `key=value`, the value as in a scenario file.
-
-    Raises:
-        ChannelError: no such kind, or wrong settings.
-    """
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Settings written as `key=value`, the value as in a scenario file. Raises ChannelError: they aren't."""
     given: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -43,6 +36,16 @@ def make_channel(kind: str, settings: Sequence[str]) -> Channel:
             given[key] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise ChannelError(f"--set {key}: {value!r} is not a value") from None
+    return given
+
+
+def make_channel(kind: str, settings: Mapping[str, Any]) -> Channel:
+    """A channel by its kind, or by the name of a published 5G scenario or of a cell.
+
+    Raises:
+        ChannelError: no such kind, or wrong settings.
+    """
+    given = dict(settings)
     if kind in PUBLISHED:
         given = {"scenario": kind, **given}
         kind = "ar1"
@@ -64,9 +67,9 @@ def play(channel: Channel, seed: int, steps: int) -> dict[str, Any]:
         ChannelError: a seed that numpy doesn't take, no steps or too many, or times beyond any number.
     """
     if not 0 <= seed < 2**32:
-        raise ChannelError(f"--seed {seed}: from 0 to {2**32 - 1}")
+        raise ChannelError(f"seed {seed}: from 0 to {2**32 - 1}")
     if not 1 <= steps <= MAX_STEPS:
-        raise ChannelError(f"--steps {steps}: from 1 to {MAX_STEPS}")
+        raise ChannelError(f"steps {steps}: from 1 to {MAX_STEPS}")
     changes = list(islice(channel.play(seed), steps))
     if not math.isfinite(changes[-1].at_s):
         raise ChannelError(f"step {steps} is at no finite time; choose a smaller step_s")

@@ -1,10 +1,11 @@
 """An allocation problem as a JSON file: who asks for what, on which uplink, by when."""
 
+import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -121,21 +122,28 @@ class NamedProblem:
     names: Sequence[str | int]
 
 
-def load_problem(path: str | Path) -> NamedProblem:
+def load_problem(given: str | Path | Mapping[str, Any]) -> NamedProblem:
     """Read and check a problem.
 
     Args:
-        path: its file, or the name of one that ships with the project, such as `eight-agents`.
+        given: its file, the name of one that ships with the project, such as `eight-agents`, or what a file would hold.
 
     Raises:
         DocumentError: in one line: file, line, key, what is wrong and what is allowed.
     """
-    document = JsonFile.read(find_problem(path))
+    document = _of(given) if isinstance(given, Mapping) else JsonFile.read(find_problem(given))
     try:
         file = ProblemFile.model_validate(document.data)
     except ValidationError as error:
         raise document.explain(error, ProblemFile) from None
     return _Builder(document, file).build()
+
+
+def _of(given: Mapping[str, Any]) -> JsonFile:
+    try:
+        return JsonFile(Path("problem"), json.dumps(given, indent=2))
+    except (TypeError, ValueError) as error:
+        raise DocumentError(f"problem: not JSON: {error}") from None
 
 
 class _Builder:

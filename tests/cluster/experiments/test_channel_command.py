@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
-from cluster.experiments.channel_preview import make_channel, play, show
+from cluster.experiments.channel_preview import make_channel, parse_settings, play, show
 from netem.channels import CHANNELS, MarkovChannel
 from netem.channels.ar1 import PUBLISHED, Ar1Channel
 from tests.support.commands import scout
@@ -30,7 +30,7 @@ def test_the_published_markov_sequence() -> None:
 def test_published_scenarios_by_name_alone(name: str) -> None:
     expected = list(islice(Ar1Channel.model_validate({"scenario": name, "step_s": 0.5}).play(7), 30))
     for kind, settings in ((name, ["step_s=0.5"]), ("ar1", [f"scenario={name}", "step_s=0.5"])):
-        played = play(make_channel(kind, settings), 7, 30)
+        played = play(make_channel(kind, parse_settings(settings)), 7, 30)
         assert played["kind"] == "ar1" and played["settings"]["scenario"] == name
         assert list(zip(played["at_s"], played["rates_mbps"], strict=True)) == expected
 
@@ -50,7 +50,7 @@ def settings(tmp_path: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("kind", CHANNELS)
 def test_every_registered_channel(kind: str, settings: dict[str, list[str]]) -> None:
-    played = play(make_channel(kind, settings[kind]), 3, 8)
+    played = play(make_channel(kind, parse_settings(settings[kind])), 3, 8)
     assert len(played["rates_mbps"]) == len(played["at_s"]) == {"constant": 1, "steps": 2}.get(kind, 8)
     json.dumps(played, allow_nan=False)
     printed = StringIO()
@@ -78,9 +78,9 @@ def test_every_registered_channel(kind: str, settings: dict[str, list[str]]) -> 
         (["vehicular", "--set", "min=60"], "min <= mean <= max must hold"),
         (["steps", "--set", "steps=[[1, 50]]"], "steps: the first step must be at 0 s, not 1 s"),
         (["trace", "--set", "path=gone.csv"], "gone.csv: No such file"),
-        (["markov", "--seed", "-1"], "--seed -1: from 0 to 4294967295"),
-        (["markov", "--steps", "0"], "--steps 0: from 1 to 1000000"),
-        (["markov", "--steps", "9999999999"], "--steps 9999999999: from 1"),
+        (["markov", "--seed", "-1"], "seed -1: from 0 to 4294967295"),
+        (["markov", "--steps", "0"], "steps 0: from 1 to 1000000"),
+        (["markov", "--steps", "9999999999"], "steps 9999999999: from 1"),
     ],
 )
 def test_nonsense_is_one_line(arguments: list[str], message: str) -> None:
@@ -95,5 +95,5 @@ def test_a_channel_as_a_trace_that_plays_the_same(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     path = tmp_path / "walk.csv"
     path.write_text(done.stdout)
-    traced = play(make_channel("trace", [f"path={path}"]), 0, 50)
-    assert traced["rates_mbps"] == pytest.approx(play(make_channel("lte_walking", []), 42, 50)["rates_mbps"], abs=1e-3)
+    traced = play(make_channel("trace", {"path": path}), 0, 50)
+    assert traced["rates_mbps"] == pytest.approx(play(make_channel("lte_walking", {}), 42, 50)["rates_mbps"], abs=1e-3)
