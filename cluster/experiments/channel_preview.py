@@ -6,12 +6,12 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from rich.columns import Columns
 from rich.console import Console
 
 from cluster.scenario.explain import located
+from configs.yaml_text import YamlRefused, load_yaml
 from netem.channels import CHANNELS, Channel
 from netem.channels.ar1 import PUBLISHED
 from netem.channels.cellular import CELLS
@@ -33,9 +33,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         if key in given:
             raise ChannelError(f"--set {key} is given twice")
         try:
-            given[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise ChannelError(f"--set {key}: {value!r} is not a value") from None
+            given[key] = load_yaml(value)
+        except YamlRefused as error:
+            raise ChannelError(f"--set {key}: {value!r} is not a value: {error.reason}") from None
     return given
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.run_folder import folder as run_folder
 from cluster.scenario.explain import Where
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document, DocumentError, where_of
+from configs.yaml_text import YamlRefused, load_yaml
 from reports import files
 from reports.schema import ComparedRun, ComparisonRuns, Summary
 
@@ -42,9 +41,9 @@ class Sweep:
         if not equals or not key or not values:
             raise DocumentError(f"--sweep takes key=value,value,... such as uplink.channel.mbps=10,20, not {text!r}")
         try:
-            parsed = tuple(yaml.safe_load(value) for value in values.split(","))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise DocumentError(f"--sweep {key}: {values!r} are not values") from None
+            parsed = tuple(load_yaml(value) for value in values.split(","))
+        except YamlRefused as error:
+            raise DocumentError(f"--sweep {key}: {values!r} are not values: {error.reason}") from None
         if key in OURS:
             raise DocumentError(f"--sweep {key}: that is what --{OURS[key]} is for")
         return cls.of(key, parsed)
@@ -56,6 +55,9 @@ class Sweep:
             raise DocumentError(f"sweep {key}: that is what `{OURS[key]}` is for")
         if not values:
             raise DocumentError(f"sweep {key}: no values")
+        for n, value in enumerate(values):
+            if value in values[:n]:
+                raise DocumentError(f"sweep {key}: {value} is there twice")
         return cls(where_of(key), tuple(values))
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.experiments.compare import Sweep
 from cluster.experiments.problem_file import load_problem
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import DocumentError
@@ -117,3 +118,11 @@ def test_labels_are_names_of_folders(tmp_path: Path, label: str) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(DocumentError, match=r"allocators\[0\]\.label"):
         Scenario.load(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    "values", ["50,50", "50,50.0", "5.0e+1,50", "1,2,1", "a,a", "true,true", "[1],50,[1]", "a,b,'a'"]
+)
+def test_a_sweep_has_each_value_once(values: str) -> None:
+    with pytest.raises(DocumentError, match=r"is there twice|are not values"):
+        Sweep.parse(f"uplink.channel.mbps={values}")
