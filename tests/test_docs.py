@@ -1,7 +1,10 @@
 """What README and docs show must work: their scenario parses, their commands exist, their tables name what there is."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,20 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             made = page.parent.name == "docs" and target in MADE_PAGES
             assert made or "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, number) for page in PAGES for number in range(len(blocks(page, "python")))],
+    ids=lambda value: value.name if isinstance(value, Path) else str(value),
+)
+def test_python_blocks_run(page: Path, number: int, tmp_path: Path) -> None:
+    """Each by itself, in an empty folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", blocks(page, "python")[number]],
+        cwd=tmp_path,
+        env=os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
