@@ -29,7 +29,7 @@ def refused(*arguments: str) -> str:
         ({"uplink": {"channel": {"kind": "constant", "mbps": -1}}}, "uplink.channel.mbps: -1: input should be greater"),
         ({"agents": {"groups": [{"profile": "nowhere/x"}]}}, "no profile 'nowhere/x'; there are family/tiny"),
         ({"uplink": {"channel": {"kind": "trace", "path": "t.csv"}}}, "t.csv:3: '1;5' is not 't_s,mbps'"),
-        ({"deadline_ms": 20}, "20 ms is shorter than the compute of tiny-profiles/"),
+        ({"deadline_ms": 20}, "20 ms is shorter than the compute of tiny-profiles.yaml/"),
         (
             {"agents": {"groups": [{"profile": "tiny-profiles.yaml/small"}], "num_gpus": 1.5}},
             "agents.num_gpus: 1.5 can't",
