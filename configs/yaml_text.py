@@ -1,6 +1,6 @@
 """Reads YAML that users wrote: bounded in depth and size, also where aliases multiply it; nothing counts silently."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -43,8 +43,16 @@ class _Loader(_Base):
             )
         return float(self.construct_yaml_float(node))
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As PyYAML, whose constructors take it for granted that a scalar with a tag fits it."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self._refuse(node, f"{str(node.value)[:MAX_DIGITS]!r} is no value of the tag {tag}")
+
     @staticmethod
-    def _refuse(node: yaml.Node, message: str) -> None:
+    def _refuse(node: yaml.Node, message: str) -> NoReturn:
         raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 

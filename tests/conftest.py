@@ -11,8 +11,10 @@ from netem.helper.session import LinkSession
 from netem.impairments import Impairment, Impairments, LinkImpairments
 from tests.support.links import kernel_can
 
-# How long an example takes says nothing but how busy the machine is.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says nothing but how busy the machine is. Every run tries the same examples, so that what is
+# red was made red by a change; `pytest --hypothesis-profile search` looks for others, and for more.
+settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("any machine"), derandomize=False, max_examples=1000)
 settings.load_profile("any machine")
 
 

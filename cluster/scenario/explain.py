@@ -59,10 +59,11 @@ def _printable(part: str) -> str:
 
 
 def _without_tags(loc: Where, data: Any) -> Where:
-    """Pydantic's location without its parts that aren't in the document: names of union members, missing keys."""
+    """Pydantic's location without its parts that aren't in the document: names of union members, what is missing."""
     where: list[str | int] = []
     for part in loc:
-        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if part in data if isinstance(data, dict) else in_list:
             where.append(part)
             data = data[part]
     return tuple(where)

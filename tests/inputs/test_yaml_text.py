@@ -44,6 +44,10 @@ agents: {groups: [{profile: measured/qwen2.5-7b, count: 2}]}
         ("name: small", "name: no", ":1: name: "),
         ("name: small", "? [a]\n: b", ":1: .*a key must be a text"),
         ("period_s: 8", "period_s: .inf", "arrivals.period_s"),
+        ("seed: 3", "events: [{kind: kill, part: worker, between: [5]}]", r":2: events\[0\].between\[1\]: is missing"),
+        ("seed: 3", "seed: !!int ''", ":2: .*no value of the tag !!int"),
+        ("hedge: yes", "hedge: !!bool 7", ":3: .*no value of the tag !!bool"),
+        ("seed: 3", "seed: !!timestamp 3", ":2: .*no value of the tag !!timestamp"),
     ],
 )
 def test_nothing_counts_silently(tmp_path: Path, good: str, wrong: str, message: str) -> None:
