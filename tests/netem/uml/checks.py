@@ -242,7 +242,8 @@ def delay() -> dict[str, Any]:
     ):
         with built(*links) as link:
             measured[name] = statistics.median(round_trips_ms(link, 0, 5))
-        delayed(measured[name], delay_ms, noise_ms, f"{name}: round trip")
+        timers = 4 if name == "all four" else 1  # each can be late on a busy machine
+        delayed(measured[name], delay_ms, timers * noise_ms, f"{name}: round trip")
     return measured
 
 
