@@ -242,8 +242,7 @@ def delay() -> dict[str, Any]:
     ):
         with built(*links) as link:
             measured[name] = statistics.median(round_trips_ms(link, 0, 5))
-        timers = 4 if name == "all four" else 1  # each can be late on a busy machine
-        delayed(measured[name], delay_ms, timers * noise_ms, f"{name}: round trip")
+        delayed(measured[name], delay_ms, noise_ms, f"{name}: round trip")
     return measured
 
 
