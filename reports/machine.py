@@ -29,7 +29,7 @@ def describe_machine() -> Machine:
     """Hardware and versions, now. The GPU's name only in a process that uses torch: loading it takes seconds."""
     return Machine(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=printable(_command()),
+        command=command_line(),
         python=platform.python_version(),
         kernel=platform.release(),
         machine=platform.machine(),
@@ -49,11 +49,11 @@ def version_of(package: str) -> str:
         return "not installed"  # such as scout-emulator in a Ray job, which runs from its working directory
 
 
-def _command() -> str:
+def command_line() -> str:
     """This process's command, by the program's name: where it is installed says nothing about a result."""
     program = Path(sys.argv[0])
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
-    return f"{name} {shlex.join(sys.argv[1:])}".strip()
+    return printable(f"{name} {shlex.join(sys.argv[1:])}".strip())
 
 
 def _cpu_name() -> str:

@@ -1,7 +1,5 @@
 """Comparisons of allocators over seeds: `scout compare`, and `scout.compare` in Python."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +15,7 @@ from cluster.monitor.progress import Reporting
 from cluster.run_folder import folder as run_folder
 from cluster.scenario.schema import Scenario
 from reports import files
-from reports.machine import describe_machine
+from reports.machine import command_line, describe_machine
 from reports.schema import ComparisonRuns, Summary
 
 MAX_SEEDS = 1000
@@ -76,7 +74,7 @@ def _run_all(
     document = ComparisonRuns(
         scenario=planned.runs[0].scenario.name,
         engine=engine,
-        command=shlex.join(sys.argv),
+        command=command_line(),
         machine=describe_machine(),
         compared=planned.compared,
         planned=len(planned.runs),

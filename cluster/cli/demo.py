@@ -16,7 +16,7 @@ from cluster.cli.options import Address, Engine
 if TYPE_CHECKING:
     from cluster.scenario.schema import Scenario
 
-HEADLINE = "congestion.yaml"
+HEADLINE = "congestion"
 
 
 class _NotShown(Exception):
@@ -39,7 +39,7 @@ class _Demo:
         try:
             yield
         except _NotShown as reason:
-            messages.print(f"Not shown: {reason}", markup=False, highlight=False, soft_wrap=True)
+            messages.print(f"Not shown: {reason}", highlight=False, soft_wrap=True)
 
     def run(self, scenario: "Scenario", folder: str, engine: Engine) -> None:
         """Run, print the table, and write the report.
@@ -86,7 +86,7 @@ def demo(
     """Show what Scout does: simulated at once, then live over a shaped link, then with small real models."""
     from cluster.run_folder.folder import RunFolderError, claim
     from cluster.scenario.schema import Scenario
-    from models.profiles import builtin_files
+    from cluster.scenario.shipped import scenarios
 
     try:
         folder = claim(out or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-demo")
@@ -94,7 +94,7 @@ def demo(
         fail(error)
     shown = _Demo(folder, address)
     if not models:
-        headline = Scenario.load(builtin_files()["family"].parents[1] / HEADLINE)
+        headline = Scenario.load(scenarios()[HEADLINE])
         with shown.part("The papers' headline, simulated"):
             shown.run(headline, "simulated", "simulated")
             picture = shown.reports[-1].parent / "figures" / f"timeline_{headline.allocator_names[-1]}.png"

@@ -3,8 +3,6 @@
 import os
 import platform
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from models.datasets import MAX_EXAMPLES, Example, load_examples
 from models.f1 import mean_interval
 from models.hf.measure import RequestResult
 from models.profiles import ModelProfile, ProfileError, load_file
+from reports.machine import command_line
 
 DEFAULT_MODES = (
     "full,int8,mixed_int4,int4,q2c@0.5+int8,q2c_pooled@0.5+int8,q2c_pooled@0.25,prompt,scout,scout@0.25,local"
@@ -134,9 +133,8 @@ def write_profile(path: Path, name: str, profile: Profile, comment: str, replace
 def provenance() -> str:
     """The command, the machine and the date, in a line."""
     gpu = f" {torch.cuda.get_device_name()}," if torch.cuda.is_available() else ""
-    command = shlex.join(["scout", *sys.argv[1:]])
     kernel = ".".join(platform.release().split(".")[:2])
-    return f"{command}; {os.cpu_count()} cores,{gpu} Linux {kernel}, {datetime.now(UTC):%Y-%m-%d}"
+    return f"{command_line()}; {os.cpu_count()} cores,{gpu} Linux {kernel}, {datetime.now(UTC):%Y-%m-%d}"
 
 
 def show(console: Console, name: str, profile: Profile) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
+from cluster.scenario.shipped import scenarios
 from kvcache.modes import parse_modes
 from models.profiles import builtin_files
 
-SHIPPED = "small-family.yaml"
+SHIPPED = "small-family"
 EXAMPLES = 2
 SLACK = 1.5  # edges and worker compute at the same time; the measurement has the machine to itself
 MOST_STRETCH = 8.0
@@ -78,7 +79,7 @@ def write_scenario(pace: Pace, folder: Path) -> Path:
 
 
 def _stretched(pace: Pace) -> dict[str, Any]:
-    scenario = yaml.safe_load((builtin_files()["family"].parents[1] / SHIPPED).read_text(encoding="utf-8"))
+    scenario = yaml.safe_load(scenarios()[SHIPPED].read_text(encoding="utf-8"))
     stretch = pace.stretch
     for group in scenario["agents"]["groups"]:
         group["profile"] = group["profile"].replace("family/", "profiles.yaml/")

@@ -130,16 +130,16 @@ class FluidLink:
             wait_s = flow.next_frame_s(self._frame_bits, before_mbps) if 0 < before_mbps < mbps else 0.0
             if wait_s > SOON_S:
                 flow.raised_mbps = mbps
-                flow.raising = asyncio.get_running_loop().call_later(wait_s, self._raise, flow, mbps)
+                flow.raising = asyncio.get_running_loop().call_later(wait_s, self._raise, flow)
             else:
                 self._put_in_force(flow, mbps)
                 changed.append(flow)
         if changed:
             self._share(changed)
 
-    def _raise(self, flow: _Flow, mbps: float) -> None:
+    def _raise(self, flow: _Flow) -> None:
         flow.raising = None
-        self._put_in_force(flow, mbps)
+        self._put_in_force(flow, flow.raised_mbps)
         self._share([flow])
 
     def _put_in_force(self, flow: _Flow, mbps: float) -> None:
