@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.estimators import Ewma, Fixed
-from allocator.online.service import LEAST_GRANT_MBPS, Allocator, NoWorkerAlive, Rules
+from allocator.online.service import LEAST_GRANT_MBPS, LEAST_SHARE, Allocator, NoWorkerAlive, Rules
 from allocator.online.transfers import LEAST_LEFT
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, Choice, ModeOption, Plan, Problem, Solution, Transfer
@@ -358,6 +358,17 @@ def test_no_grant_that_may_change_is_near_zero(static_shares: bool, grants: floa
         policy.grant_mbps = 0.01
         await allocator.assign(request(0))
         assert link.calls == [{0: grants}]
+
+    virtually(main)
+
+
+def test_on_a_fast_uplink_the_least_grant_is_a_share_of_it() -> None:
+    async def main() -> None:
+        allocator, policy, link = stubbed()
+        await allocator.peek(100)
+        policy.grant_mbps = 0.01
+        await allocator.assign(request(0))
+        assert link.calls[-1] == {0: LEAST_SHARE * 100}
 
     virtually(main)
 
