@@ -37,6 +37,7 @@ ROOMS: dict[str, list[set[str]]] = {
         {"channels", "impairments", "link"},
         {"kernel", "paced"},
         {"helper"},
+        {"relay"},
         {"checks"},
         {"bench"},
     ],
