@@ -2,25 +2,25 @@
 
 import asyncio
 import os
-import socket
 from collections.abc import Awaitable, Callable
 
 import ray
 
 from cloud.reception import Reception
+from cloud.sockets import Accept
 from cloud.worker import Worker
 from models.memory import peak_memory_mb
 
 
 @ray.remote
 class WorkerActor:
-    """Serves one `Worker` on a socket that `listen` opens inside the actor's own process."""
+    """Serves one `Worker` on connections that `listen` takes inside the actor's own process."""
 
     def __init__(
         self,
         make: Callable[[], Worker],
         receive: Callable[[Worker], Reception],
-        listen: Callable[[], Awaitable[socket.socket]],
+        listen: Callable[[], Awaitable[Accept]],
     ) -> None:
         self._make = make
         self._receive = receive
@@ -31,6 +31,10 @@ class WorkerActor:
         self._worker = self._make()
         self._serving = asyncio.create_task(self._receive(self._worker).run(await self._listen()))
         return os.getpid()
+
+    async def stay(self) -> None:
+        """Ends with the process: who waits for it hears of that at once."""
+        await asyncio.Event().wait()
 
     async def settle(self) -> None:
         await self._worker.settle()

@@ -1,4 +1,4 @@
-"""A cloud worker's listening socket, and its connections, one per agent."""
+"""A cloud worker's connections, one per agent."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from cloud.frames import (
     small_frame,
 )
 from cloud.runtime import BadBody, Body, UnknownModel
-from cloud.sockets import close_socket
+from cloud.sockets import Accept, close_socket
 from cloud.worker import Job, QueueFull, Worker
 from models.clock import now_s
 
@@ -39,21 +39,20 @@ class Reception:
         self._max_connections = max_connections
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def run(self, listener: socket.socket) -> None:
-        """Accept on `listener` (non-blocking) and let the worker serve, until cancelled."""
+    async def run(self, accept: Accept) -> None:
+        """Take what `accept` gives and let the worker serve, until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._accept(listener))
+                group.create_task(self._accept(accept))
                 group.create_task(self._worker.serve_queue())
         finally:
             for connection in list(self._connections):
                 connection.cancel()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+    async def _accept(self, accept: Accept) -> None:
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock = await accept()
             except OSError:  # out of descriptors, or the peer has closed already
                 self._worker.counts["failed_accepts"] += 1
                 await asyncio.sleep(ACCEPT_AGAIN_S)

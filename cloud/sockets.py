@@ -1,7 +1,21 @@
-"""Closing a socket that an asyncio loop may still be waiting on."""
+"""Accepting connections, and closing a socket that an asyncio loop may still be waiting on."""
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
+
+Accept = Callable[[], Awaitable[socket.socket]]
+"""Gives the next connection that has come. Raises OSError: out of descriptors, or the peer has closed already."""
+
+
+def accepting(listener: socket.socket) -> Accept:
+    """What comes to a listening, non-blocking socket."""
+
+    async def accept() -> socket.socket:
+        sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+        return sock
+
+    return accept
 
 
 def close_socket(sock: socket.socket) -> None:

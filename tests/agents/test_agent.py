@@ -22,6 +22,7 @@ from allocator.problem import AgentInfo
 from cloud.dispatch import LeastLoaded
 from cloud.reception import Reception
 from cloud.runtime import ProfileCloud
+from cloud.sockets import accepting
 from cloud.worker import Worker
 from kvcache.modes import LOCAL, parse_mode
 from models.profiles import ModelProfile
@@ -111,7 +112,7 @@ async def rig(
     warm: bool = True,
 ) -> AsyncIterator[Rig]:
     made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit, warm)
-    made.serving = asyncio.create_task(made.reception.run(made.listener))
+    made.serving = asyncio.create_task(made.reception.run(accepting(made.listener)))
     try:
         await made.uplink.open(1)
         yield made
@@ -177,7 +178,7 @@ async def test_a_timeout_in_mid_transfer_fails_and_the_connection_is_replaced() 
         assert math.isnan(record.latency_ms) and record.quality_credited == 0
         r.records.clear()
         r.issued.clear()
-        r.serving = asyncio.create_task(r.reception.run(r.listener))
+        r.serving = asyncio.create_task(r.reception.run(accepting(r.listener)))
         (record,) = await r.play([0])
         assert record.status is Status.MET
         assert r.connections == 3, "opened, broken by the worker, broken by the timeout"

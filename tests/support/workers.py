@@ -9,6 +9,7 @@ from typing import Self
 
 from cloud.frames import FrameReader, Header
 from cloud.reception import Reception
+from cloud.sockets import accepting
 from cloud.worker import Worker
 from models.profiles import ModelProfile
 
@@ -36,7 +37,7 @@ async def serving(
     reception = Reception(worker, max_body_bytes=max_body_bytes, max_connections=max_connections)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
-    task = asyncio.create_task(reception.run(listener))
+    task = asyncio.create_task(reception.run(accepting(listener)))
     try:
         yield worker, listener.getsockname()
     finally:
