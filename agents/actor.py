@@ -13,7 +13,7 @@ from ray.util.metrics import Counter, Histogram
 from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
-from agents.record import Journal, Record
+from agents.record import Journal, Record, read_from
 from agents.uplink import ConnectionLost
 from allocator.problem import Plan, Request
 from models.memory import peak_memory_mb
@@ -35,6 +35,7 @@ LATENCY_BOUNDS_MS: list[float] = [
     20_000,
     60_000,
 ]
+JOURNAL_PIECE_BYTES = 2**20
 LATENESS_BOUNDS_MS: list[float] = [0.5, 1, 2, 5, 10, 20, 50, 100, 1000]
 
 
@@ -115,6 +116,18 @@ class HostActor:
             pass  # stopped: every request in flight has its row
         finally:
             file.close()
+
+    async def journal(self, path: Path, offset: int) -> bytes:
+        """What a journal of this node has from `offset` on, or the first part of it."""
+        return read_from(path, offset, JOURNAL_PIECE_BYTES)
+
+    async def forget(self, path: Path) -> None:
+        """A journal of this node has been copied whole."""
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 (takes microseconds)
+
+    async def stay(self) -> None:
+        """Ends with the process: who waits for it hears of that at once."""
+        await asyncio.Event().wait()
 
     async def adjust(self, change: Adjustment, agent_id: int | None = None) -> None:
         self._host.adjust(change, agent_id)

@@ -100,6 +100,16 @@ MODE_FIELDS = ("mode", "hedge", "answered")
 _values = attrgetter(*FIELDS)
 
 
+def read_from(path: Path, offset: int, most: int) -> bytes:
+    """At most so many bytes of a file from `offset` on; none where there is no file yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(most)
+    except FileNotFoundError:
+        return b""
+
+
 class Ledger(Protocol):
     """Where an agent's requests are accounted for: each is issued once, and ends with one record."""
 

@@ -181,6 +181,34 @@ class LinkUse(Document):
     refused_requests: int | None = None
 
 
+class NodeUse(Document):
+    """A Ray node of a run beside the station, and the network between the two; rates are of what TCP carries.
+
+    Attributes:
+        hosts, workers: numbers of actors.
+        up_mbps, down_mbps, round_trip_ms: before the run, to the station and from it.
+        least_mbps, most_round_trip_ms: of the checks during the run, beside the run's own traffic; None: not checked.
+        clock_error_ms: the most by which a process's clock was found wrong; clock_uncertainty_ms: half of the longest
+            round trip by which that was found out.
+        stolen: share of the node's CPU time that its host gave to others.
+        slow: how the network has become too slow for the run; empty: it hasn't.
+    """
+
+    address: str
+    hostname: str
+    hosts: int
+    workers: int
+    up_mbps: float | None = None
+    down_mbps: float | None = None
+    round_trip_ms: float | None = None
+    least_mbps: float | None = None
+    most_round_trip_ms: float | None = None
+    clock_error_ms: float | None = None
+    clock_uncertainty_ms: float | None = None
+    stolen: float = 0.0
+    slow: str = ""
+
+
 class Summary(Document):
     """`summary.json`: what came of a run.
 
@@ -188,6 +216,7 @@ class Summary(Document):
         partial: whether the run was cut short; valid: whether the emulator itself kept its times.
         workers: for each cloud worker, requests by what became of them.
         memory_mb: the most memory that each actor used, by kind of actor (live only).
+        nodes: the Ray nodes beside the station; relay: what the station's relay counted (runs over several nodes only).
     """
 
     title: str
@@ -207,6 +236,8 @@ class Summary(Document):
     memory_mb: dict[str, list[dict[str, float]]]
     verified: LinkVerification | None
     link: LinkUse
+    nodes: list[NodeUse] = []
+    relay: dict[str, int] = {}
 
 
 class ComparedRun(Document):

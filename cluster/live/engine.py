@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.agent import Terms
 from agents.arrivals import Arrival
+from cluster.live.nodes import Layout
+from cluster.live.other_nodes import OtherNodes
 from cluster.live.parts import LiveParts, Process
 from cluster.live.placement import Placement
 from cluster.live.pool import Pool
 from cluster.live.ray_metrics import UplinkMetrics
 from cluster.live.ray_session import RaySession
+from cluster.live.records import Collectors
 from cluster.processes import StealMeter, children, ended, parent
 from cluster.run_folder.controls import Inbox
 from cluster.run_folder.ledger import give_up
@@ -52,19 +56,20 @@ class LiveEngine:
         scenario: Scenario,
         run_dir: Path,
         ray_session: RaySession,
-        placement: Placement,
+        placement: Placement | Layout,
         link: LinkSession,
         report: Report,
+        others: OtherNodes | None = None,
     ) -> None:
         self._scenario = scenario
         self._run_dir = run_dir
-        self._pool = Pool(scenario, ray_session, placement, link.socket_path)
+        self._pool = Pool(scenario, ray_session, placement, link.socket_path, others)
         self._link = link
         self._report = report
         self._stop = asyncio.Event()
         self._inbox = Inbox(run_dir)
         self._context: TurnContext | None = None  # of the turn that is on
-        self._watches: dict[int, asyncio.Task[None]] = {}  # by process id
+        self._watches: dict[int | Part, asyncio.Task[None]] = {}  # by process id; of actors elsewhere by part
         self.result = RunResult()
 
     def stop(self, reason: str) -> None:
@@ -118,10 +123,12 @@ class LiveEngine:
             pids = await self._unless_stopped(ready, timeout_s)
             for (part, actor), pid in zip(actors, pids, strict=True):
                 number = parts.index(part)
-                processes[number] = Process(part, pid, actor)
-                self._watch(pid, partial(self._died, processes, number, parts))
+                process = processes[number] = Process(part, pid, actor, self._pool.elsewhere(part, number))
+                self._watch_actor(process, partial(self._died, processes, number, parts))
         if not self.result.turns:
-            self._watch(parent(pids[0]), partial(self.stop, "Ray's raylet died"))
+            here = [process for process in parts.living(parts.workers + parts.hosts) if process.elsewhere is None]
+            if here:
+                self._watch(parent(here[0].pid), partial(self.stop, "Ray's raylet died"))
             self.result.ready_s = time.monotonic() - began_s
             self._report(
                 f"{len(self._scenario.agent_profiles)} agents in {len(parts.hosts)} actors and {len(parts.workers)} "
@@ -192,7 +199,7 @@ class LiveEngine:
     def _arrivals_by_host(self, hosts: int) -> list[list[Arrival]]:
         arrivals: list[list[Arrival]] = [[] for _ in range(hosts)]
         for arrival in self._scenario.schedule():
-            arrivals[arrival.agent_id // self._scenario.agents_per_actor].append(arrival)
+            arrivals[self._scenario.host_of[arrival.agent_id]].append(arrival)
         return arrivals
 
     async def _release(
@@ -207,9 +214,10 @@ class LiveEngine:
         """Let every host play its agents' arrivals, until all are done or the run is stopped."""
         tags = {"scenario": self._scenario.name, "allocator": folder.name}
         runs: dict[asyncio.Future[None], tuple[Process, Path, list[Arrival]]] = {}
+        collectors = Collectors()
         for number, host in enumerate(parts.living(parts.hosts)):
             own, journal = arrivals[number], folder / f"host-{number}.jsonl"
-            run = host.actor.run.remote(own, allocator, journal, tags, epoch_s, terms)
+            run = host.actor.run.remote(own, allocator, collectors.journal(host, journal), tags, epoch_s, terms)
             runs[asyncio.ensure_future(run)] = host, journal, own
         stopped = asyncio.create_task(self._stop.wait())
         pending: set[asyncio.Future] = {*runs, stopped}
@@ -233,6 +241,7 @@ class LiveEngine:
             await asyncio.wait(runs, timeout=STOP_TIMEOUT_S)
             for run in runs:
                 run.cancelled() or (run.done() and run.exception())  # seen: what happened is in `problems`
+        await collectors.finish()
 
     def _watch(self, pid: int, died: Callable[[], None]) -> None:
         """Call `died` at once when a process has ended; Ray itself takes up to 15 s and more to say so."""
@@ -242,6 +251,19 @@ class LiveEngine:
             died()
 
         self._watches[pid] = asyncio.create_task(wait())
+
+    def _watch_actor(self, process: Process, died: Callable[[], None]) -> None:
+        """The same of an actor's process, which may be on another node; Ray tells of those as soon as it knows."""
+        if process.elsewhere is None:
+            self._watch(process.pid, died)
+            return
+
+        async def wait() -> None:
+            with suppress(RayError):
+                await process.actor.stay.remote()
+            died()
+
+        self._watches[process.part] = asyncio.create_task(wait())
 
     async def _answer(self, work: Any) -> Any:
         """What an actor that is ready answers."""

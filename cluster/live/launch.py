@@ -1,15 +1,18 @@
 """One run from scenario to run folder: set up, run, account, tear down, whatever happens in between."""
 
 import asyncio
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 from cluster.interrupts import Interrupts, ignore
 from cluster.live.engine import LiveEngine, Report
-from cluster.live.placement import PlacementError, place
+from cluster.live.nodes import Layout, lay_out
+from cluster.live.other_nodes import OtherNodes
+from cluster.live.placement import Placement, PlacementError, place
 from cluster.live.preflight import check_models
-from cluster.live.ray_session import ray_session
+from cluster.live.ray_session import RaySession, ray_session
 from cluster.run_folder import ledger
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
 from cluster.run_folder.result import RunResult
@@ -17,12 +20,14 @@ from cluster.scenario.schema import Scenario
 from netem.checks.verify import verify_link
 from netem.helper.session import LinkSession, LinkUnavailable
 from netem.impairments import Impairment, Impairments, LinkImpairments
+from netem.relay.session import RelaySession
 from netem.wire import MIN_SHAPED_MBPS
 from reports import files
 from reports.schema import Summary
 
 HANDLERS_WAIT_S = 0.2
 MAX_LIVE_AGENTS = 1024
+RELAYED, SPARE_CONNECTIONS = 4, 256  # of an agent and a worker: two ways, and lost ones that linger
 TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
 
 
@@ -54,7 +59,7 @@ def run_live(
     facts = begin(scenario, run_dir, "live")
     with ray_session(address) as session:
         interrupts.check()
-        placement = place(scenario, session.cpus, session.gpus, session.gpus_in_all)
+        placement = _placed(scenario, session)
         if placement.notice:
             report(placement.notice)
         first_mbps = max(next(iter(scenario.uplink.channel.play(scenario.seed))).mbps, MIN_SHAPED_MBPS)
@@ -79,11 +84,48 @@ def run_live(
                 facts.verified = asyncio.run(verifying)
             facts.write(run_dir / files.RUN)
             interrupts.check()
-            engine = LiveEngine(scenario, run_dir, session, placement, link, report)
-            result = asyncio.run(_until_done_or_stopped(engine, interrupts, watching))
+            with _joined(scenario, placement, session, link, report) as others:
+                engine = LiveEngine(scenario, run_dir, session, placement, link, report, others)
+                result = asyncio.run(_until_done_or_stopped(engine, interrupts, watching))
+                _account(others, result)
     for turn in result.turns:
         ledger.read_journals(run_dir, turn)
     return finish(scenario, run_dir, facts, result)
+
+
+def _placed(scenario: Scenario, session: RaySession) -> Placement | Layout:
+    """Raises PlacementError: the actors don't fit."""
+    if scenario.cluster is None:
+        return place(scenario, session.cpus, session.gpus, session.gpus_in_all)
+    return lay_out(scenario, session.nodes(), session.node_id)
+
+
+@contextmanager
+def _joined(
+    scenario: Scenario, placement: Placement | Layout, session: RaySession, link: LinkSession, report: Report
+) -> Iterator[OtherNodes | None]:
+    """The other nodes that a run has actors on, if any, each examined and found good enough.
+
+    Raises:
+        LinkUnavailable: one isn't.
+    """
+    if not isinstance(placement, Layout) or not placement.remote():
+        yield None
+        return
+    assert scenario.cluster is not None
+    agents, workers = len(scenario.agent_profiles), scenario.cloud.workers
+    limit = RELAYED * agents * workers + SPARE_CONNECTIONS
+    with RelaySession(link.socket_path, placement.station.address, limit, scenario.cluster.port or 0) as relay:
+        others = OtherNodes(scenario, placement, session, relay.address)
+        others.examine()
+        for line in others.found():
+            report(line)
+        yield others
+
+
+def _account(others: OtherNodes | None, result: RunResult) -> None:
+    if others is not None:
+        result.nodes, result.relay = asyncio.run(others.account())
 
 
 def check_impairments(scenario: Scenario) -> None:

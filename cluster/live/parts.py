@@ -4,9 +4,13 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agents.agent import Adjustment
 from allocator.online.service import Snapshot
@@ -17,16 +21,27 @@ from netem.helper.client import LinkClient
 
 @dataclass(slots=True)
 class Process:
-    """A process of the run; `actor` is its Ray handle if it has one, `killed` whether an event has ended it."""
+    """A process of the run.
+
+    Attributes:
+        pid: on its own node.
+        actor: its Ray handle if it has one.
+        killed: whether an event has ended it.
+        elsewhere: puts a task on its node, if that is another one than this.
+    """
 
     part: Part
     pid: int
     actor: Any = None
+    elsewhere: NodeAffinitySchedulingStrategy | None = None
     frozen: bool = False
     killed: bool = False
 
     def signal(self, signum: signal.Signals) -> None:
-        """Raises EventRefused: it has ended, or isn't ours."""
+        """Raises EventRefused: it has ended, or isn't ours. Of a process elsewhere, that is found out too late."""
+        if self.elsewhere is not None:
+            _signal.options(scheduling_strategy=self.elsewhere).remote(self.pid, signum)
+            return
         try:
             os.kill(self.pid, signum)
         except ProcessLookupError:
@@ -35,21 +50,29 @@ class Process:
             raise EventRefused(f"{self.part} belongs to another user") from None
 
 
+@ray.remote(num_cpus=0, max_retries=0)
+def _signal(pid: int, signum: signal.Signals) -> None:
+    os.kill(pid, signum)
+
+
 class LiveParts:
     """Implements `cluster.scenario.events.Parts` on real processes.
+
+    Args:
+        host_of: the number of each agent's host.
 
     Attributes:
         hosts, workers: by number; None for one that has died.
         allocator: of the turn that is on.
     """
 
-    def __init__(self, client: LinkClient, helper_pid: int, hosts: int, workers: int, agents_per_host: int) -> None:
-        self.hosts: list[Process | None] = [None] * hosts
+    def __init__(self, client: LinkClient, helper_pid: int, host_of: Sequence[int], workers: int) -> None:
+        self.hosts: list[Process | None] = [None] * (host_of[-1] + 1)
         self.workers: list[Process | None] = [None] * workers
         self.allocator: Process | None = None
         self._helper = Process(Part("helper"), helper_pid)
         self._client = client
-        self._agents_per_host = agents_per_host
+        self._host_of = host_of
         self._snapshot: Snapshot | None = None
 
     def living(self, processes: list[Process | None]) -> list[Process]:
@@ -58,7 +81,7 @@ class LiveParts:
 
     def index(self, part: Part) -> int:
         """Of a worker or a host in `workers` or `hosts`."""
-        return part.number // self._agents_per_host if part.kind == "host" else part.number
+        return self._host_of[part.number] if part.kind == "host" else part.number
 
     async def set_channel(self, mbps: float) -> None:
         await self._client.set_channel(mbps)

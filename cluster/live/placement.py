@@ -12,8 +12,17 @@ class PlacementError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Spot:
+    """What an actor requests from Ray, and on which node; None: this one."""
+
+    cpus: float
+    gpus: float
+    node_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
-    """The resources that each actor requests from Ray, and a notice for the user."""
+    """The resources that each actor requests from Ray, all on this node, and a notice for the user."""
 
     hosts: int
     agent_cpus: float
@@ -21,6 +30,14 @@ class Placement:
     worker_cpus: float
     worker_gpus: float
     notice: str | None = None
+
+    def host(self, number: int) -> Spot:
+        """Where a host is."""
+        return Spot(self.agent_cpus, self.agent_gpus)
+
+    def worker(self, number: int) -> Spot:
+        """Where a worker is."""
+        return Spot(self.worker_cpus, self.worker_gpus)
 
 
 def place(scenario: Scenario, cpus: float, gpus: float, gpus_in_all: float) -> Placement:
@@ -32,7 +49,7 @@ def place(scenario: Scenario, cpus: float, gpus: float, gpus_in_all: float) -> P
         PlacementError: the actors don't fit.
     """
     agents, cloud = scenario.agents, scenario.cloud
-    hosts = -(-len(scenario.agent_profiles) // scenario.agents_per_actor)
+    hosts = len(scenario.hosts)
     asked_cpus = hosts * agents.num_cpus + cloud.workers * cloud.num_cpus + ALLOCATOR_CPUS
     if asked_cpus > cpus + 1e-6:
         raise PlacementError(

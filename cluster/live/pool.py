@@ -1,23 +1,26 @@
 """The Ray actors of a live run, each made inside its own process."""
 
-import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from agents.actor import HostActor
 from agents.host import AgentHost
-from agents.uplink import SocketUplink
 from allocator.actor import AllocatorActor
 from allocator.online.service import Allocator
 from cloud.actor import WorkerActor
+from cloud.sockets import Accept, accepting
+from cluster.live.elsewhere import connected_host
+from cluster.live.nodes import Layout
+from cluster.live.other_nodes import OtherNodes
 from cluster.live.parts import LiveParts, Process
-from cluster.live.placement import ALLOCATOR_CPUS, Placement
+from cluster.live.placement import ALLOCATOR_CPUS, Placement, Spot
 from cluster.live.ray_session import RaySession
 from cluster.scenario.events import Part
 from cluster.scenario.schema import AllocatorSettings, Scenario
-from cluster.wiring import make_allocator, make_host, make_reception, make_worker
+from cluster.wiring import make_allocator, make_reception, make_worker
 from netem.helper.client import LinkClient
 
 Created = list[tuple[Part, ActorHandle]]
@@ -26,17 +29,24 @@ Created = list[tuple[Part, ActorHandle]]
 class Pool:
     """Creates a scenario's actors; their `start` is for the caller to await."""
 
-    def __init__(self, scenario: Scenario, ray_session: RaySession, placement: Placement, link_path: str) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        ray_session: RaySession,
+        placement: Placement | Layout,
+        link_path: str,
+        others: OtherNodes | None = None,
+    ) -> None:
         self._scenario = scenario
         self._ray = ray_session
         self._placement = placement
         self._link_path = link_path
+        self._others = others
 
     def parts(self, client: LinkClient, helper_pid: int) -> LiveParts:
         """The parts of a run, none of which is there yet."""
         s = self._scenario
-        hosts = -(-len(s.agent_profiles) // s.agents_per_actor)
-        return LiveParts(client, helper_pid, hosts, s.cloud.workers, s.agents_per_actor)
+        return LiveParts(client, helper_pid, s.host_of, s.cloud.workers)
 
     def create_missing(self, parts: LiveParts) -> list[tuple[list[Process | None], Created]]:
         """Actors for the workers that aren't there, then for the hosts; they come up side by side."""
@@ -44,22 +54,33 @@ class Pool:
         workers: Created = []
         for number in _missing(parts.workers):
             make, receive = partial(make_worker, s, models=True), partial(make_reception, s)
-            listen = partial(_listen, self._link_path, number)
-            actor = self._ray.start(WorkerActor, place.worker_cpus, place.worker_gpus, make, receive, listen)
+            spot = place.worker(number)
+            listen: Callable[[], Awaitable[Accept]] = partial(_listen, self._link_path, number)
+            if self._others is not None and self._others.is_remote(spot):
+                listen = self._others.listen(number)
+            actor = self._ray.start(WorkerActor, spot, make, receive, listen)
             workers.append((Part("worker", number), actor))
         hosts: Created = []
         for number in _missing(parts.hosts):
-            first = number * s.agents_per_actor
-            agent_ids = range(first, min(first + s.agents_per_actor, len(s.agent_profiles)))
-            open_host = partial(_open_host, s, agent_ids, self._link_path)
-            actor = self._ray.start(HostActor, place.agent_cpus, place.agent_gpus, open_host)
-            hosts.append((Part("host", first), actor))
+            agent_ids = s.hosts[number]
+            spot = place.host(number)
+            open_host: Callable[[], Awaitable[AgentHost]] = partial(_open_host, s, agent_ids, self._link_path)
+            if self._others is not None and self._others.is_remote(spot):
+                open_host = self._others.open_host(number)
+            actor = self._ray.start(HostActor, spot, open_host)
+            hosts.append((Part("host", agent_ids.start), actor))
         return [(parts.workers, workers), (parts.hosts, hosts)]
+
+    def elsewhere(self, part: Part, number: int) -> NodeAffinitySchedulingStrategy | None:
+        """What puts a task on the node of a worker or host (by its number), if that isn't this one."""
+        spot = self._placement.host(number) if part.kind == "host" else self._placement.worker(number)
+        remote = self._others is not None and self._others.is_remote(spot)
+        return self._ray.on(spot.node_id) if remote else None
 
     def create_allocator(self, settings: AllocatorSettings) -> ActorHandle:
         """The allocator of one turn."""
         make = partial(_open_allocator, self._scenario, settings, self._link_path)
-        return self._ray.start(AllocatorActor, ALLOCATOR_CPUS, 0.0, make)
+        return self._ray.start(AllocatorActor, Spot(ALLOCATOR_CPUS, 0.0), make)
 
 
 def _missing(processes: list[Process | None]) -> list[int]:
@@ -67,18 +88,13 @@ def _missing(processes: list[Process | None]) -> list[int]:
 
 
 async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: str) -> AgentHost:
-    client = await LinkClient.open(link_path)
-    warm = scenario.uplink.transport.connections == "warm"
-    uplinks = {agent_id: SocketUplink(partial(client.connect, agent_id), warm) for agent_id in agent_ids}
-    for uplink in uplinks.values():
-        await uplink.open(scenario.cloud.workers)
-    return make_host(scenario, agent_ids, uplinks.__getitem__, models=True)
+    return await connected_host(scenario, agent_ids, (await LinkClient.open(link_path)).connect)
 
 
-async def _listen(link_path: str, worker: int) -> socket.socket:
+async def _listen(link_path: str, worker: int) -> Accept:
     client = await LinkClient.open(link_path)
     try:
-        return await client.listen(worker)
+        return accepting(await client.listen(worker))
     finally:
         client.close()
 

@@ -1,4 +1,4 @@
-"""A run's connection to Ray: a private or an existing cluster, actors on this node, one-line error messages."""
+"""A run's connection to Ray: a private or an existing cluster, its nodes, actors on them, one-line error messages."""
 
 import atexit
 import logging
@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
+from ray._private.state import available_resources_per_node  # Ray has no public one
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.live.nodes import Node
+from cluster.live.placement import Spot
 from cluster.live.ray_reaper import Reaper
 from netem.helper.folder import NoSocketFolder, socket_folder
 
@@ -49,13 +52,32 @@ class RaySession:
     gpus_in_all: float
     started: list[ActorHandle] = field(default_factory=list)
 
-    def start(self, actor_class: Any, num_cpus: float, num_gpus: float, *args: Any) -> ActorHandle:
-        """Start an actor on this node: sockets can only be passed within one machine."""
-        here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": here}
+    def start(self, actor_class: Any, spot: Spot, *args: Any) -> ActorHandle:
+        """Start an actor at its spot, by default on this node: sockets can only be passed within one machine."""
+        options = {"num_cpus": spot.cpus, "num_gpus": spot.gpus, "scheduling_strategy": self.on(spot.node_id)}
         actor = actor_class.options(**options).remote(*args)
         self.started.append(actor)
         return actor
+
+    def on(self, node_id: str | None) -> NodeAffinitySchedulingStrategy:
+        """For a task or an actor that must be on this node (None: the driver's), or not at all."""
+        return NodeAffinitySchedulingStrategy(node_id or self.node_id, soft=False)
+
+    def nodes(self) -> list[Node]:
+        """The cluster's nodes that are alive."""
+        free = available_resources_per_node()
+        return [
+            Node(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                node["NodeManagerHostname"],
+                node.get("Labels") or {},
+                node["Resources"],
+                free.get(node["NodeID"], {}),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
 
 
 def _check_reachable(address: str) -> None:

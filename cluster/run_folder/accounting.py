@@ -73,7 +73,7 @@ def _summary(scenario: Scenario, run_dir: Path, facts: RunFacts, result: RunResu
     for turn in result.turns:
         if turn.allocator in allocators:
             _add_turn(allocators[turn.allocator], turn)
-    late = [*_late_starts(scenario, allocators), *_late_rates(scenario, result)]
+    late = [*_late_starts(scenario, allocators), *_late_rates(scenario, result), *_slowed(result)]
     partial = [f"PARTIAL: {problem}" for problem in result.problems]
     link = LinkUse(kind=facts.link, privilege=facts.privilege, **(vars(result.link) if result.link else {}))
     events = [
@@ -99,6 +99,8 @@ def _summary(scenario: Scenario, run_dir: Path, facts: RunFacts, result: RunResu
         memory_mb=result.memory_mb,
         verified=facts.verified,
         link=link,
+        nodes=result.nodes,
+        relay=result.relay,
     )
 
 
@@ -132,6 +134,16 @@ def _late_rates(scenario: Scenario, result: RunResult) -> Iterator[str]:
             yield (
                 f"{turn.allocator}: the channel's rates were set {p99_ms:.0f} ms late (p99), more than "
                 f"{scenario.lateness_limit_ms:g} ms: this run is INVALID; use slower changes or more cores"
+            )
+
+
+def _slowed(result: RunResult) -> Iterator[str]:
+    """Nodes to which the network underneath became too slow."""
+    for node in result.nodes:
+        if node.slow:
+            yield (
+                f"the network to node {node.address} ({node.hostname}) slowed down: {node.slow}: this run is INVALID; "
+                "use a faster network, or a slower channel"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from agents.record import Record
 from cluster.run_folder.timeline import Timeline
 from netem.helper.client import LinkCounters
+from reports.schema import NodeUse
 
 ChannelLog = list[tuple[float, float, float]]
 """(when the rate should have changed, when it did, Mbit/s), seconds since the turn's start."""
@@ -37,6 +38,7 @@ class RunResult:
 
     Attributes:
         link: everything sent on the link (live only).
+        nodes: those beside the station; relay: what its relay counted (live only).
         memory_mb: the most that each actor used (live only), by kind of actor.
     """
 
@@ -45,4 +47,6 @@ class RunResult:
     ready_s: float = 0.0
     workers: list[dict[str, int]] = field(default_factory=list)
     link: LinkCounters | None = None
+    nodes: list[NodeUse] = field(default_factory=list)
+    relay: dict[str, int] = field(default_factory=dict)
     memory_mb: dict[str, list[dict[str, float]]] = field(default_factory=dict)

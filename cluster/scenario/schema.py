@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +15,8 @@ from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
-from cluster.scenario.events import AnyEvent, SetAllocator, TurnEvent, schedule
+from cluster.scenario.events import AnyEvent, SetAllocator, SetUplink, TurnEvent, schedule
+from cluster.scenario.placing import ClusterSettings
 from cluster.scenario.shipped import find_scenario
 from cluster.scenario.yaml_document import Document, DocumentError
 from configs.reading import is_unicode
@@ -78,6 +80,10 @@ class AgentGroup(Settings):
     count: int = Field(default=1, ge=1, le=MAX_AGENTS, description="agents in this group")
     weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
     link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets")
+    per_actor: int | None = Field(default=None, ge=1, description="default: that of all groups")
+    node: str | None = Field(
+        default=None, description="where they are, of cluster.nodes; default: where the run is started"
+    )
 
 
 class AgentsSettings(Settings):
@@ -98,6 +104,9 @@ class CloudSettings(Settings):
     batch: int = Field(default=1, ge=1, le=64, description="requests of one model that a worker decodes together")
     num_cpus: Fraction = Field(default=0.1, description="CPUs that Ray reserves for each worker")
     num_gpus: Fraction = Field(default=0.0, description="GPUs that Ray reserves for each worker, where there are GPUs")
+    node: str | None = Field(
+        default=None, description="where they are, of cluster.nodes; default: where the run is started"
+    )
 
 
 class AllocatorSettings(Settings):
@@ -153,6 +162,9 @@ class Scenario(Settings):
     agents: AgentsSettings = Field(description="the edge side")
     cloud: CloudSettings = Field(default=CloudSettings(), description="the cloud side")
     events: list[AnyEvent] = Field(default=[], max_length=1000, description="interventions and faults of every turn")
+    cluster: ClusterSettings | None = Field(
+        default=None, description="several Ray nodes, for live runs; default: all is on the machine that starts the run"
+    )
     base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
 
     @classmethod
@@ -261,6 +273,43 @@ class Scenario(Settings):
         agents = len(self.agent_profiles)
         return self.agents.per_actor or (1 if agents <= 8 else -(-agents // 4))
 
+    @cached_property
+    def hosts(self) -> list[range]:
+        """The agents that share a process, for each process: neighbours in one place, whatever their group."""
+        found: list[range] = []
+        end, before = 0, None
+        for group in self.agents.groups:
+            per_actor = group.per_actor or self.agents_per_actor
+            start = end
+            end += group.count
+            if before == (per_actor, group.node):
+                start = found.pop().start  # which may have room left
+            found += [range(first, min(first + per_actor, end)) for first in range(start, end, per_actor)]
+            before = per_actor, group.node
+        return found
+
+    @cached_property
+    def host_of(self) -> list[int]:
+        """The index in `hosts` of every agent's, by agent id."""
+        return [number for number, agents in enumerate(self.hosts) for _ in agents]
+
+    def node_of(self, agent_id: int) -> str | None:
+        """Where an agent is: a key of cluster.nodes, or None for the station."""
+        last = -1
+        for group in self.agents.groups:
+            last += group.count
+            if agent_id <= last:
+                return group.node
+        raise IndexError(agent_id)
+
+    @property
+    def peak_mbps(self) -> float:
+        """The channel's highest rate in a turn, events included: link-layer Mbit/s."""
+        turn_s = self.schedule()[-1].intended_s + self.request_timeout_ms / 1e3
+        played = takewhile(lambda change: change.at_s <= turn_s, self.uplink.channel.play(self.seed))
+        squeezed = [step.mbps for event in self.events if isinstance(event, SetUplink) for step in event.steps]
+        return max([change.mbps for change in played] + squeezed)
+
     def schedule(self) -> list[Arrival]:
         """All arrivals; the same for every allocator and engine."""
         return self.arrivals.schedule(len(self.agent_profiles), np.random.default_rng([self.seed, 1]))
@@ -323,6 +372,7 @@ class Scenario(Settings):
                     (*where[:-1], "model"),
                     f"another group has profile {group.profile} with another model; give it a profile of its own",
                 )
+        yield from self._misplaced()
         if len(links := {group.link.model_dump_json() for group in self.agents.groups}) > MAX_DISTINCT_LINKS:
             yield ("agents", "groups"), f"{len(links)} different links; there may be {MAX_DISTINCT_LINKS}"
             return
@@ -359,6 +409,17 @@ class Scenario(Settings):
         for i, event in enumerate(self.events):
             if problem := self._problem_of(event, last_s):
                 yield ("events", i), problem
+
+    def _misplaced(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Nodes that are named and don't exist."""
+        named: list[tuple[tuple[str | int, ...], str | None]] = [(("cloud", "node"), self.cloud.node)]
+        named += [(("agents", "groups", i, "node"), group.node) for i, group in enumerate(self.agents.groups)]
+        if self.cluster is None:
+            yield from ((where, "there is no `cluster` with nodes to choose from") for where, node in named if node)
+            return
+        for where, node in [*named, (("cluster", "station"), self.cluster.station)]:
+            if problem := self.cluster.problem_of(node):
+                yield where, problem
 
     def _too_long(self) -> tuple[tuple[str | int, ...], str] | None:
         """Where it is written that a turn has no end that anybody waits for, and how long it would be."""

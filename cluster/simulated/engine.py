@@ -97,7 +97,7 @@ class SimulatedEngine:
         await allocator.report(s.first_mbps)
         await allocator.peek(s.first_mbps)
         epoch_s = asyncio.get_running_loop().time()
-        parts = SimulatedParts(link, helper, allocator, client, workers, host, uplinks, s.agents_per_actor, self.stop)
+        parts = SimulatedParts(link, helper, allocator, client, workers, host, uplinks, s.hosts, self.stop)
         context = TurnContext(s, settings, turn, parts, epoch_s)
         for worker in workers:
             context.watch(worker.serving)

@@ -17,7 +17,7 @@ class SimulatedParts:
     A frozen host's agents neither send nor receive; only what they compute at that time without asking goes on.
 
     Args:
-        agents_per_host: agents that share a process in a live run, and so die and freeze together.
+        hosts: the agents that share a process in a live run, and so die and freeze together.
         stop: ends the run for this reason.
     """
 
@@ -30,13 +30,13 @@ class SimulatedParts:
         workers: Sequence[SimulatedWorker],
         host: AgentHost,
         uplinks: Sequence[FluidUplink],
-        agents_per_host: int,
+        hosts: Sequence[range],
         stop: Callable[[str], None],
     ) -> None:
         self._link, self._helper = link, helper
         self._allocator, self._client = allocator, client
         self._workers = workers
-        self._host, self._uplinks, self._agents_per_host = host, uplinks, agents_per_host
+        self._host, self._uplinks, self._hosts = host, uplinks, hosts
         self._stop = stop
         self._dead: set[Part] = set()
 
@@ -103,8 +103,7 @@ class SimulatedParts:
 
     def _agents_with(self, agent_id: int) -> range:
         """All agents of the host that has this one."""
-        first = agent_id - agent_id % self._agents_per_host
-        return range(first, min(first + self._agents_per_host, len(self._uplinks)))
+        return next(agents for agents in self._hosts if agent_id in agents)
 
     def _process(self, part: Part) -> Freezable:
         if part.kind == "worker":
