@@ -14,7 +14,7 @@ from agents.agent import Adjustment, Terms
 from agents.arrivals import Arrival
 from agents.host import AgentHost
 from agents.record import Journal, Record, read_from
-from agents.uplink import ConnectionLost
+from allocator.online.standing import Standing
 from allocator.problem import Plan, Request
 from models.memory import peak_memory_mb
 
@@ -40,20 +40,32 @@ LATENESS_BOUNDS_MS: list[float] = [0.5, 1, 2, 5, 10, 20, 50, 100, 1000]
 
 
 class RayAllocator:
-    """The allocator actor as agents see it."""
+    """The allocator actor as agents see it.
+
+    Messages to one that has died are lost, and who asks it waits for the next one.
+    """
 
     def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
+        self._replaced = asyncio.Event()
+
+    def replace(self, actor: ActorHandle, standing: Sequence[Standing]) -> None:
+        """Another one serves from now on; `standing` is what it must know."""
+        self._actor = actor
+        actor.take_over.remote(standing)
+        self._replaced.set()
+        self._replaced = asyncio.Event()
 
     def announce(self, request: Request) -> None:
         self._actor.announce.remote(request)
 
     async def assign(self, request: Request) -> Plan:
-        """Raises ConnectionLost: the allocator's process has ended."""
-        try:
-            return await self._actor.assign.remote(request)
-        except ray.exceptions.RayActorError:
-            raise ConnectionLost("the allocator died") from None
+        while True:
+            replaced = self._replaced
+            try:
+                return await self._actor.assign.remote(request)
+            except ray.exceptions.RayActorError:
+                await replaced.wait()
 
     def received(self, request_id: int) -> None:
         self._actor.received.remote(request_id)
@@ -93,11 +105,24 @@ class HostActor:
 
     def __init__(self, make: Callable[[], Awaitable[AgentHost]]) -> None:
         self._make = make
+        self._allocator: RayAllocator | None = None
 
     async def start(self) -> int:
         """Ready to serve; returns the process id."""
         self._host = await self._make()
         return os.getpid()
+
+    async def ping(self) -> None:
+        """Answer, which a process can't that is stuck."""
+
+    async def replace_allocator(self, allocator: ActorHandle) -> None:
+        """The allocator of the running schedule has died; this one takes its place."""
+        if self._allocator is not None:
+            self._allocator.replace(allocator, self._host.standing())
+
+    async def relink(self, reason: str) -> None:
+        """Another link has been built in place of one that was lost for this reason."""
+        self._host.relink(reason)
 
     async def run(
         self,
@@ -111,10 +136,12 @@ class HostActor:
         """Play a schedule; `tags` go with every metric."""
         file = CountedJournal(journal, tags)
         try:
-            await self._host.run(arrivals, RayAllocator(allocator), file, epoch_s, terms)
+            self._allocator = RayAllocator(allocator)
+            await self._host.run(arrivals, self._allocator, file, epoch_s, terms)
         except asyncio.CancelledError:
             pass  # stopped: every request in flight has its row
         finally:
+            self._allocator = None
             file.close()
 
     async def journal(self, path: Path, offset: int) -> bytes:

@@ -3,17 +3,25 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Protocol
 
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
-from agents.record import Ledger, Record, Status
+from agents.record import NEVER_RELEASED, Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
+from allocator.online.interfaces import NoWorkerAlive
+from allocator.online.standing import Standing
 from allocator.problem import ModeOption, Plan, Request, local_option
 from cloud.frames import Header, Kind, frame_bytes
 from kvcache.modes import Mode
+from models.clock import sleep_until
 from models.profiles import ModelProfile
 from netem.wire import wire_bytes
+
+# Before a request is sent again: long enough for the loss of a worker to be known, then until it may be back.
+RESEND_S = 0.1
+MAX_RESEND_S = 1.0
 
 
 class AllocatorClient(Protocol):
@@ -50,6 +58,7 @@ class AgentSettings:
         prefill_ms: how long the edge expects to prefill before it asks.
         backlog_limit: requests waiting for or on the agent's uplink, beyond which new ones are rejected.
         timeout_ms: after this time from its intended start a request has failed.
+        resend: whether a request whose connection is lost is assigned and sent again, until its deadline.
     """
 
     agent_id: int
@@ -61,6 +70,7 @@ class AgentSettings:
     timeout_ms: float
     backlog_limit: int
     weight: float = 1.0
+    resend: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,8 @@ class Adjustment:
         deadline_ms: of the requests that are released from now on.
         paused: whether its requests are rejected from now on.
         terms: of the policy that decides from now on.
-        down: why the agent's process has ended; its requests, also those in flight, fail for that reason.
+        down: why the agent's process has ended; its requests, also those in flight, fail for that reason; "": it is
+            there again.
     """
 
     deadline_ms: float | None = None
@@ -123,6 +134,7 @@ class Agent:
         self._paused = False
         self._down = ""
         self._serving: set[asyncio.Task[None]] = set()
+        self._standing: dict[int, Standing] = {}
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._backlog = 0
@@ -140,8 +152,12 @@ class Agent:
             self._agree(change.terms)
         if change.down is not None:
             self._down = change.down
-            for task in self._serving:
+            for task in self._serving if change.down else ():
                 task.cancel()
+
+    def standing(self) -> list[Standing]:
+        """The requests that the allocator has been told of and that have not ended."""
+        return list(self._standing.values())
 
     def _agree(self, terms: Terms) -> None:
         self._last_resort = local_option(self.settings.options) if terms.fall_back else None
@@ -149,10 +165,14 @@ class Agent:
 
     async def serve(self, arrival: Arrival) -> None:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
-        self._ledger.issue(arrival)
         s = self.settings
         name, intended_s = s.profile.name, arrival.intended_s
         record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
+        if self._down:
+            record.reason = NEVER_RELEASED + self._down
+            self._ledger.write(record)
+            return
+        self._ledger.issue(arrival)
         record.lateness_ms = self._since_ms(arrival.intended_s)
         gave_up = False
         task = asyncio.current_task()
@@ -162,7 +182,7 @@ class Agent:
             if not self._admit(record):
                 return
             request = self._request(record)
-            self._allocator.announce(request)
+            self._announce(request)
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
                 work = await self._answer(record, request)
             record.latency_ms = self._since_ms(arrival.intended_s)
@@ -191,20 +211,21 @@ class Agent:
         finally:
             self._serving.discard(task)
             self._ledger.write(record)
-            self._allocator.finish(record.request_id, gave_up)
+            self._finish(record.request_id, gave_up)
 
     def _admit(self, record: Record) -> bool:
         """Whether the agent takes the request; if not, the record says why."""
-        if self._down:
-            record.reason = self._down
-        elif self._paused:
+        if self._paused:
             record.status, record.reason = Status.REJECTED, "paused"
         elif self._backlog >= self.settings.backlog_limit:
             record.status, record.reason = Status.REJECTED, "backlog"
         return not record.reason
 
     async def _answer(self, record: Record, request: Request) -> Work:
-        """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from."""
+        """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from.
+
+        Steps 3 to 5 are done again if the connection is lost, with another worker if that has died.
+        """
         lap_ms = stopwatch(self._time_s)
         self._backlog += 1
         try:
@@ -212,8 +233,31 @@ class Agent:
                 record.queue_ms = lap_ms()
                 work = await self._edge.prefill(record.request_id)
                 record.prefill_ms = lap_ms()
+        finally:
+            self._backlog -= 1
+        prefilled_s, queue_ms = self._time_s(), record.queue_ms
+        for attempt in count():
+            record.queue_ms = queue_ms
+            try:
+                await self._attempt(record, request, work, prefilled_s)
+                break
+            except (ConnectionLost, NoWorkerAlive):
+                wait_s = min(RESEND_S * 2**attempt, MAX_RESEND_S)
+                if not self.settings.resend or self._time_s() + wait_s > request.deadline_s:
+                    raise
+                self._finish(request.request_id, gave_up=True)
+                self._announce(request)
+                await sleep_until(self._time_s() + wait_s)
+        return work
+
+    async def _attempt(self, record: Record, request: Request, work: Work, prefilled_s: float) -> None:
+        """Steps 3 to 5, once. Raises also ConnectionLost and NoWorkerAlive."""
+        lap_ms = stopwatch(self._time_s)
+        self._backlog += 1
+        try:
             in_turn = await self._take_turn(request)
-            record.uplink_wait_ms = lap_ms()
+            record.uplink_wait_ms = (self._time_s() - prefilled_s) * 1e3
+            lap_ms()
             try:
                 if in_turn:
                     plan = await self._assign(record, request, work)
@@ -234,7 +278,7 @@ class Agent:
                 record.answer = await work.decode(option.edge_ms)
                 record.decode_ms = lap_ms()
             record.answered = option.mode
-            return work
+            return
         stages = await delivery.answer
         record.cloud_queue_ms = stages.queue_ms
         record.cloud_prefill_ms = stages.prefill_ms
@@ -242,7 +286,6 @@ class Agent:
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
         record.answer_ms = (self._time_s() - served_s) * 1e3
         record.answered, record.answer = self.settings.profile.mode_at(stages.mode), stages.text
-        return work
 
     async def _take_turn(self, request: Request) -> bool:
         """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge."""
@@ -266,7 +309,9 @@ class Agent:
     async def _assign(self, record: Record, request: Request, work: Work) -> Plan:
         """Ask the allocator, with the options as they are known now that the context is prefilled."""
         options = work.offer(self.settings.options)
-        plan = await self._allocator.assign(replace(request, options=options, starts_s=self._time_s()))
+        asked = replace(request, options=options, starts_s=self._time_s())
+        plan = await self._allocator.assign(asked)
+        self._standing[record.request_id] = Standing(asked, plan, self._time_s())
         record.mode, record.hedge = plan.option.mode, plan.hedge.mode if plan.hedge else None
         record.worker = plan.worker
         record.grant_mbps = plan.grant_mbps
@@ -294,18 +339,27 @@ class Agent:
         delivery = await self._uplink.send(record.worker, header, payload, hedge)
         receipt = await delivery.receipt
         self._allocator.received(record.request_id)
+        self._standing[record.request_id] = replace(self._standing[record.request_id], received=True)
         # Of a hedged answer, the receipt tells when the hedge came; the transfer went on until now.
         ended_s = receipt.received_s if receipt.mode == header.mode else self._time_s()
         sent_s += delivery.handshake_ms / 1e3
         record.handshake_ms = delivery.handshake_ms
         record.first_byte_ms = (receipt.first_byte_s - sent_s) * 1e3
         record.transfer_ms = (ended_s - sent_s) * 1e3
-        record.payload_bytes = delivery.sent_bytes
-        record.wire_bytes = wire_bytes(frame_bytes(delivery.sent_bytes))
+        record.payload_bytes += delivery.sent_bytes
+        record.wire_bytes += wire_bytes(frame_bytes(delivery.sent_bytes))
         if hedge is not None:
             record.payload_bytes += hedge.payload.size
             record.wire_bytes += wire_bytes(frame_bytes(hedge.payload.size))
         return delivery
+
+    def _announce(self, request: Request) -> None:
+        self._standing[request.request_id] = Standing(request)
+        self._allocator.announce(request)
+
+    def _finish(self, request_id: int, gave_up: bool) -> None:
+        self._standing.pop(request_id, None)
+        self._allocator.finish(request_id, gave_up)
 
     def _request(self, record: Record) -> Request:
         """The request as it is announced. The planning margin is subtracted here and nowhere else."""

@@ -9,6 +9,7 @@ from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime
 from agents.record import Ledger
 from agents.uplink import Uplink
+from allocator.online.standing import Standing
 from allocator.problem import ModeOption
 from kvcache.modes import Mode
 from models.clock import sleep_until
@@ -69,6 +70,15 @@ class AgentHost:
         for number, agent in self._agents.items():
             if agent_id is None or number == agent_id:
                 agent.adjust(change)
+
+    def standing(self) -> list[Standing]:
+        """The requests that have been announced to the allocator and have not ended."""
+        return [request for agent in self._agents.values() for request in agent.standing()]
+
+    def relink(self, reason: str) -> None:
+        """All agents' connections have been lost, for this reason."""
+        for seat in self._seats:
+            seat.uplink.close(reason)
 
     def stop(self, reason: str) -> None:
         """End a running schedule: nothing more is released, and requests in flight fail for this reason."""

@@ -10,9 +10,12 @@ from typing import Any, Protocol, Self
 from agents.arrivals import Arrival
 from kvcache.modes import Mode, parse_mode
 
+NEVER_RELEASED = "never released: "
+"""How the reason begins of a scheduled request that no agent released, because its host was not there."""
+
 
 class Status(StrEnum):
-    """What became of a request. Issued = met + late + rejected + failed, always."""
+    """What became of a request. Scheduled = met + late + rejected + failed, always."""
 
     MET = "met"
     LATE = "late"
@@ -26,7 +29,8 @@ class Record:
 
     Attributes:
         intended_s, lateness_ms: when the request should start, and how much later the emulator started it.
-        queue_ms: waiting for the edge's compute; uplink_wait_ms: for the agent's own uplink.
+        queue_ms: waiting for the edge's compute; uplink_wait_ms: for the agent's own uplink; of a request
+            that was sent again, until its last attempt began.
         allocate_ms: asking the allocator; handshake_ms: opening a connection, 0 where a warm one is used.
         transfer_ms: first byte sent to last byte at the worker; first_byte_ms: to the first (a part of it).
         answer_ms: from the end of decoding at the worker until the agent has the answer.
@@ -37,12 +41,13 @@ class Record:
         grant_mbps: the agent's share in force at the assignment; mean_grant_mbps: its mean while the request was on the
             wire, as the allocator changes grants with every arrival and departure (NaN where
             the turn ended before its allocator could tell).
-        payload_bytes, wire_bytes: what was sent, once the worker needs no more of it (0 if it never came to that);
+        payload_bytes, wire_bytes: what was sent, once the worker needs no more of it (0 if it never came to that),
+            in all attempts;
             wire bytes include the headers of every layer.
         quality_credited: the answer's quality whether or not the deadline was met (as the papers count);
             quality_delivered: the same if it was met, else 0.
         answer: the answer's text, where a model gave one.
-        reason: why it was rejected or failed.
+        reason: why it was rejected or failed (after `NEVER_RELEASED`: why it was not even issued).
     """
 
     request_id: int
@@ -111,7 +116,7 @@ def read_from(path: Path, offset: int, most: int) -> bytes:
 
 
 class Ledger(Protocol):
-    """Where an agent's requests are accounted for: each is issued once, and ends with one record."""
+    """Where an agent's requests are accounted for: each is issued at most once, and ends with one record."""
 
     def issue(self, arrival: Arrival) -> None:
         """The request was released."""

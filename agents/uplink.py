@@ -1,6 +1,7 @@
 """An agent's end of the uplink: its connections to the cloud workers, and their replies."""
 
 import asyncio
+import contextlib
 import socket
 import zlib
 from collections.abc import Awaitable, Callable
@@ -72,6 +73,10 @@ class Uplink(Protocol):
         """Send a request; stops early if the worker answers from the hedge. Raises ConnectionLost."""
         ...
 
+    def close(self, reason: str) -> None:
+        """Requests on the way fail with ConnectionLost for this reason; later ones open new connections."""
+        ...
+
 
 class SocketUplink:
     """TCP connections to the cloud workers, each opened by `connect`.
@@ -89,8 +94,8 @@ class SocketUplink:
 
     async def open(self, workers: int) -> None:
         """Connect to every worker before the run, if connections are warm."""
-        if self._warm:
-            for worker in range(workers):
+        for worker in range(workers if self._warm else 0):
+            with contextlib.suppress(ConnectionLost):  # it is away for the moment; the first request will try again
                 self._connections[worker] = await self._opened(worker)
 
     async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
@@ -107,14 +112,17 @@ class SocketUplink:
             self._close_when_answered(connection, delivery)
         return delivery
 
-    def close(self) -> None:
-        """Close all connections; requests on them fail with ConnectionLost."""
+    def close(self, reason: str = "connection closed") -> None:
+        """Close all connections; requests on them fail with ConnectionLost for this reason."""
         for connection in [*self._connections.values(), *self._passing]:
-            connection.close()
+            connection.close(reason)
         self._connections.clear()
 
     async def _opened(self, worker: int) -> "_Connection":
-        return _Connection(await self._connect(worker), f"worker {worker}")
+        try:
+            return _Connection(await self._connect(worker), f"worker {worker}")
+        except OSError as error:
+            raise ConnectionLost(f"worker {worker}: {error.strerror or error}") from None
 
     def _close_when_answered(self, connection: "_Connection", delivery: Delivery) -> None:
         """Close the connection with the answer, or once the request is abandoned."""

@@ -1,11 +1,12 @@
 """The allocator as a Ray actor."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import ray
 
 from allocator.online.service import Allocator, Snapshot
+from allocator.online.standing import Standing
 from allocator.policies import Policy
 from allocator.problem import Plan, Request
 
@@ -21,6 +22,18 @@ class AllocatorActor:
         """Ready to serve; returns the process id."""
         self._allocator = await self._make()
         return os.getpid()
+
+    async def ping(self) -> None:
+        """Answer, which a process can't that is stuck."""
+
+    async def recall(self, reports_mbps: list[float], peek_mbps: float) -> None:
+        self._allocator.recall(reports_mbps, peek_mbps)
+
+    async def take_over(self, standing: Sequence[Standing]) -> None:
+        await self._allocator.take_over(standing)
+
+    async def relink(self) -> None:
+        await self._allocator.relink()
 
     async def report(self, mbps: float) -> None:
         await self._allocator.report(mbps)

@@ -29,12 +29,20 @@ class WorkerActor:
     async def start(self) -> int:
         """Ready to serve; returns the process id."""
         self._worker = self._make()
-        self._serving = asyncio.create_task(self._receive(self._worker).run(await self._listen()))
+        self._reception = self._receive(self._worker)
+        self._serving = asyncio.create_task(self._reception.run(await self._listen()))
         return os.getpid()
 
     async def stay(self) -> None:
         """Ends with the process: who waits for it hears of that at once."""
         await asyncio.Event().wait()
+
+    async def ping(self) -> None:
+        """Answer, which a process can't that is stuck."""
+
+    async def relink(self) -> None:
+        """Listen on the link that has been built in place of the one before."""
+        self._reception.move(await self._listen())
 
     async def settle(self) -> None:
         await self._worker.settle()

@@ -36,6 +36,12 @@ class LeastLoaded:
         self._chosen[request_id] = copy
         return worker
 
+    def given(self, request_id: int, job: CloudJob, worker: int) -> None:
+        """See `Dispatcher`."""
+        if copy := self._copies[worker]:
+            copy.promise(request_id, job)
+            self._chosen[request_id] = copy
+
     def predict(self, request_id: int, arrives_s: float) -> float:
         """See `Dispatcher`. Simulates the schedule from now on.
 

@@ -38,16 +38,36 @@ class Reception:
         self._max_body_bytes = max_body_bytes
         self._max_connections = max_connections
         self._connections: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     async def run(self, accept: Accept) -> None:
         """Take what `accept` gives and let the worker serve, until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._accept(accept))
+                self._listen(group, accept)
                 group.create_task(self._worker.serve_queue())
         finally:
-            for connection in list(self._connections):
-                connection.cancel()
+            self._hang_up()
+
+    def move(self, accept: Accept) -> None:
+        """Take what `accept` gives from now on, because the link of the one before is gone.
+
+        All connections end, and what is queued is forgotten: nobody waits for it any more.
+        """
+        assert self._group is not None and self._accepting is not None
+        self._accepting.cancel()
+        self._hang_up()
+        self._worker.forget()
+        self._listen(self._group, accept)
+
+    def _listen(self, group: asyncio.TaskGroup, accept: Accept) -> None:
+        self._group = group
+        self._accepting = group.create_task(self._accept(accept))
+
+    def _hang_up(self) -> None:
+        for connection in list(self._connections):
+            connection.cancel()
 
     async def _accept(self, accept: Accept) -> None:
         while True:

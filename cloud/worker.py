@@ -48,8 +48,9 @@ class QueueFull(Exception):
 class Worker:
     """One queue, and a runtime that serves it by `cloud.schedule`.
 
-    `counts` has `served`, `forgotten` (still queued at the end of a turn), `refused_queue_full`, `refused_unservable`,
-    `unanswered` (the agent had gone), `hedges_held`, `hedges_served` and `hedges_dropped` (there was no room).
+    `counts` has `served`, `forgotten` (still queued when a turn ended or the link was lost), `refused_queue_full`,
+    `refused_unservable`, `unanswered` (the agent had gone), `hedges_held`, `hedges_served` and `hedges_dropped` (there
+    was no room).
 
     Args:
         queue_limit: the most requests that wait, and the most hedges that are held; further ones are refused.
@@ -108,12 +109,16 @@ class Worker:
 
     async def settle(self) -> None:
         """Forget all queued requests and finish those in service, so that the next turn finds the worker idle."""
+        self.forget()
+        await self._idle.wait()
+        self._served_from_hedge.clear()
+
+    def forget(self) -> None:
+        """Forget all queued requests; those in service go on."""
         self._holds = Holds()
         if forgotten := self.schedule.clear():
             self.counts["forgotten"] += forgotten
         self._queued_hedges.clear()
-        await self._idle.wait()
-        self._served_from_hedge.clear()
 
     async def serve_queue(self) -> None:
         """Serve queued requests until cancelled."""

@@ -1,6 +1,7 @@
 """One allocator's turn, on either clock: its channel, its timeline, and the events that are played in it."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -9,7 +10,7 @@ from allocator.policies import POLICIES, STATIC_PREFIX
 from cluster.channel_player import ChannelPlayer
 from cluster.run_folder.controls import Inbox
 from cluster.run_folder.result import Turn
-from cluster.run_folder.timeline import PERIOD_S, Event, Moment
+from cluster.run_folder.timeline import PERIOD_S, Event, EventKind, Moment
 from cluster.scenario.events import EventRefused, Parts, TurnEvent, UplinkStep
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.wiring import make_terms
@@ -47,19 +48,19 @@ class TurnContext:
         self._turn, self._timeline = turn, turn.timeline
         self._epoch_s = epoch_s
         self._inbox, self._shown = inbox, shown
-        self._channel = ChannelPlayer(scenario.first_mbps, epoch_s, parts, turn, self._spawn)
+        self._channel = ChannelPlayer(scenario.first_mbps, epoch_s, parts, turn, self.spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._undos: dict[str, tuple[Callable[[], Awaitable[None]], asyncio.Task[None] | None]] = {}
 
     def start(self) -> None:
         """Begin to play; `end` ends it."""
         s = self._scenario
-        self._spawn(self._channel.play(s.uplink.channel.play(s.seed), s.uplink.report_s))
-        self._spawn(self._look())
+        self.spawn(self._channel.play(s.uplink.channel.play(s.seed), s.uplink.report_s))
+        self.spawn(self._look())
         if planned := s.event_schedule():
-            self._spawn(self._play(planned))
+            self.spawn(self._play(planned))
         if self._inbox is not None:
-            self._spawn(self._read(self._inbox))
+            self.spawn(self._read(self._inbox))
 
     async def end(self) -> None:
         """Play no more, and undo what would be undone later: the next turn begins as the scenario says."""
@@ -75,9 +76,9 @@ class TurnContext:
         """The turn fails if this task ends by an error."""
         task.add_done_callback(self._ended)
 
-    def record(self, text: str, fault: bool = False) -> None:
+    def record(self, text: str, kind: EventKind = "intervention") -> None:
         """Write down an event of this moment."""
-        self._timeline.happened(Event(round(now_s() - self._epoch_s, 3), "fault" if fault else "intervention", text))
+        self._timeline.happened(Event(round(now_s() - self._epoch_s, 3), kind, text))
 
     def squeeze(self, steps: list[UplinkStep]) -> None:
         """See `EventTarget`, also for the methods that follow."""
@@ -107,11 +108,12 @@ class TurnContext:
         async def later(for_s: float) -> None:
             await sleep_until(now_s() + for_s)
             self._undos[name] = undo, None  # `undo` must not cancel this task
-            await self.undo(name)
-            self.record(name, fault=True)
+            with contextlib.suppress(EventRefused):  # the part has died meanwhile, or is another one by now
+                await self.undo(name)
+                self.record(name, "fault")
 
         self._forget(name)
-        self._undos[name] = undo, None if for_s is None else self._spawn(later(for_s))
+        self._undos[name] = undo, None if for_s is None else self.spawn(later(for_s))
 
     async def undo(self, name: str) -> None:
         if (undo := self._forget(name)) is None:
@@ -143,7 +145,7 @@ class TurnContext:
             if problem := event.problem(len(self._scenario.agent_profiles), self._scenario.cloud.workers):
                 raise EventRefused(problem)
             if event.is_fault:
-                self.record(str(event), fault=True)
+                self.record(str(event), "fault")
             await event.apply(self)
             if not event.is_fault:
                 self.record(str(event))
@@ -164,7 +166,8 @@ class TurnContext:
                 self._shown(moment)
             number = max(number, int(at_s / PERIOD_S)) + 1  # moments that a frozen part has held up are left out
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine until the turn ends, which fails with it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         self.watch(task)

@@ -112,6 +112,7 @@ def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) 
         timeout_ms=scenario.request_timeout_ms,
         backlog_limit=scenario.agents.backlog_limit,
         weight=scenario.agent_weights[agent_id],
+        resend=scenario.recovery.resend,
     )
     return Seat(settings, _make_edge(scenario, settings.model, modes, models), uplink)
 

@@ -187,10 +187,10 @@ def comparison_tables(found: Comparison) -> Iterator[Table]:
         title = f"{found.scenario}{f', {swept}' if swept else ''}: {each.seeds} seeds, {found.engine}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("allocator", no_wrap=True)
-        for name in ("issued = met + late + rejected + failed", "met %", "quality delivered"):
+        for name in ("scheduled = met + late + rejected + failed", "met %", "quality delivered"):
             table.add_column(name, justify="right", no_wrap=True)
         for name, f in each.figures.items():
-            counts = f"{f.issued} = {f.met} + {f.late} + {f.rejected} + {f.failed}"
+            counts = f"{f.scheduled} = {f.met} + {f.late} + {f.rejected} + {f.failed}"
             shown = (f"{m.mean:.1f} [{m.low:.1f}, {m.high:.1f}]" for m in (f.compliance, f.delivered_quality))
             table.add_row(name if name in found.compared else f"({name})", counts, *shown)
         yield table

@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from agents.record import NEVER_RELEASED
+
 MET = "met"
 
 
@@ -15,6 +17,11 @@ def is_met(rows: pd.DataFrame) -> pd.Series:
     return rows.status == MET
 
 
+def is_released(rows: pd.DataFrame) -> pd.Series:
+    """For each row of a ledger, whether an agent released the request at all."""
+    return ~rows.reason.str.startswith(NEVER_RELEASED)
+
+
 def compliance(rows: pd.DataFrame) -> float:
     """SLO attainment of rows of a ledger."""
     return float(is_met(rows).mean())
@@ -26,10 +33,10 @@ def compliance_by_agent(rows: pd.DataFrame) -> pd.Series:
 
 
 def credited_quality(rows: pd.DataFrame) -> float:
-    """Mean quality of answers per issued request, late answers in full (as the papers count)."""
+    """Mean quality of answers per scheduled request, late answers in full (as the papers count)."""
     return float(rows.quality_credited.mean())
 
 
 def delivered_quality(rows: pd.DataFrame) -> float:
-    """Mean quality of answers per issued request, late answers counting 0."""
+    """Mean quality of answers per scheduled request, late answers counting 0."""
     return float(rows.quality_delivered.mean())

@@ -76,8 +76,8 @@ def run_page(run: Run) -> Page:
 
 
 BALANCE = (
-    "issued = met + late + rejected + failed. Late answers count in credited quality, as the papers count, and not in "
-    "delivered quality; bytes are those on the wire."
+    "scheduled = met + late + rejected + failed. Late answers count in credited quality, as the papers count, and not "
+    "in delivered quality; bytes are those on the wire."
 )
 
 
@@ -196,7 +196,7 @@ def report_on(folders: Sequence[Path]) -> tuple[Summary | Comparison, Page]:
 
 
 def _main_table(run: Run) -> Table:
-    columns = ["allocator", "issued", "met", "late", "rejected", "failed", "met %", "rounds all met"]
+    columns = ["allocator", "scheduled", "issued", "met", "late", "rejected", "failed", "met %", "rounds all met"]
     columns += ["quality credited", "delivered", "latency p50 ms", "p95", "p99", "sent MB"]
     rows = []
     for name, s in run.allocators.items():
@@ -231,7 +231,19 @@ def _event_section(run: Run) -> Iterator[Section]:
 
 
 def _point_table(point: ComparisonPoint, compared: Sequence[str], number: int) -> Table:
-    columns = ["allocator", "issued", "met", "late", "rejected", "failed", "met %", "95 %", "quality delivered", "95 %"]
+    columns = [
+        "allocator",
+        "scheduled",
+        "issued",
+        "met",
+        "late",
+        "rejected",
+        "failed",
+        "met %",
+        "95 %",
+        "quality delivered",
+        "95 %",
+    ]
     rows = []
     for name, f in point.figures.items():
         counts = [f"{count:,}" for count in f.counts().values()]

@@ -106,7 +106,8 @@ def read_run(folder: Path) -> Run:
                     f"{name}: ledger and summary differ in {', '.join(differing)}; the report counts the ledger"
                 )
             one.solve_ms, one.solve_curve_ms, one.stolen = told.solve_ms, told.solve_curve_ms, told.stolen
-    summary.allocators, summary.issued = counted, len(ledger)
+    summary.allocators, summary.scheduled = counted, len(ledger)
+    summary.issued = sum(one.issued for one in counted.values())
     summary.warnings = summary.warnings + warnings
     return Run(folder, facts, scenario, summary, ledger, pd.DataFrame() if timeline is None else timeline)
 
@@ -150,6 +151,7 @@ def _without_summary(folder: Path, facts: RunFacts | None, scenario: dict[str, A
         warnings=[],
         footnote="",
         quality_bases=[],
+        scheduled=0,
         issued=0,
         allocators={},
         ready_s=0.0,

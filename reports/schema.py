@@ -8,7 +8,7 @@ Times are in ms where a key ends in `_ms` and in s where it ends in `_s`; rates 
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from configs.reading import FileRefused, read_bytes
 from netem.checks.verify import LinkVerification
@@ -117,13 +117,26 @@ class Lateness(Percentiles):
 
 
 class Outcomes(Document):
-    """Numbers of requests; issued = met + late + rejected + failed."""
+    """Numbers of requests; scheduled = met + late + rejected + failed.
 
+    Attributes:
+        issued: those that were released; the others failed before that, with a reason that says so.
+    """
+
+    scheduled: int
     issued: int
     met: int
     late: int
     rejected: int
     failed: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_documents(cls, data: Any) -> Any:
+        """Documents without `scheduled` hold requests that were issued, and no others."""
+        if isinstance(data, dict) and "scheduled" not in data and "issued" in data:
+            return data | {"scheduled": data["issued"]}
+        return data
 
     def counts(self) -> dict[str, int]:
         """By name, in this order."""
@@ -134,10 +147,10 @@ class AllocatorSummary(Outcomes):
     """The figures of one allocator's turn.
 
     Attributes:
-        compliance: SLO attainment: the share of issued requests answered by their deadline.
+        compliance: SLO attainment: the share of scheduled requests answered by their deadline.
         rounds_all_met: share of synchronized rounds in which every request met its deadline; None without rounds.
-        credited_quality: mean over issued requests of the quality of their answers, late ones included (as the papers
-            count); delivered_quality: late ones count 0.
+        credited_quality: mean over scheduled requests of the quality of their answers, late ones included (as the
+            papers count); delivered_quality: late ones count 0.
         latency_ms: of answered requests (met and late), from the intended start.
         stages_ms: median duration of each stage over answered requests.
         solve_curve_ms: percentiles 0 to 100 of the allocator's solve times; empty where it never solved.
@@ -228,6 +241,7 @@ class Summary(Document):
     warnings: list[str]
     footnote: str
     quality_bases: list[str]
+    scheduled: int = 0
     issued: int
     allocators: dict[str, AllocatorSummary]
     ready_s: float

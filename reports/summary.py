@@ -39,7 +39,8 @@ def summarize_one(rows: pd.DataFrame) -> AllocatorSummary:
     answered = rows.latency_ms.dropna()
     met, late, rejected, failed = (int((rows.status == status).sum()) for status in STATUSES)
     return AllocatorSummary(
-        issued=len(rows),
+        scheduled=len(rows),
+        issued=int(metrics.is_released(rows).sum()),
         met=met,
         late=late,
         rejected=rejected,
@@ -62,12 +63,13 @@ def summarize_one(rows: pd.DataFrame) -> AllocatorSummary:
 def requests_by(ledger: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """A ledger's requests, counted by the values of some columns, which are the index; with a summary's metrics."""
     statuses = {status: ledger.status == status for status in STATUSES}
-    groups = ledger.assign(**statuses).groupby(columns, sort=False, dropna=False)
+    groups = ledger.assign(**statuses, released=metrics.is_released(ledger)).groupby(columns, sort=False, dropna=False)
     counts = groups[list(STATUSES)].sum()
     latency = groups.latency_ms.quantile(np.array(PERCENTILES) / 100).unstack()
     return pd.DataFrame(
         {
-            "issued": groups.size(),
+            "scheduled": groups.size(),
+            "issued": groups["released"].sum(),
             **{status: counts[status] for status in STATUSES},
             "compliance": groups["met"].mean(),
             "credited_quality": groups.quality_credited.mean(),

@@ -7,6 +7,10 @@ from typing import Protocol
 NO_WORKER = -1
 
 
+class NoWorkerAlive(RuntimeError):
+    """All cloud workers are lost, and the request can't be answered on the edge."""
+
+
 @dataclass(frozen=True, slots=True)
 class CloudJob:
     """The cloud work of one request, as its worker schedules it.
@@ -37,6 +41,10 @@ class Dispatcher(Protocol):
 
     def choose(self, request_id: int, job: CloudJob) -> int:
         """The worker that gets the request; `NO_WORKER` if no worker is alive (the request is not remembered then)."""
+        ...
+
+    def given(self, request_id: int, job: CloudJob, worker: int) -> None:
+        """The request has that worker already, from before; ignored if the worker is lost."""
         ...
 
     def predict(self, request_id: int, arrives_s: float) -> float:

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from allocator.online.hedging import solve_hedged
-from allocator.online.interfaces import NO_WORKER, CloudJob, Dispatcher, Estimator, Link
+from allocator.online.interfaces import NO_WORKER, CloudJob, Dispatcher, Estimator, Link, NoWorkerAlive
+from allocator.online.standing import Standing
 from allocator.online.transfers import Transfers
 from allocator.policies import Policy
 from allocator.problem import (
@@ -32,10 +33,6 @@ LEAST_SHARE = 0.02
 TOLERANCE = 1e-3
 # An announced request that is late in asking is planned to begin this much later than now: it doesn't send yet.
 SOON_S = 1e-6
-
-
-class NoWorkerAlive(RuntimeError):
-    """All cloud workers are lost, and the request can't be answered on the edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +133,7 @@ class Allocator:
         option, meets = solution.choices[request.request_id]
         worker = NO_WORKER
         if option.wire_bytes:
-            prefill_ms, decode_ms = option.cloud_prefill_ms, option.cloud_ms - option.cloud_prefill_ms
-            job = CloudJob(request.deadline_s, prefill_ms, decode_ms, option.decoder)
-            worker = self._dispatcher.choose(request.request_id, job)
+            worker = self._dispatcher.choose(request.request_id, _job(request, option))
             if worker == NO_WORKER:
                 local = local_option(request.options)
                 if local is None:
@@ -167,6 +162,33 @@ class Allocator:
         self._announced.pop(request_id, None)
         self._dispatcher.done(request_id, gave_up)
         self._leave_uplink(request_id)
+
+    def recall(self, reports_mbps: Iterable[float], peek_mbps: float) -> None:
+        """Believe of the uplink what an allocator would that has had these reports, in order, and this last peek."""
+        for mbps in reports_mbps:
+            self._estimator.report(mbps)
+        self._estimator.peek(peek_mbps)
+        self._estimate_mbps = self._estimator.estimate()
+
+    async def take_over(self, standing: Sequence[Standing]) -> None:
+        """Go on with requests of another allocator, which has died. What has been sent is reckoned by their grants."""
+        for each in standing:
+            request, plan = each.request, each.plan
+            if plan is None:
+                self.announce(request)
+            elif plan.option.wire_bytes:
+                self._dispatcher.given(request.request_id, _job(request, plan.option), plan.worker)
+                if each.received:
+                    self._dispatcher.arrived(request.request_id)
+                else:
+                    self._transfers.add(request, plan.option, plan.worker, each.since_s)
+                    self._grants_mbps.setdefault(request.agent_id, plan.grant_mbps)
+        self._transfers.advance(_now_s(), self._grants_mbps)
+        await self._regrant()
+
+    async def relink(self) -> None:
+        """Send all grants again: the link has been rebuilt."""
+        await self._link.set_grants(dict(self._grants_mbps))
 
     def worker_lost(self, worker: int) -> None:
         """The worker is dead or frozen: it gets no more requests.
@@ -329,6 +351,11 @@ def _as_of(now_s: float, request: Request, busy: set[int]) -> Request:
     if request.agent_id in busy:
         return replace(request, starts_s=now_s)
     return request if request.starts_s > now_s else replace(request, starts_s=now_s + SOON_S)
+
+
+def _job(request: Request, option: ModeOption) -> CloudJob:
+    prefill_ms, decode_ms = option.cloud_prefill_ms, option.cloud_ms - option.cloud_prefill_ms
+    return CloudJob(request.deadline_s, prefill_ms, decode_ms, option.decoder)
 
 
 def _now_s() -> float:

@@ -15,7 +15,7 @@ from cloud.sockets import Accept, accepting
 from cluster.live.elsewhere import connected_host
 from cluster.live.nodes import Layout
 from cluster.live.other_nodes import OtherNodes
-from cluster.live.parts import LiveParts, Process
+from cluster.live.parts import LiveParts
 from cluster.live.placement import ALLOCATOR_CPUS, Placement, Spot
 from cluster.live.ray_session import RaySession
 from cluster.scenario.events import Part
@@ -23,7 +23,7 @@ from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.wiring import make_allocator, make_reception, make_worker
 from netem.helper.client import LinkClient
 
-Created = list[tuple[Part, ActorHandle]]
+PATIENCE_S = 20.0  # with a helper that is being started again
 
 
 class Pool:
@@ -43,56 +43,58 @@ class Pool:
         self._link_path = link_path
         self._others = others
 
-    def parts(self, client: LinkClient, helper_pid: int) -> LiveParts:
+    def parts(self, client: LinkClient) -> LiveParts:
         """The parts of a run, none of which is there yet."""
-        s = self._scenario
-        return LiveParts(client, helper_pid, s.host_of, s.cloud.workers)
+        return LiveParts(client, self._scenario.host_of, self._scenario.cloud.workers)
 
-    def create_missing(self, parts: LiveParts) -> list[tuple[list[Process | None], Created]]:
-        """Actors for the workers that aren't there, then for the hosts; they come up side by side."""
-        s, place = self._scenario, self._placement
-        workers: Created = []
-        for number in _missing(parts.workers):
-            make, receive = partial(make_worker, s, models=True), partial(make_reception, s)
-            spot = place.worker(number)
-            listen: Callable[[], Awaitable[Accept]] = partial(_listen, self._link_path, number)
-            if self._others is not None and self._others.is_remote(spot):
-                listen = self._others.listen(number)
-            actor = self._ray.start(WorkerActor, spot, make, receive, listen)
-            workers.append((Part("worker", number), actor))
-        hosts: Created = []
-        for number in _missing(parts.hosts):
-            agent_ids = s.hosts[number]
-            spot = place.host(number)
-            open_host: Callable[[], Awaitable[AgentHost]] = partial(_open_host, s, agent_ids, self._link_path)
-            if self._others is not None and self._others.is_remote(spot):
-                open_host = self._others.open_host(number)
-            actor = self._ray.start(HostActor, spot, open_host)
-            hosts.append((Part("host", agent_ids.start), actor))
-        return [(parts.workers, workers), (parts.hosts, hosts)]
-
-    def elsewhere(self, part: Part, number: int) -> NodeAffinitySchedulingStrategy | None:
-        """What puts a task on the node of a worker or host (by its number), if that isn't this one."""
-        spot = self._placement.host(number) if part.kind == "host" else self._placement.worker(number)
-        remote = self._others is not None and self._others.is_remote(spot)
-        return self._ray.on(spot.node_id) if remote else None
-
-    def create_allocator(self, settings: AllocatorSettings) -> ActorHandle:
-        """The allocator of one turn."""
+    def create(self, part: Part, settings: AllocatorSettings | None = None) -> ActorHandle:
+        """An actor for a worker, for a host (which goes by its first agent), or for the allocator of these settings."""
+        if part.kind == "worker":
+            return self._create_worker(part.number)
+        if part.kind == "host":
+            return self._create_host(self._scenario.host_of[part.number])
+        assert settings is not None
         make = partial(_open_allocator, self._scenario, settings, self._link_path)
         return self._ray.start(AllocatorActor, Spot(ALLOCATOR_CPUS, 0.0), make)
 
+    def _create_worker(self, number: int) -> ActorHandle:
+        s, spot = self._scenario, self._placement.worker(number)
+        make, receive = partial(make_worker, s, models=True), partial(make_reception, s)
+        listen: Callable[[], Awaitable[Accept]] = partial(_listen, self._link_path, number)
+        if self._others is not None and self._others.is_remote(spot):
+            listen = self._others.listen(number)
+        return self._ray.start(WorkerActor, spot, make, receive, listen)
 
-def _missing(processes: list[Process | None]) -> list[int]:
-    return [number for number, process in enumerate(processes) if process is None]
+    def _create_host(self, number: int) -> ActorHandle:
+        s, spot = self._scenario, self._placement.host(number)
+        open_host: Callable[[], Awaitable[AgentHost]] = partial(_open_host, s, s.hosts[number], self._link_path)
+        if self._others is not None and self._others.is_remote(spot):
+            open_host = self._others.open_host(number)
+        return self._ray.start(HostActor, spot, open_host)
+
+    @property
+    def spread(self) -> bool:
+        """Whether parts are on other nodes."""
+        return self._others is not None
+
+    def elsewhere(self, part: Part) -> NodeAffinitySchedulingStrategy | None:
+        """What puts a task on the node of a part, if that isn't this one."""
+        if part.kind == "allocator":
+            return None
+        host = part.kind == "host"
+        spot = (
+            self._placement.host(self._scenario.host_of[part.number]) if host else self._placement.worker(part.number)
+        )
+        remote = self._others is not None and self._others.is_remote(spot)
+        return self._ray.on(spot.node_id) if remote else None
 
 
 async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: str) -> AgentHost:
-    return await connected_host(scenario, agent_ids, (await LinkClient.open(link_path)).connect)
+    return await connected_host(scenario, agent_ids, (await LinkClient.open(link_path, PATIENCE_S)).connect)
 
 
 async def _listen(link_path: str, worker: int) -> Accept:
-    client = await LinkClient.open(link_path)
+    client = await LinkClient.open(link_path, PATIENCE_S)
     try:
         return accepting(await client.listen(worker))
     finally:
@@ -100,4 +102,4 @@ async def _listen(link_path: str, worker: int) -> Accept:
 
 
 async def _open_allocator(scenario: Scenario, settings: AllocatorSettings, link_path: str) -> Allocator:
-    return make_allocator(scenario, settings, await LinkClient.open(link_path))
+    return make_allocator(scenario, settings, await LinkClient.open(link_path, PATIENCE_S))

@@ -54,8 +54,6 @@ def finish(scenario: Scenario, run_dir: Path, facts: RunFacts, result: RunResult
     """Write ledger, timeline, channel and summary of a run, complete or cut short; returns the summary."""
     lost_reason = "; ".join(result.problems) or "its record was lost"
     rows = ledger.assemble(result.turns, scenario, lost_reason)
-    if not result.problems:
-        ledger.check_balance(rows, len(scenario.schedule()) * len(result.turns))
     summary = _summary(scenario, run_dir, facts, result, rows)
     channel = [(turn.allocator, *change) for turn in result.turns for change in turn.channel]
     pd.DataFrame(channel, columns=["allocator", "at_s", "applied_s", "mbps"]).to_csv(
@@ -91,7 +89,8 @@ def _summary(scenario: Scenario, run_dir: Path, facts: RunFacts, result: RunResu
         warnings=[*partial, *late, *_caveats(scenario, facts, result)],
         footnote=_footnote(scenario, facts),
         quality_bases=_quality_bases(scenario),
-        issued=len(rows),
+        scheduled=len(rows),
+        issued=sum(one.issued for one in allocators.values()),
         allocators=allocators,
         ready_s=round(result.ready_s, 2),
         events=events,

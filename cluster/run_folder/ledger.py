@@ -1,4 +1,4 @@
-"""The ledger of a run: one row per request and allocator, and the promise that none is missing."""
+"""The ledger of a run: one row per scheduled request and allocator, and the promise that none is missing."""
 
 import shutil
 from bisect import bisect_right
@@ -9,17 +9,18 @@ from pathlib import Path
 import pandas as pd
 
 from agents.arrivals import Arrival
-from agents.record import FIELDS, Journal, Record, Status
+from agents.record import FIELDS, NEVER_RELEASED, Journal, Record, Status
 from cluster.run_folder.jsonl import Tail
 from cluster.run_folder.result import Turn
 from cluster.scenario.schema import Scenario
 from reports import files
+from reports.metrics import is_released
 
 COLUMNS = ["allocator", *FIELDS, "interventions"]
 
 
 class Unbalanced(AssertionError):
-    """Issued is not met + late + rejected + failed: a defect of the emulator, never of a scenario."""
+    """Scheduled is not met + late + rejected + failed: a defect of the emulator, never of a scenario."""
 
 
 def journalled_allocators(run_dir: Path, allocators: list[str]) -> list[str]:
@@ -44,37 +45,56 @@ def _read_journal(path: Path, turn: Turn) -> None:
             turn.records.append(Record.from_entry(entry))
 
 
-def give_up(journal: Path, arrivals: Sequence[Arrival], scenario: Scenario, reason: str) -> list[int]:
-    """Account for the requests of a host that has died: those without a record get one, in a journal beside its own.
+def give_up(
+    journal: Path, arrivals: Sequence[Arrival], scenario: Scenario, reason: str
+) -> tuple[list[int], list[Arrival]]:
+    """Account for the requests of a host that has died: those that it had released and not ended get a record.
 
-    Returns the ids of those that it had released.
+    Args:
+        journal: the host's own; the records go into another one beside it.
+        arrivals: what it was to release.
+
+    Returns the ids of those requests, and the arrivals that it had not released.
     """
     turn = Turn("")
     _read_journal(journal, turn)
-    ended = {record.request_id for record in turn.records}
+    lost = turn.issued - {record.request_id for record in turn.records}
+    _write_lost(journal, scenario, [arrival for arrival in arrivals if arrival.request_id in lost], reason)
+    return sorted(lost), [arrival for arrival in arrivals if arrival.request_id not in turn.issued]
+
+
+def skip(journal: Path, arrivals: Sequence[Arrival], scenario: Scenario, reason: str) -> None:
+    """Account for requests that are not released any more; `journal` is that of the host that was to release them."""
+    _write_lost(journal, scenario, arrivals, NEVER_RELEASED + reason)
+
+
+def _write_lost(journal: Path, scenario: Scenario, arrivals: Sequence[Arrival], reason: str) -> None:
     beside = Journal(journal.with_name(f"{journal.stem}-died.jsonl"))
     for arrival in arrivals:
-        if arrival.request_id not in ended:
-            beside.issue(arrival)
-            beside.write(_lost(scenario, arrival, reason))
+        beside.write(_lost(scenario, arrival, reason))
     beside.close()
-    return sorted(turn.issued - ended)
 
 
 def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.DataFrame:
     """The ledger of these turns, balanced. `interventions` is how many there were before a request's intended start.
 
     Args:
-        lost_reason: why a request that was issued left no record; it is `failed`.
+        lost_reason: why a scheduled request of a turn that was not cut short left no record; it is `failed`, for this
+            reason if it was issued, else `NEVER_RELEASED` for it.
 
     Raises:
-        Unbalanced: a request has two records, or one that nobody issued.
+        Unbalanced: a request has two records, or one without having been scheduled and issued.
     """
-    arrivals = {arrival.request_id: arrival for arrival in scenario.schedule()}
+    schedule = scenario.schedule()
     rows: list[tuple] = []
     for turn in turns:
-        lost = turn.issued - {record.request_id for record in turn.records}
-        records = turn.records + [_lost(scenario, arrivals[request_id], lost_reason) for request_id in lost]
+        recorded = {record.request_id for record in turn.records}
+        why = turn.cut_short or lost_reason
+        records = turn.records + [
+            _lost(scenario, arrival, why if arrival.request_id in turn.issued else NEVER_RELEASED + why)
+            for arrival in schedule
+            if arrival.request_id not in recorded
+        ]
         records.sort(key=attrgetter("request_id"))
         for record in records:
             record.mean_grant_mbps = turn.mean_grants_mbps.get(record.request_id, record.mean_grant_mbps)
@@ -85,7 +105,10 @@ def assemble(turns: Sequence[Turn], scenario: Scenario, lost_reason: str) -> pd.
         ]
     ledger = pd.DataFrame(rows, columns=COLUMNS)
     ledger["status"] = ledger.status.map(str)
-    check_balance(ledger, sum(len(turn.issued) for turn in turns))
+    check_balance(ledger, len(schedule) * len(turns))
+    issued, released = sum(len(turn.issued) for turn in turns), int(is_released(ledger).sum())
+    if issued != released:
+        raise Unbalanced(f"{issued} issued, but {released} in rows of released requests")
     return ledger
 
 
@@ -99,15 +122,15 @@ def remove_journals(run_dir: Path) -> None:
     shutil.rmtree(run_dir / files.JOURNAL, ignore_errors=True)  # there is none if no turn began
 
 
-def check_balance(ledger: pd.DataFrame, issued: int) -> None:
-    """Raises Unbalanced unless issued = met + late + rejected + failed."""
+def check_balance(ledger: pd.DataFrame, scheduled: int) -> None:
+    """Raises Unbalanced unless scheduled = met + late + rejected + failed."""
     twice = ledger.duplicated(["allocator", "request_id"])
     if twice.any():
         raise Unbalanced(f"request {ledger[twice].request_id.iloc[0]} has two records")
     counted = {status: int((ledger.status == status).sum()) for status in Status}
-    if sum(counted.values()) != issued or len(ledger) != issued:
+    if sum(counted.values()) != scheduled or len(ledger) != scheduled:
         shown = " + ".join(f"{number} {status}" for status, number in counted.items())
-        raise Unbalanced(f"{issued} issued, but {shown} in {len(ledger)} rows")
+        raise Unbalanced(f"{scheduled} scheduled, but {shown} in {len(ledger)} rows")
 
 
 def _lost(scenario: Scenario, arrival: Arrival, reason: str) -> Record:

@@ -16,9 +16,11 @@ class Turn:
     """What one allocator's turn left behind.
 
     Attributes:
-        mean_grants_mbps: of each request, its agent's grant while it was on the wire.
+        mean_grants_mbps: of each request that the turn's last allocator has seen end, its agent's grant while it was on
+            the wire.
         timeline: how things stood and what was done.
         stolen: the share of this machine's CPU time that its host gave to others meanwhile (live only).
+        cut_short: why it ended before its schedule, though the run went on.
         issued, records: of a simulated run, whose requests are in no journal.
     """
 
@@ -28,6 +30,7 @@ class Turn:
     solve_ms: list[float] = field(default_factory=list)
     mean_grants_mbps: dict[int, float] = field(default_factory=dict)
     stolen: float = 0.0
+    cut_short: str = ""
     issued: set[int] = field(default_factory=set)
     records: list[Record] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ from cluster.run_folder.jsonl import Tail, append
 from reports import files
 
 PERIOD_S = 0.2
+EventKind = Literal["intervention", "fault", "recovery"]
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class Event:
     """Something that was done to a turn, or befell it."""
 
     at_s: float
-    kind: Literal["intervention", "fault"]
+    kind: EventKind
     text: str
 
 

@@ -76,7 +76,7 @@ class Parts(ChannelParts, Protocol):
         ...
 
     async def thaw(self, part: Part) -> None:
-        """Let a frozen process run again; no effect on others."""
+        """Let a frozen process run again. Raises EventRefused if it has died, or is another one by now."""
         ...
 
     async def cut(self, agent_id: int) -> None:

@@ -17,6 +17,7 @@ from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
 from cluster.scenario.events import AnyEvent, SetAllocator, SetUplink, TurnEvent, schedule
 from cluster.scenario.placing import ClusterSettings
+from cluster.scenario.recovery import RecoverySettings
 from cluster.scenario.shipped import find_scenario
 from cluster.scenario.yaml_document import Document, DocumentError
 from configs.reading import is_unicode
@@ -164,6 +165,9 @@ class Scenario(Settings):
     events: list[AnyEvent] = Field(default=[], max_length=1000, description="interventions and faults of every turn")
     cluster: ClusterSettings | None = Field(
         default=None, description="several Ray nodes, for live runs; default: all is on the machine that starts the run"
+    )
+    recovery: RecoverySettings = Field(
+        default=RecoverySettings(), description="what is done about processes that die or don't answer"
     )
     base_dir: Path = Field(default=Path(), exclude=True, description="where relative paths start")
 

@@ -10,14 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from agents.arrivals import Arrival
+from agents.host import AgentHost
 from agents.record import Record
 from cluster.interrupts import Interrupts, ignore
+from cluster.recovery import Recoveries
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
 from cluster.run_folder.result import RunResult, Turn
 from cluster.run_folder.timeline import Timeline
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.simulated.fluid_link import FluidLink, FluidUplink
-from cluster.simulated.parts import SimulatedParts
+from cluster.simulated.parts import Restarts, SimulatedParts
 from cluster.simulated.processes import SimulatedAllocator, SimulatedHelper, SimulatedWorker
 from cluster.simulated.tcp_model import AgentPath
 from cluster.simulated.virtual_loop import VirtualLoop
@@ -62,6 +64,12 @@ class SimulatedEngine:
             if self._playing is not None:
                 self._playing.get_loop().call_soon_threadsafe(self._playing.cancel)
 
+    def _lose_turn(self, host: AgentHost, turn: Turn, reason: str) -> None:
+        """The turn can't go on; the next one can."""
+        turn.cut_short = reason
+        self.result.problems.append(f"{turn.allocator}: {reason}")
+        host.stop(reason)
+
     def ended(self) -> int:
         """How many requests have ended so far."""
         return sum(len(turn.records) for turn in self.result.turns)
@@ -87,8 +95,7 @@ class SimulatedEngine:
         agents = range(len(s.agent_profiles))
         link = FluidLink(s.first_mbps, s.first_mbps / len(agents))
         helper = SimulatedHelper(link)
-        pool = [make_worker(s) for _ in range(s.cloud.workers)]
-        workers = [SimulatedWorker(worker) for worker in pool]
+        workers = [SimulatedWorker(make_worker(s)) for _ in range(s.cloud.workers)]
         uplinks = [self._make_uplink(agent_id, link, workers) for agent_id in agents]
         host = make_host(s, agents, uplinks.__getitem__)
         allocator = make_allocator(s, settings, helper)
@@ -97,8 +104,18 @@ class SimulatedEngine:
         await allocator.report(s.first_mbps)
         await allocator.peek(s.first_mbps)
         epoch_s = asyncio.get_running_loop().time()
-        parts = SimulatedParts(link, helper, allocator, client, workers, host, uplinks, s.hosts, self.stop)
+        parts = SimulatedParts(link, helper, client, workers, host, uplinks, s.hosts, settings.policy, s.first_mbps)
         context = TurnContext(s, settings, turn, parts, epoch_s)
+        parts.restarts = Restarts(
+            Recoveries(s.recovery, context.record),
+            partial(make_worker, s),
+            lambda policy: make_allocator(s, settings.model_copy(update={"policy": policy}), helper),
+            s.recovery.silent_after_s(with_models=False),
+            s.recovery.restart_s,
+            context.spawn,
+            context.watch,
+            partial(self._lose_turn, host, turn),
+        )
         for worker in workers:
             context.watch(worker.serving)
         context.start()
@@ -112,9 +129,9 @@ class SimulatedEngine:
         await context.end()
         if not self._playing.cancelled():
             self._playing.result()
-        turn.solve_ms = allocator.solve_times_ms()
-        turn.mean_grants_mbps = allocator.mean_grants_mbps()
-        return [worker.counts for worker in pool]
+        turn.solve_ms = client.allocator.solve_times_ms()
+        turn.mean_grants_mbps = client.allocator.mean_grants_mbps()
+        return [worker.counts for worker in workers]
 
     def _make_uplink(self, agent_id: int, link: FluidLink, workers: Sequence[SimulatedWorker]) -> FluidUplink:
         transport = self._scenario.uplink.transport

@@ -9,7 +9,7 @@ wait). At 0.5 Mbit/s that is up to 24 ms, in which a shared link stays idle when
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from agents.edge import Payload
@@ -264,6 +264,7 @@ class FluidUplink:
         self._windows: dict[int, Window] = {}
         self._stalls: set[str] = set()
         self._held_back: list[tuple[asyncio.Future[CloudStages], CloudStages]] = []
+        self._requests: dict[object, Callable[[ConnectionLost], None]] = {}  # what to tell those that have no answer
 
     def stall(self, cause: str) -> None:
         """Nothing goes up or comes down any more."""
@@ -279,17 +280,27 @@ class FluidUplink:
             for future, stages in held_back:
                 self._settle(future, stages)
 
+    def close(self, reason: str) -> None:
+        """See `agents.uplink.Uplink`."""
+        for lose in list(self._requests.values()):
+            lose(ConnectionLost(reason))
+
     async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
         """See `agents.uplink.Uplink`."""
         loop = asyncio.get_running_loop()
         to = self._workers[worker]
         delivery = Delivery(loop.create_future(), loop.create_future())
-        key = (self._agent_id, header.request_id)
+        key = object()
         down_s, up_ms = self._path.down_s, self._path.up_s * 1e3
         window = await self._connect(worker, delivery)
         sending = True
 
+        def end() -> None:
+            self._requests.pop(key, None)
+            to.disconnect(key)
+
         def lose(error: ConnectionLost) -> None:
+            end()
             _fail(delivery, error)
             if sending:
                 self._link.abort(self._agent_id, error)
@@ -298,7 +309,7 @@ class FluidUplink:
             future = delivery.receipt
             if kind is not Kind.RECEIPT:
                 future = delivery.answer
-                to.disconnect(key)
+                end()
             if down_s:
                 loop.call_later(down_s, self._settle, future, stages)
             else:
@@ -306,6 +317,7 @@ class FluidUplink:
 
         began_s = now_s()
         to.connect(key, lose)
+        self._requests[key] = lose
         try:
             if hedge is not None:
                 await self._carry(wire_bytes(frame_bytes(hedge.payload.size)), None, window)
@@ -318,9 +330,11 @@ class FluidUplink:
             if up_ms:
                 await sleep_ms(up_ms)
         except asyncio.CancelledError:
-            to.disconnect(key)
+            end()
             to.withdraw(key)
             raise
+        if delivery.answer.done():  # the connection was lost on the way
+            return delivery
         if carried_bytes < size_bytes:
             to.withdraw(key)
             delivery.sent_bytes = int(payload.size * carried_bytes / size_bytes)
@@ -330,7 +344,7 @@ class FluidUplink:
         try:
             await to.submit(Job(key, header, now_s(), reply, first_byte_s=began_s))
         except QueueFull:
-            to.disconnect(key)
+            end()
             _fail(delivery, Refused("queue_full"))
         return delivery
 

@@ -1,6 +1,7 @@
 """What are processes of their own in a live run, on virtual time: each can be frozen, and a worker can die."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
 from functools import partial
 from typing import Any
@@ -37,10 +38,20 @@ class SimulatedWorker(Freezable):
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
-        self.serving = asyncio.create_task(self._serve())
-        self.died: ConnectionLost | None = None
-        self._worker = worker
+        self._counted: Counter[str] = Counter()
         self._lost: dict[Hashable, Callable[[ConnectionLost], None]] = {}
+        self.start(worker)
+
+    def start(self, worker: Worker) -> None:
+        """Begin to serve, for the first time or after `kill`."""
+        self._worker = worker
+        self.died: ConnectionLost | None = None
+        self.serving = asyncio.create_task(self._serve())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Requests by what became of them, in all of its lives."""
+        return self._counted + self._worker.counts
 
     async def _serve(self) -> None:
         await _ResumedWhile(self.running, self._worker.serve_queue())
@@ -75,21 +86,29 @@ class SimulatedWorker(Freezable):
         self.died = ConnectionLost(reason)
         self.serving.cancel()
         self.thaw()
+        self._counted += self._worker.counts
+        self._worker.counts.clear()
         lost = list(self._lost.values())
         self._lost.clear()
         for notify in lost:
             notify(self.died)
 
+    def forget(self) -> None:
+        """See `Worker`."""
+        self._worker.forget()
+
 
 class SimulatedAllocator(Freezable):
     """The allocator as agents and the base station reach it: asking takes a while. See `agents.agent.AllocatorClient`.
 
-    Frozen, it does nothing; messages wait in order until it runs again.
+    Frozen, it does nothing; messages wait in order until it runs again. Killed, it loses them; who asks it waits for
+    the next one.
     """
 
     def __init__(self, allocator: Allocator, ask_ms: float) -> None:
         super().__init__()
-        self._allocator = allocator
+        self.allocator = allocator
+        self._dead = False
         self._way_ms = ask_ms / 2
         self._loop = asyncio.get_running_loop()
         self._agents_running: dict[int, asyncio.Event] = {}  # of agents whose host was frozen
@@ -97,23 +116,38 @@ class SimulatedAllocator(Freezable):
         self._late: set[asyncio.Task[None]] = set()
 
     def announce(self, request: Request) -> None:
-        self._send(self._allocator.announce, request)
+        self._send(Allocator.announce, request)
 
     async def assign(self, request: Request) -> Plan:
-        await self._agent_running(request.agent_id)
-        await sleep_ms(self._way_ms)
-        await self.running.wait()
-        plan = await self._allocator.assign(request)
-        await self.running.wait()
-        await sleep_ms(self._way_ms)
-        await self._agent_running(request.agent_id)
-        return plan
+        while True:
+            await self._agent_running(request.agent_id)
+            await sleep_ms(self._way_ms)
+            await self.running.wait()
+            asked = self.allocator
+            plan = await asked.assign(request)
+            await self.running.wait()
+            await sleep_ms(self._way_ms)
+            await self._agent_running(request.agent_id)
+            if asked is self.allocator and not self._dead:
+                return plan
 
     def received(self, request_id: int) -> None:
-        self._send(self._allocator.received, request_id)
+        self._send(Allocator.received, request_id)
 
     def finish(self, request_id: int, gave_up: bool = False) -> None:
-        self._send(self._allocator.finish, request_id, gave_up)
+        self._send(Allocator.finish, request_id, gave_up)
+
+    def kill(self) -> None:
+        """End it, with all messages to it."""
+        self._dead = True
+        self.freeze()
+        self._inbox.clear()
+
+    def start(self, allocator: Allocator) -> None:
+        """Another one serves from now on."""
+        self.allocator = allocator
+        self._dead = False
+        self.thaw()
 
     def freeze_agent(self, agent_id: int) -> None:
         """Hold back an agent's questions, and the answers to them."""
@@ -129,10 +163,10 @@ class SimulatedAllocator(Freezable):
             await running.wait()
 
     async def tell(self, call: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
-        """Await a call of the allocator; while it is frozen, have it awaited later instead."""
+        """Await a call of the allocator; while it is frozen, have it awaited later instead; if it is dead, never."""
         if self.running.is_set():
             await call(*arguments)
-        else:
+        elif not self._dead:
             self._inbox.append(lambda: self._late.add(asyncio.create_task(call(*arguments))))
 
     def thaw(self) -> None:
@@ -149,9 +183,9 @@ class SimulatedAllocator(Freezable):
 
     def _deliver(self, call: Callable[..., None], *arguments: Any) -> None:
         if self.running.is_set():
-            call(*arguments)
-        else:
-            self._inbox.append(partial(call, *arguments))
+            call(self.allocator, *arguments)
+        elif not self._dead:
+            self._inbox.append(partial(call, self.allocator, *arguments))
 
 
 class SimulatedHelper(Freezable):

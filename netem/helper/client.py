@@ -15,6 +15,8 @@ from netem.helper import protocol
 from netem.link import AgentCounters
 from netem.wire import MIN_SHAPED_MBPS
 
+AGAIN_S = 0.05
+
 
 class LinkLost(ConnectionError):
     """The helper has ended, and with it the link."""
@@ -62,22 +64,26 @@ class LinkClient:
     Every request raises LinkLost if the helper has ended, and LinkRefused if the helper refuses it.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Wrap a connected, non-blocking SOCK_SEQPACKET socket; use `open` to make one."""
+    def __init__(self, connection: socket.socket, socket_path: str, patience_s: float) -> None:
+        """Use `open` to make one."""
         self._connection = connection
+        self._socket_path = socket_path
+        self._patience_s = patience_s
         self._lock = asyncio.Lock()
         self._last_id = 0
 
     @classmethod
-    async def open(cls, socket_path: str) -> Self:
-        """Connect to the helper of a `session.LinkSession`. Raises LinkLost if no helper listens there."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        try:
-            await asyncio.get_running_loop().sock_connect(connection, socket_path)
-        except OSError as error:
-            connection.close()
-            raise LinkLost(f"no helper at {socket_path}: {error}") from error
-        return cls(connection)
+    async def open(cls, socket_path: str, patience_s: float = 0.0) -> Self:
+        """Connect to the helper of a `session.LinkSession`.
+
+        Args:
+            patience_s: if the helper has ended, requests wait so long for another one at this path. All requests may
+                be made twice.
+
+        Raises:
+            LinkLost: no helper listens there.
+        """
+        return cls(await _connected(socket_path, patience_s), socket_path, patience_s)
 
     async def listen(self, worker: int) -> socket.socket:
         """A listening, non-blocking TCP socket for a cloud worker; the caller accepts its connections."""
@@ -165,20 +171,28 @@ class LinkClient:
         async with self._lock:
             self._last_id += 1
             message = protocol.encode({"id": self._last_id, **request})
-            try:
-                await loop.sock_sendall(self._connection, message)
-                while True:
-                    answer, attached = await self._receive()
-                    # The answer to a request whose caller was cancelled is still queued: skip it.
-                    if answer["id"] in (None, self._last_id):
-                        break
-                    if attached:
-                        attached.close()
-            except OSError as error:
-                raise LinkLost(f"the helper is gone: {error}") from error
+            while True:
+                try:
+                    await loop.sock_sendall(self._connection, message)
+                    answer, attached = await self._answer()
+                    break
+                except OSError as error:
+                    if not self._patience_s:
+                        raise LinkLost(f"the helper is gone: {error}") from error
+                    self._connection.close()
+                    self._connection = await _connected(self._socket_path, self._patience_s)
         if not answer["ok"]:
             raise LinkRefused(answer["error"])
         return answer["result"], attached
+
+    async def _answer(self) -> tuple[dict[str, Any], socket.socket | None]:
+        """The answer to the last request. That to one whose caller was cancelled may still be queued before it."""
+        while True:
+            answer, attached = await self._receive()
+            if answer["id"] in (None, self._last_id):
+                return answer, attached
+            if attached:
+                attached.close()
 
     async def _receive(self) -> tuple[dict[str, Any], socket.socket | None]:
         descriptor_bytes = array.array("i").itemsize
@@ -197,6 +211,25 @@ class LinkClient:
                 attached = socket.socket(fileno=array.array("i", data[:descriptor_bytes])[0])
                 attached.setblocking(False)
         return json.loads(message), attached
+
+
+async def _connected(socket_path: str, patience_s: float) -> socket.socket:
+    """A connection to the helper there, or to one that comes within `patience_s`. Raises LinkLost."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + patience_s
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            await loop.sock_connect(connection, socket_path)
+            return connection
+        except OSError as error:
+            connection.close()
+            if loop.time() >= until_s:
+                raise LinkLost(f"no helper at {socket_path}: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        await asyncio.sleep(AGAIN_S)
 
 
 async def _readable(watched: socket.socket) -> None:

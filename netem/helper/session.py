@@ -59,6 +59,7 @@ class LinkSession:
         self.socket_path = str(self._folder / "helper.sock")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the helper runs)
         self._stopped = False
+        self._request = build
         try:
             self._process = self._spawn()
         except OSError as error:
@@ -121,6 +122,27 @@ class LinkSession:
         if kind == "kernel" or kernel_only:
             raise LinkUnavailable(why)
         return cls("paced", "none", build, fallback_reason=why)
+
+    def restart(self) -> None:
+        """Start another helper in place of one that has ended, and build the link as it was at first.
+
+        Its clients find it at the same path; sockets of the old link are dead. Blocks as `start` does.
+
+        Raises:
+            LinkUnavailable: it can't be started. The session is still to be stopped.
+        """
+        assert self._process.stdin and self._process.stdout
+        self._process.wait(STOP_TIMEOUT_S)
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        (self._folder / "helper.sock").unlink(missing_ok=True)
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            raise LinkUnavailable(f"the helper can't be started: {error}") from error
+        self.pid = self._wait_until_ready()
+        self._build(self._request)
 
     def stop(self) -> None:
         """End the helper, its namespaces and the connections in them. Idempotent."""

@@ -57,6 +57,7 @@ class Rig:
         backlog_limit: int,
         queue_limit: int,
         warm: bool,
+        resend: bool,
     ) -> None:
         self.worker = Worker(ProfileCloud([PROFILE]), queue_limit)
         self.reception = Reception(self.worker, 200_000, 16)
@@ -79,6 +80,7 @@ class Rig:
             deadline_ms=deadline_ms,
             timeout_ms=timeout_ms,
             backlog_limit=backlog_limit,
+            resend=resend,
         )
         self.uplink = SocketUplink(self.connect, warm)
         self.host = AgentHost([Seat(settings, ProfileEdge(10, {FULL: 200_000, LOCAL: 0}), self.uplink)])
@@ -110,8 +112,9 @@ async def rig(
     backlog_limit: int = 8,
     queue_limit: int = 8,
     warm: bool = True,
+    resend: bool = False,
 ) -> AsyncIterator[Rig]:
-    made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit, warm)
+    made = Rig(policy, deadline_ms, timeout_ms, backlog_limit, queue_limit, warm, resend)
     made.serving = asyncio.create_task(made.reception.run(accepting(made.listener)))
     try:
         await made.uplink.open(1)
@@ -196,6 +199,33 @@ async def test_a_lost_connection_fails_the_request_and_the_next_one_reconnects()
         await cutting
     assert records[0].status is Status.FAILED and "connection lost" in records[0].reason
     assert records[1].status is Status.MET and r.connections == 2
+
+
+@pytest.mark.parametrize("at_s", [0.012, 0.05])
+async def test_a_request_whose_connection_is_lost_is_sent_again_and_answered_once(at_s: float) -> None:
+    """While it is sent, and while its answer is awaited."""
+    async with rig(resend=True) as r:
+
+        async def cut() -> None:
+            await asyncio.sleep(0.01 + at_s)
+            r.uplink.close("cut")
+
+        cutting = asyncio.create_task(cut())
+        (record,) = await r.play([0])
+        await cutting
+        assert not r.host.standing()
+    assert record.status is Status.MET and r.connections == 2 and r.worker.counts["served"] == 1
+    assert record.uplink_wait_ms >= 100, "until the last attempt began"
+    assert sum(getattr(record, f"{stage}_ms") for stage in STAGES) == pytest.approx(record.latency_ms, abs=0.1)
+
+
+async def test_it_is_not_sent_again_after_its_deadline() -> None:
+    async with rig(resend=True, deadline_ms=300) as r:
+        r.serving.cancel()
+        await asyncio.wait([r.serving])
+        r.listener.close()
+        (record,) = await r.play([0])
+    assert record.status is Status.FAILED and record.reason.startswith("connection lost: worker 0")
 
 
 async def test_a_worker_that_hangs_up_in_mid_transfer_fails_the_request_at_once() -> None:

@@ -193,8 +193,10 @@ def test_interrupted_it_ends_in_seconds_with_a_partial_report(
     assert "PARTIAL: interrupted" in output and "Traceback" not in output
     assert done.summary["partial"]
     s = done.summary["allocators"]["equal"]
-    assert s["issued"] == s["met"] + s["late"] + s["rejected"] + s["failed"] == len(done.ledger) >= 2
-    assert s["reasons"].get("interrupted", 0) == s["failed"], "none, if it came between two rounds"
+    assert s["scheduled"] == s["met"] + s["late"] + s["rejected"] + s["failed"] == len(done.ledger) == 80
+    assert s["reasons"]["never released: interrupted"] == s["scheduled"] - s["issued"] > 0
+    in_flight = s["failed"] - (s["scheduled"] - s["issued"])
+    assert s["reasons"].get("interrupted", 0) == in_flight, "none, if it came between two rounds"
 
 
 @pytest.mark.parametrize("delay_s", [0.5, 2.0, 3.5, 5.0])
@@ -218,9 +220,10 @@ def test_interrupted_while_starting_it_ends_without_a_traceback(
 
 
 @needs_kernel_link
-@pytest.mark.parametrize("victim", ["driver", "netem.helper", "raylet/raylet", "gcs_server", "ray::HostActor"])
+@pytest.mark.parametrize("victim", ["driver", "netem.helper", "raylet/raylet", "gcs_server"])
 def test_nothing_is_left_five_seconds_after_a_kill(scenario: Write, tmp_path: Path, victim: str) -> None:
-    process = start(scenario(arrivals=LONG), tmp_path / "run")
+    """Where what dies is not started again."""
+    process = start(scenario(arrivals=LONG, allocators=["equal"], recovery={"restarts": 0}), tmp_path / "run")
     family = descendants(process.pid)
     namespaces = namespaces_of(*family)
     assert len(namespaces.names) >= 3, "two agents, the cloud, and maybe more"
@@ -239,9 +242,9 @@ def test_nothing_is_left_five_seconds_after_a_kill(scenario: Write, tmp_path: Pa
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["partial"]
     s = summary["allocators"]["equal"]
-    assert s["issued"] == s["met"] + s["late"] + s["rejected"] + s["failed"] >= 2
+    assert s["scheduled"] == s["met"] + s["late"] + s["rejected"] + s["failed"] > s["issued"] >= 2
     ledger = pd.read_parquet(tmp_path / "run" / "ledger.parquet")
-    assert len(ledger) == s["issued"]
+    assert len(ledger) == s["scheduled"] == 80, "what was never released has rows as well"
 
 
 def test_as_a_ray_job(ray_head: str, scenario: Write, tmp_path: Path) -> None:

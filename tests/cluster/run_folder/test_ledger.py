@@ -39,10 +39,10 @@ def turns(run_dir: Path, *allocators: str) -> list[Turn]:
 
 @settings(deadline=None)  # of files and data frames; how fast they are isn't tested here
 @given(st.lists(st.sampled_from([*Status, None]), max_size=len(ARRIVALS)))
-def test_issued_is_met_late_rejected_and_failed(
+def test_scheduled_is_met_late_rejected_and_failed(
     tmp_path_factory: pytest.TempPathFactory, ends: list[Status | None]
 ) -> None:
-    """Whatever became of the requests that were issued (None: their actor died), each has exactly one row."""
+    """Whatever became of the requests that were issued (None: their actor died), each scheduled one has one row."""
     run_dir = tmp_path_factory.mktemp("run")
     log = journal(run_dir, "equal", 0)
     for request_id, status in enumerate(ends):
@@ -51,13 +51,16 @@ def test_issued_is_met_late_rejected_and_failed(
             log.write(record(request_id, status))
     log.close()
     rows = ledger.assemble(turns(run_dir, "equal"), TINY, "its actor died")
-    assert rows.request_id.tolist() == list(range(len(ends)))
+    assert rows.request_id.tolist() == list(range(len(ARRIVALS)))
+    assert (
+        rows[rows.reason == "never released: its actor died"].request_id.tolist()
+        == list(range(len(ARRIVALS)))[len(ends) :]
+    )
     lost = [request_id for request_id, status in enumerate(ends) if status is None]
     assert rows[rows.reason == "its actor died"].request_id.tolist() == lost
-    if ends:
-        s = summarize(rows)["equal"]
-        assert s.issued == len(ends) == s.met + s.late + s.rejected + s.failed
-        assert s.failed == ends.count(None) + ends.count(Status.FAILED)
+    s = summarize(rows)["equal"]
+    assert s.scheduled == len(ARRIVALS) == s.met + s.late + s.rejected + s.failed and s.issued == len(ends)
+    assert s.failed == ends.count(None) + ends.count(Status.FAILED) + s.scheduled - s.issued
 
 
 def test_a_line_cut_off_by_a_kill_is_a_lost_record(tmp_path: Path) -> None:
@@ -69,13 +72,14 @@ def test_a_line_cut_off_by_a_kill_is_a_lost_record(tmp_path: Path) -> None:
     path = files.turn_journal(tmp_path, "equal") / "host-0.jsonl"
     path.write_text(path.read_text() + '{"request_id": 1, "stat')
     rows = ledger.assemble(turns(tmp_path, "equal"), TINY, "killed")
-    assert rows.status.tolist() == ["met", "failed"] and rows.reason.tolist() == ["", "killed"]
+    assert rows.status.tolist()[:2] == ["met", "failed"]
+    assert rows.reason.tolist() == ["", "killed", *["never released: killed"] * (len(ARRIVALS) - 2)]
 
 
 def test_what_doesn_t_balance_is_a_defect(tmp_path: Path) -> None:
     log = journal(tmp_path, "equal", 0)
     log.write(record(0))
-    with pytest.raises(ledger.Unbalanced, match="0 issued, but 1 met"):
+    with pytest.raises(ledger.Unbalanced, match="0 issued, but 1 in rows"):
         ledger.assemble(turns(tmp_path, "equal"), TINY, "")
     log.issue(ARRIVALS[0])
     log.write(record(0, Status.LATE))
@@ -97,4 +101,24 @@ def test_written_ledgers_keep_every_column_and_the_journals_go(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [files.LEDGER]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / files.LEDGER), rows)
     assert list(rows.columns) == ledger.COLUMNS
-    assert json.loads(json.dumps(rows.status.tolist())) == ["met", "met"]
+    assert json.loads(json.dumps(rows[rows.request_id == 0].status.tolist())) == ["met", "met"]
+
+
+def test_a_dead_host_s_requests_have_rows_and_what_is_to_come_is_left_to_another(tmp_path: Path) -> None:
+    log = journal(tmp_path, "equal", 0)
+    log.issue(ARRIVALS[0])
+    log.write(record(0))
+    log.issue(ARRIVALS[1])
+    log.close()
+    path = files.turn_journal(tmp_path, "equal") / "host-0.jsonl"
+    released, unreleased = ledger.give_up(path, ARRIVALS, TINY, "the host died")
+    assert released == [1] and unreleased == ARRIVALS[2:]
+    ledger.skip(path, unreleased[:2], TINY, "the host died")
+    left = unreleased[2:]
+    again = journal(tmp_path, "equal", 1)
+    for arrival in left:
+        again.issue(arrival)
+        again.write(record(arrival.request_id))
+    again.close()
+    rows = ledger.assemble(turns(tmp_path, "equal"), TINY, "not needed")
+    assert rows.reason.tolist() == ["", "the host died", *["never released: the host died"] * 2, *[""] * len(left)]
