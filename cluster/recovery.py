@@ -3,8 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable
 
-from cluster.run_folder.timeline import EventKind
-from cluster.scenario.events import Part
+from cluster.scenario.events import EventKind, Part
 from cluster.scenario.recovery import RecoverySettings
 from models.clock import now_s
 

@@ -10,8 +10,8 @@ from allocator.policies import POLICIES, STATIC_PREFIX
 from cluster.channel_player import ChannelPlayer
 from cluster.run_folder.controls import Inbox
 from cluster.run_folder.result import Turn
-from cluster.run_folder.timeline import PERIOD_S, Event, EventKind, Moment
-from cluster.scenario.events import EventRefused, Parts, TurnEvent, UplinkStep
+from cluster.run_folder.timeline import PERIOD_S, Event, Moment
+from cluster.scenario.events import EventKind, EventRefused, Parts, TurnEvent, UplinkStep
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.wiring import make_terms
 from models.clock import now_s, sleep_until

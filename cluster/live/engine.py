@@ -22,8 +22,8 @@ from cluster.live.ray_session import RaySession
 from cluster.processes import StealMeter, children, ended, parent
 from cluster.run_folder.controls import Inbox
 from cluster.run_folder.result import RunResult, Turn
-from cluster.run_folder.timeline import EventKind, Timeline
-from cluster.scenario.events import Part
+from cluster.run_folder.timeline import Timeline
+from cluster.scenario.events import EventKind, Part
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from cluster.turn import TurnContext
 from cluster.wiring import make_terms

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from allocator.online.service import Snapshot
 from cluster.run_folder.jsonl import Tail, append
+from cluster.scenario.events import EventKind
 from reports import files
 
 PERIOD_S = 0.2
-EventKind = Literal["intervention", "fault", "recovery"]
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from netem.wire import MAX_RATE_MBPS
 MAX_STEPS = 100
 LONGEST_S = 3600.0
 PartKind = Literal["host", "worker", "allocator", "helper"]
+EventKind = Literal["intervention", "fault", "recovery"]
 
 
 class Part(NamedTuple):

@@ -291,7 +291,7 @@ class FluidUplink:
         to = self._workers[worker]
         delivery = Delivery(loop.create_future(), loop.create_future())
         key = object()
-        down_s, up_ms = self._path.down_s, self._path.up_s * 1e3
+        up_ms = self._path.up_s * 1e3
         window = await self._connect(worker, delivery)
         sending = True
 
@@ -306,14 +306,9 @@ class FluidUplink:
                 self._link.abort(self._agent_id, error)
 
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
-            future = delivery.receipt
             if kind is not Kind.RECEIPT:
-                future = delivery.answer
                 end()
-            if down_s:
-                loop.call_later(down_s, self._settle, future, stages)
-            else:
-                self._settle(future, stages)
+            self._comes(delivery.receipt if kind is Kind.RECEIPT else delivery.answer, stages)
 
         began_s = now_s()
         to.connect(key, lose)
@@ -333,13 +328,13 @@ class FluidUplink:
             end()
             to.withdraw(key)
             raise
-        if delivery.answer.done():  # the connection was lost on the way
-            return delivery
         if carried_bytes < size_bytes:
             to.withdraw(key)
             delivery.sent_bytes = int(payload.size * carried_bytes / size_bytes)
             return delivery
         delivery.sent_bytes = payload.size
+        if delivery.answer.done() and delivery.answer.exception() is not None:  # the connection was lost on the way
+            return delivery
         began_s += self._path.up_s
         try:
             await to.submit(Job(key, header, now_s(), reply, first_byte_s=began_s))
@@ -364,6 +359,13 @@ class FluidUplink:
         """As `FluidLink.carry`, with lost bytes retransmitted."""
         again = 1 / (1 - self._path.loss)
         return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
+
+    def _comes(self, future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
+        """A reply comes down, after the path's delay."""
+        if self._path.down_s:
+            asyncio.get_running_loop().call_later(self._path.down_s, self._settle, future, stages)
+        else:
+            self._settle(future, stages)
 
     def _settle(self, future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
         if self._stalls:
