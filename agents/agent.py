@@ -8,6 +8,7 @@ from typing import Protocol
 
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
+from agents.offer import Offer
 from agents.record import NEVER_RELEASED, Ledger, Record, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
 from allocator.online.interfaces import NoWorkerAlive
@@ -53,24 +54,30 @@ class AgentSettings:
     """What one agent is.
 
     Attributes:
+        offer: what it can offer for requests of any lengths.
         model: index of its profile in the run's list.
-        options: what it offers the allocator; weight: what its requests count there.
-        prefill_ms: how long the edge expects to prefill before it asks.
+        options: what it offers the allocator for requests of the profile's own lengths; requests of other lengths
+            are offered in the same modes.
+        weight: what its requests count for the allocator.
         backlog_limit: requests waiting for or on the agent's uplink, beyond which new ones are rejected.
         timeout_ms: after this time from its intended start a request has failed.
         resend: whether a request whose connection is lost is assigned and sent again, until its deadline.
     """
 
     agent_id: int
-    profile: ModelProfile
+    offer: Offer
     model: int
     options: tuple[ModeOption, ...]
-    prefill_ms: float
     deadline_ms: float
     timeout_ms: float
     backlog_limit: int
     weight: float = 1.0
     resend: bool = True
+
+    @property
+    def profile(self) -> ModelProfile:
+        """Of its model."""
+        return self.offer.profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ class Agent:
         return list(self._standing.values())
 
     def _agree(self, terms: Terms) -> None:
-        self._last_resort = local_option(self.settings.options) if terms.fall_back else None
+        self._falls_back = terms.fall_back
         self._margin_ms = terms.margin_ms
 
     async def serve(self, arrival: Arrival) -> None:
@@ -168,6 +175,8 @@ class Agent:
         s = self.settings
         name, intended_s = s.profile.name, arrival.intended_s
         record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
+        if arrival.lengths is not None:
+            record.context_tokens, record.output_tokens = arrival.lengths
         if self._down:
             record.reason = NEVER_RELEASED + self._down
             self._ledger.write(record)
@@ -231,7 +240,7 @@ class Agent:
         try:
             async with self._compute:
                 record.queue_ms = lap_ms()
-                work = await self._edge.prefill(record.request_id)
+                work = await self._edge.prefill(record.request_id, record.lengths)
                 record.prefill_ms = lap_ms()
         finally:
             self._backlog -= 1
@@ -255,7 +264,8 @@ class Agent:
         lap_ms = stopwatch(self._time_s)
         self._backlog += 1
         try:
-            in_turn = await self._take_turn(request)
+            last_resort = local_option(request.options) if self._falls_back else None
+            in_turn = await self._take_turn(request, last_resort)
             record.uplink_wait_ms = (self._time_s() - prefilled_s) * 1e3
             lap_ms()
             try:
@@ -265,7 +275,8 @@ class Agent:
                     record.allocate_ms = lap_ms()
                     delivery = await self._transfer(record, request, work, plan) if option.wire_bytes else None
                 else:
-                    option, delivery = self._stay(record), None
+                    assert last_resort is not None
+                    option, delivery = self._stay(record, last_resort), None
             finally:
                 if in_turn:
                     self._turn.release()
@@ -287,28 +298,27 @@ class Agent:
         record.answer_ms = (self._time_s() - served_s) * 1e3
         record.answered, record.answer = self.settings.profile.mode_at(stages.mode), stages.text
 
-    async def _take_turn(self, request: Request) -> bool:
+    async def _take_turn(self, request: Request, last_resort: ModeOption | None) -> bool:
         """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge."""
-        if self._last_resort is None or not self._turn.locked():
+        if last_resort is None or not self._turn.locked():
             await self._turn.acquire()
             return True
         try:
-            async with asyncio.timeout_at(request.due_s - self._last_resort.edge_ms / 1e3):
+            async with asyncio.timeout_at(request.due_s - last_resort.edge_ms / 1e3):
                 await self._turn.acquire()
                 return True
         except TimeoutError:
             return False
 
-    def _stay(self, record: Record) -> ModeOption:
+    def _stay(self, record: Record, last_resort: ModeOption) -> ModeOption:
         """The last resort, for which nobody has to be asked."""
-        assert self._last_resort is not None
-        record.mode = self._last_resort.mode
-        record.predicted_ms = self._since_ms(record.intended_s) + self._last_resort.edge_ms
-        return self._last_resort
+        record.mode = last_resort.mode
+        record.predicted_ms = self._since_ms(record.intended_s) + last_resort.edge_ms
+        return last_resort
 
     async def _assign(self, record: Record, request: Request, work: Work) -> Plan:
         """Ask the allocator, with the options as they are known now that the context is prefilled."""
-        options = work.offer(self.settings.options)
+        options = work.offer(request.options)
         asked = replace(request, options=options, starts_s=self._time_s())
         plan = await self._allocator.assign(asked)
         self._standing[record.request_id] = Standing(asked, plan, self._time_s())
@@ -333,7 +343,14 @@ class Agent:
         record.encode_ms = lap_ms()
         mode = s.profile.code_of(option.mode)
         header = Header(
-            Kind.REQUEST, record.request_id, payload.size, s.agent_id, s.model, mode, deadline_s=request.deadline_s
+            Kind.REQUEST,
+            record.request_id,
+            payload.size,
+            s.agent_id,
+            s.model,
+            mode,
+            deadline_s=request.deadline_s,
+            lengths=record.lengths,
         )
         sent_s = self._time_s()
         delivery = await self._uplink.send(record.worker, header, payload, hedge)
@@ -365,8 +382,11 @@ class Agent:
         """The request as it is announced. The planning margin is subtracted here and nowhere else."""
         s, margin_s = self.settings, self._margin_ms / 1e3
         due_s = self._epoch_s + record.intended_s + record.deadline_ms / 1e3 - margin_s
-        starts_s = self._time_s() + s.prefill_ms / 1e3
-        return Request(record.request_id, s.agent_id, due_s, s.options, s.weight, starts_s, margin_s)
+        options, lengths = s.options, record.lengths
+        if lengths is not None:
+            options = tuple(option for option in s.offer.options(lengths) if option.mode in self._options)
+        starts_s = self._time_s() + s.offer.prefill_ms(lengths) / 1e3
+        return Request(record.request_id, s.agent_id, due_s, options, s.weight, starts_s, margin_s)
 
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""

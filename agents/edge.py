@@ -1,13 +1,14 @@
 """The interface of an edge agent's runtime, and its profile version: stage times and synthetic payload bytes."""
 
 import random
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator
 from typing import Protocol
 
+from agents.offer import Offer
 from allocator.problem import ModeOption
 from kvcache.modes import Mode
 from models.clock import sleep_ms
-from models.profiles import ModelProfile
+from models.lengths import Lengths
 
 BLOCK_BYTES = 64 * 1024
 # Incompressible bytes, made once: the link doesn't depend on the content.
@@ -60,32 +61,42 @@ class Work(Protocol):
 class EdgeRuntime(Protocol):
     """The edge model of one agent, which calls it for one request at a time."""
 
-    async def prefill(self, request_id: int) -> Work:
-        """Prefill the context, and score it if a mode selects positions."""
+    async def prefill(self, request_id: int, lengths: Lengths | None = None) -> Work:
+        """Prefill the context, and score it if a mode selects positions.
+
+        Args:
+            lengths: of the request; None where the runtime knows them itself.
+        """
         ...
 
 
 class ProfileEdge:
-    """Sleeps for the profile's stage times. All requests are alike, so it is its own `Work`.
+    """Takes the times of what the agent offers, and sends as many bytes as that says."""
 
-    Prefill comes before the mode is known, so it takes the shortest of the allowed modes' prefills; the remainder of a
-    longer one is in its option's `edge_ms` (see `agents.offer`).
-    """
+    def __init__(self, offer: Offer) -> None:
+        self.offer = offer
+        self._own = _ProfileWork(offer, None)
+        self._own_prefill_ms = offer.prefill_ms()
 
-    def __init__(self, prefill_ms: float, payload_bytes: Mapping[Mode, int]) -> None:
-        self._prefill_ms = prefill_ms
-        self._payload_bytes = payload_bytes
+    async def prefill(self, request_id: int, lengths: Lengths | None = None) -> "_ProfileWork":
+        await sleep_ms(self.offer.prefill_ms(lengths) if lengths else self._own_prefill_ms)
+        return _ProfileWork(self.offer, lengths) if lengths else self._own
 
-    async def prefill(self, request_id: int) -> "ProfileEdge":
-        await sleep_ms(self._prefill_ms)
-        return self
+
+class _ProfileWork:
+    """One request that takes the profile's times. See `Work`."""
+
+    __slots__ = ("_lengths", "_offer")
+
+    def __init__(self, offer: Offer, lengths: Lengths | None) -> None:
+        self._offer, self._lengths = offer, lengths
 
     def offer(self, options: tuple[ModeOption, ...]) -> tuple[ModeOption, ...]:
         return options
 
     async def encode(self, mode: Mode, edge_ms: float) -> SyntheticPayload:
         await sleep_ms(edge_ms)
-        return SyntheticPayload(self._payload_bytes[mode])
+        return SyntheticPayload(self._offer.payload_bytes(mode, self._lengths))
 
     async def decode(self, edge_ms: float) -> str:
         await sleep_ms(edge_ms)
@@ -93,8 +104,3 @@ class ProfileEdge:
 
     def quality(self, answer: str) -> None:
         return None
-
-
-def common_prefill_ms(profile: ModelProfile, modes: Collection[Mode]) -> float:
-    """The edge prefill time common to all `modes`, in ms."""
-    return min(profile.edge_prefill_of(mode) for mode in modes)

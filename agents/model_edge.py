@@ -22,6 +22,7 @@ from models.hf.edge import EdgeModel, Prefilled, with_query
 from models.hf.loading import ModelSpec, load_model
 from models.hf.pair import examples_of, plan_for, specs_of
 from models.hf.words import context_tokens, query_tokens, text_of
+from models.lengths import Lengths
 from models.profiles import ModelProfile
 from models.settings import ModelSettings
 from netem.wire import wire_bytes
@@ -102,7 +103,7 @@ class ModelEdge:
         if any(mode.is_local for mode in modes):
             first.answer()
 
-    async def prefill(self, request_id: int) -> "ModelWork":
+    async def prefill(self, request_id: int, lengths: Lengths | None = None) -> "ModelWork":
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._prefill, request_id)
 
     def _prefill(self, request_id: int) -> "ModelWork":

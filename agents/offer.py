@@ -1,42 +1,78 @@
 """What an agent offers the allocator: every allowed mode of its profile, in bytes on the wire and ms of compute."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
-from agents.edge import common_prefill_ms
 from allocator.problem import ModeOption
 from cloud.frames import frame_bytes
 from kvcache.modes import PROMPT, Mode
+from models.lengths import Lengths
 from models.profiles import ModelProfile
 from netem.wire import wire_bytes
 
 Context = Literal["resident", "sent"]
 
 
-def payload_bytes(profile: ModelProfile, mode: Mode, context: Context) -> int:
+def payload_bytes(profile: ModelProfile, mode: Mode, context: Context, lengths: Lengths | None = None) -> int:
     """Application bytes of a mode. If it needs the context at the cloud and that is sent, the prompt travels with it.
+
+    Args:
+        lengths: of the request; None for the profile's own, also in the other functions here.
 
     Raises:
         ValueError: the context must be sent, but the profile knows no prompt size.
     """
-    size = profile.modes[mode].payload_bytes
+    size = profile.payload_of(mode, lengths)
     if not mode.needs_context or context == "resident":
         return size
     if PROMPT not in profile.modes:
         raise ValueError(f"context: sent needs the size of a prompt, which profile {profile.name} doesn't have")
-    return size + profile.modes[PROMPT].payload_bytes
+    return size + profile.payload_of(PROMPT, lengths)
 
 
-def mode_options(profile: ModelProfile, modes: Collection[Mode], context: Context) -> tuple[ModeOption, ...]:
+def mode_options(
+    profile: ModelProfile, modes: Collection[Mode], context: Context, lengths: Lengths | None = None
+) -> tuple[ModeOption, ...]:
     """The options of a request whose common edge prefill is done.
 
     Args:
         modes: allowed modes; those that the profile lacks are left out.
     """
     present = [mode for mode in profile.modes if mode in modes]
-    prefilled_ms = common_prefill_ms(profile, present)
-    sizes = {m: 0 if m.is_local else wire_bytes(frame_bytes(payload_bytes(profile, m, context))) for m in present}
-    return tuple(_option(profile, mode, size, prefilled_ms) for mode, size in sizes.items())
+    prefilled_ms = profile.common_prefill_ms(present, lengths)
+    sizes = {
+        m: 0 if m.is_local else wire_bytes(frame_bytes(payload_bytes(profile, m, context, lengths))) for m in present
+    }
+    return tuple(_option(profile, mode, size, prefilled_ms, lengths) for mode, size in sizes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an agent can offer for requests of any lengths (None: the profile's own).
+
+    Prefill comes before the mode is known, so it takes the shortest of the allowed modes' prefills; the remainder of a
+    longer one is in its option's `edge_ms`.
+
+    Attributes:
+        modes: that the scenario allows and the profile has.
+    """
+
+    profile: ModelProfile
+    modes: tuple[Mode, ...]
+    context: Context = "resident"
+
+    def options(self, lengths: Lengths | None = None) -> tuple[ModeOption, ...]:
+        """Every mode, once the common prefill is done."""
+        return mode_options(self.profile, self.modes, self.context, lengths)
+
+    def prefill_ms(self, lengths: Lengths | None = None) -> float:
+        """How long the edge prefills before it asks for a mode."""
+        return self.profile.common_prefill_ms(self.modes, lengths)
+
+    def payload_bytes(self, mode: Mode, lengths: Lengths | None = None) -> int:
+        """Application bytes of a mode."""
+        return payload_bytes(self.profile, mode, self.context, lengths)
 
 
 def payload_options(profile: ModelProfile, modes: Collection[Mode]) -> tuple[ModeOption, ...]:
@@ -47,11 +83,14 @@ def payload_options(profile: ModelProfile, modes: Collection[Mode]) -> tuple[Mod
     return tuple(_option(profile, m, entry.payload_bytes, 0.0) for m, entry in profile.modes.items() if m in modes)
 
 
-def _option(profile: ModelProfile, mode: Mode, size_bytes: int, prefilled_ms: float) -> ModeOption:
+def _option(
+    profile: ModelProfile, mode: Mode, size_bytes: int, prefilled_ms: float, lengths: Lengths | None = None
+) -> ModeOption:
     """Args: prefilled_ms: of the edge's prefill, what is done before the mode is chosen."""
-    entry = profile.modes[mode]
-    edge_ms = profile.edge_prefill_of(mode) - prefilled_ms + entry.encode_ms
+    quality = profile.modes[mode].quality
+    edge_ms = profile.edge_prefill_of(mode, lengths) - prefilled_ms + profile.encode_of(mode, lengths)
+    decode_ms = profile.decode_of(mode, lengths)
     if mode.is_local:
-        return ModeOption(mode, size_bytes, edge_ms + entry.decode_ms, 0.0, entry.quality)
-    cloud_ms = entry.cloud_prefill_ms + entry.decode_ms
-    return ModeOption(mode, size_bytes, edge_ms, cloud_ms, entry.quality, entry.cloud_prefill_ms, profile.name)
+        return ModeOption(mode, size_bytes, edge_ms + decode_ms, 0.0, quality)
+    prefill_ms = profile.cloud_prefill_of(mode, lengths)
+    return ModeOption(mode, size_bytes, edge_ms, prefill_ms + decode_ms, quality, prefill_ms, profile.name)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from agents.arrivals import Arrival
 from kvcache.modes import Mode, parse_mode
+from models.lengths import Lengths
 
 NEVER_RELEASED = "never released: "
 """How the reason begins of a scheduled request that no agent released, because its host was not there."""
@@ -28,6 +29,7 @@ class Record:
     """Times are seconds since the run's start (`_s`) or durations in milliseconds (`_ms`).
 
     Attributes:
+        context_tokens, output_tokens: its lengths; 0 for those of the profile.
         intended_s, lateness_ms: when the request should start, and how much later the emulator started it.
         queue_ms: waiting for the edge's compute; uplink_wait_ms: for the agent's own uplink; of a request
             that was sent again, until its last attempt began.
@@ -85,6 +87,13 @@ class Record:
     wire_bytes: int = 0
     quality_credited: float = 0.0
     quality_delivered: float = 0.0
+    context_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """Of the request; None for those of the profile."""
+        return Lengths(self.context_tokens, self.output_tokens) if self.context_tokens else None
 
     @classmethod
     def from_entry(cls, entry: dict[str, Any]) -> Self:

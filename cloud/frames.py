@@ -1,10 +1,10 @@
 """The frame format between edge agents and cloud workers: bounded and checksummed; its contents are never evaluated.
 
-A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (of the part that was sent):
+A frame is a 52-byte little-endian header, a body, and the CRC-32 of the body (of the part that was sent):
 
     offset size field
          0    4 magic "SCUT"
-         4    1 version (2)
+         4    1 version (3)
          5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal, 5 hedge
          6    1 mode: index into the run's list of modes of that model (requests and hedges), 0 otherwise
          7    1 flags: 1 if the body comes in chunks (requests), 0 otherwise
@@ -15,7 +15,9 @@ A frame is a 44-byte little-endian header, a body, and the CRC-32 of the body (o
         24    8 body length in bytes
         32    8 deadline of the answer at the agent (requests and hedges): a double, seconds on the clock of
                 `CloudStages`, infinite for none; 0 otherwise
-        40    4 CRC-32 of the 40 bytes before
+        40    4 tokens of the context (requests and hedges whose lengths aren't those of the profile), 0 otherwise
+        44    4 tokens of the answer, likewise
+        48    4 CRC-32 of the 48 bytes before
 
 A receiver checks the header before it reads, or allocates for, any of the body.
 
@@ -32,9 +34,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
+from models.lengths import MAX_TOKENS, Lengths
+
 MAGIC = b"SCUT"
-VERSION = 2
-HEADER = struct.Struct("<4sBBBBHHIQQd")
+VERSION = 3
+HEADER = struct.Struct("<4sBBBBHHIQQdII")
 CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
 OVERHEAD_BYTES = HEADER_BYTES + CRC.size
@@ -84,9 +88,10 @@ class Header:
     mode: int = 0
     chunked: bool = False
     deadline_s: float = math.inf
+    lengths: Lengths | None = None
 
     def pack(self) -> bytes:
-        """44 bytes."""
+        """52 bytes."""
         fields = HEADER.pack(
             MAGIC,
             VERSION,
@@ -99,19 +104,20 @@ class Header:
             self.request_id,
             self.body_bytes,
             self.deadline_s if self.kind in WITH_DEADLINE else 0.0,
+            *(self.lengths or (0, 0)),
         )
         return fields + CRC.pack(zlib.crc32(fields))
 
     @classmethod
     def unpack(cls, raw: bytes, max_body_bytes: int) -> Self:
-        """The header in 44 bytes.
+        """The header in 52 bytes.
 
         Raises:
             FrameError: magic, version, checksum, kind or length is not acceptable.
         """
         fields, (checksum,) = raw[: HEADER.size], CRC.unpack(raw[HEADER.size : HEADER_BYTES])
-        magic, version, kind, mode, flags, model, reserved, agent_id, number, body_bytes, deadline_s = HEADER.unpack(
-            fields
+        magic, version, kind, mode, flags, model, reserved, agent_id, number, body_bytes, deadline_s, *tokens = (
+            HEADER.unpack(fields)
         )
         if magic != MAGIC:
             raise FrameError("magic", f"not a Scout frame: it begins with {magic!r}")
@@ -123,11 +129,14 @@ class Header:
             raise FrameError("header", f"kind {kind} with flags {flags}, reserved field {reserved} is not allowed")
         if math.isnan(deadline_s) or (kind == Kind.HEDGE and math.isinf(deadline_s)):
             raise FrameError("deadline", f"{Kind(kind).name} with the deadline {deadline_s}")
+        if min(tokens) == 0 < max(tokens) or max(tokens) > MAX_TOKENS:
+            raise FrameError("lengths", f"{tokens[0]} tokens of context and {tokens[1]} of the answer are not allowed")
         if body_bytes > max_body_bytes:
             raise FrameError("oversized", f"body of {body_bytes} bytes; at most {max_body_bytes} are accepted")
         if kind not in WITH_DEADLINE:
             deadline_s = math.inf
-        return cls(Kind(kind), number, body_bytes, agent_id, model, mode, flags == CHUNKED, deadline_s)
+        lengths = Lengths(*tokens) if tokens[0] else None
+        return cls(Kind(kind), number, body_bytes, agent_id, model, mode, flags == CHUNKED, deadline_s, lengths)
 
 
 Receive = Callable[[memoryview], Awaitable[int]]

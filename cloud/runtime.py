@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 from allocator.online.interfaces import CloudJob
 from cloud.frames import Header
+from kvcache.modes import Mode
 from models.clock import sleep_ms
-from models.profiles import ModelProfile, ModeProfile
+from models.profiles import ModelProfile
 
 
 class UnknownModel(LookupError):
@@ -83,24 +84,27 @@ class ProfileCloud:
 
     def check(self, header: Header) -> None:
         try:
-            self._of(header)
+            profile, _ = self._of(header)
         except IndexError:
             raise UnknownModel(f"model {header.model}, mode {header.mode}") from None
+        if header.lengths is not None and profile.lengths is None:
+            raise UnknownModel(f"model {header.model} with lengths: its profile has none")
 
     def job_of(self, header: Header) -> CloudJob:
-        mode = self._of(header)
-        return CloudJob(header.deadline_s, mode.cloud_prefill_ms, mode.decode_ms, decoder=header.model)
+        profile, mode = self._of(header)
+        prefill_ms = profile.cloud_prefill_of(mode, header.lengths)
+        return CloudJob(header.deadline_s, prefill_ms, profile.decode_of(mode, header.lengths), decoder=header.model)
 
     def receive(self, header: Header) -> Discarded:
         return Discarded()
 
     async def prefill(self, header: Header, content: Any) -> None:
-        await sleep_ms(self._of(header).cloud_prefill_ms)
+        await sleep_ms(self.job_of(header).prefill_ms)
 
     async def decode(self, batch: Sequence[tuple[Header, Any]]) -> list[str]:
-        await sleep_ms(max(self._of(header).decode_ms for header, _ in batch))
+        await sleep_ms(max(self.job_of(header).decode_ms for header, _ in batch))
         return [""] * len(batch)
 
-    def _of(self, header: Header) -> ModeProfile:
+    def _of(self, header: Header) -> tuple[ModelProfile, Mode]:
         profile = self._profiles[header.model]
-        return profile.modes[profile.mode_at(header.mode)]
+        return profile, profile.mode_at(header.mode)

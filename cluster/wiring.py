@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from agents.agent import AgentSettings, Terms
-from agents.edge import EdgeRuntime, ProfileEdge, common_prefill_ms
+from agents.edge import EdgeRuntime, ProfileEdge
 from agents.host import AgentHost, Seat
-from agents.offer import payload_bytes
+from agents.offer import Offer, payload_bytes
 from agents.uplink import Uplink
 from allocator.online.interfaces import Link
 from allocator.online.service import Allocator, Rules
@@ -21,7 +21,6 @@ from cloud.reception import Reception
 from cloud.runtime import CloudRuntime, ProfileCloud
 from cloud.worker import Worker
 from cluster.scenario.schema import AllocatorSettings, Scenario
-from kvcache.modes import Mode
 from models.profiles import ModelProfile
 
 MAX_REAL_BODY_BYTES = 2**34
@@ -81,7 +80,7 @@ def make_worker(scenario: Scenario, models: bool = False) -> Worker:
 def make_reception(scenario: Scenario, worker: Worker) -> Reception:
     """The worker's connections, which take this scenario's requests and nothing larger."""
     largest = max(
-        payload_bytes(profile, mode, scenario.context)
+        payload_bytes(profile, mode, scenario.context, scenario.longest)
         for profile in scenario.models
         for mode in scenario.modes_of(profile)
     )
@@ -101,20 +100,19 @@ def make_reception(scenario: Scenario, worker: Worker) -> Reception:
 
 def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) -> Seat:
     profile = scenario.agent_profiles[agent_id]
-    modes = scenario.modes_of(profile)
+    offer = Offer(profile, tuple(scenario.modes_of(profile)), scenario.context)
     settings = AgentSettings(
         agent_id=agent_id,
-        profile=profile,
+        offer=offer,
         model=scenario.models.index(profile),
         options=_options(scenario, profile, models),
-        prefill_ms=common_prefill_ms(profile, modes),
         deadline_ms=scenario.deadline_ms,
         timeout_ms=scenario.request_timeout_ms,
         backlog_limit=scenario.agents.backlog_limit,
         weight=scenario.agent_weights[agent_id],
         resend=scenario.recovery.resend,
     )
-    return Seat(settings, _make_edge(scenario, settings.model, modes, models), uplink)
+    return Seat(settings, _make_edge(scenario, settings.model, offer, models), uplink)
 
 
 def _options(scenario: Scenario, profile: ModelProfile, models: bool) -> tuple[ModeOption, ...]:
@@ -133,13 +131,12 @@ def _options(scenario: Scenario, profile: ModelProfile, models: bool) -> tuple[M
     return tuple(replace(option, decoder=decoder[option.mode.is_cache]) for option in options)
 
 
-def _make_edge(scenario: Scenario, model: int, modes: list[Mode], models: bool) -> EdgeRuntime:
-    profile, real = scenario.models[model], scenario.real_models.get(model)
+def _make_edge(scenario: Scenario, model: int, offer: Offer, models: bool) -> EdgeRuntime:
+    real = scenario.real_models.get(model)
     if models and real is not None:
         from agents.model_edge import ModelEdge
         from models.hf.device import use_device
 
         use_device(scenario.agents.num_gpus)
-        return ModelEdge(real, profile, modes, scenario.context, scenario.base_dir)
-    sizes = {mode: payload_bytes(profile, mode, scenario.context) for mode in modes}
-    return ProfileEdge(common_prefill_ms(profile, modes), sizes)
+        return ModelEdge(real, offer.profile, offer.modes, offer.context, scenario.base_dir)
+    return ProfileEdge(offer)

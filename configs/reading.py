@@ -8,7 +8,9 @@ import csv
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_LINES = 5_000_000
 MAX_SHOWN = 60
@@ -58,17 +60,23 @@ def check_file(path: Path, max_bytes: int) -> int:
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """A regular file's content. Raises as `check_file` does."""
     check_file(path, max_bytes)
+    with _opened(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:  # as files in /proc do, which have no size
+        raise FileRefused(path, _too_large(max_bytes))
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, for reading; without waiting, for it may have become a pipe. Raises as `check_file` does."""
     try:
-        # Without waiting: the file may have become a pipe.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            content = file.read(max_bytes + 1)
+            yield file
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FileRefused(path, error.strerror or str(error)) from None
-    if len(content) > max_bytes:  # as files in /proc do, which have no size
-        raise FileRefused(path, _too_large(max_bytes))
-    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _too_large(max_bytes: int) -> str:
@@ -102,6 +110,34 @@ def read_lines(path: Path, max_bytes: int) -> list[str]:
         raise FileRefused(path, f"has more than {MAX_LINES:,} lines")
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def stream_lines(path: Path, max_bytes: int, max_line: int = 2**20) -> Iterator[str]:
+    """The lines of a text one by one, without their ends, so that a large file takes no more memory than a small one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileRefused: as `read_text` does; for a line of more than `max_line` bytes, and for more than MAX_LINES.
+    """
+    check_file(path, max_bytes)
+    with _opened(path) as file:
+        number = 0
+        while raw := file.readline(max_line + 1):
+            number += 1
+            if number == 1:
+                for mark, name in OTHER_ENCODINGS.items():
+                    if raw.startswith(mark):
+                        raise FileRefused(path, f"is not a text file in UTF-8, but in {name}; save it as UTF-8")
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if len(raw) > max_line:
+                raise FileRefused(path, f"line {number} has more than {max_line:,} bytes")
+            if number > MAX_LINES:
+                raise FileRefused(path, f"has more than {MAX_LINES:,} lines")
+            try:
+                yield raw.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                byte = f"byte {raw[error.start]:#04x} in line {number}"
+                raise FileRefused(path, f"is not a text file in UTF-8: {byte}") from None
 
 
 def table_rows(lines: list[str]) -> Iterator[tuple[int, list[str]]]:

@@ -1,6 +1,7 @@
 """Profiles: payload bytes, stage times and quality of every operating mode of a model, where no model itself runs."""
 
 import os
+from collections.abc import Iterable
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from configs.reading import FileRefused, read_text
 from configs.settings import Settings
 from configs.yaml_text import YamlRefused, YamlText
 from kvcache.modes import Mode, parse_mode
+from models.lengths import DeviceTimes, Lengths, LengthTimes
 
 MAX_PROFILE_BYTES = 2**20
 
@@ -75,10 +77,18 @@ class ModeProfile(Settings):
     decode_ms: Milliseconds = Field(description="on the cloud worker; for `local`, on the edge")
     quality: float = Field(ge=0, description="of an answer that is used, in the profile's `quality_basis`")
     quality_interval: tuple[float, float] | None = Field(default=None, description="95 %, where quality was measured")
+    cloud: DeviceTimes | None = Field(
+        default=None, description="times by length of the model that answers, where it isn't the one of `lengths`"
+    )
 
 
 class ModelProfile(Settings):
-    """One model on one edge agent, in all its modes."""
+    """One model on one edge agent, in all its modes.
+
+    Bytes and times of a request are asked with its lengths: None stands for the profile's own, which all requests of a
+    profile without `lengths` have. Bytes and encoding grow in proportion to the context; what takes no time at the
+    profile's own lengths takes none at others.
+    """
 
     name: str = Field(description="`<file>/<model>`, as the scenario calls it; no two in one have the same")
     kv_bytes: int = Field(gt=0, description="the full cache; the weight of `model_aware` shares")
@@ -86,6 +96,7 @@ class ModelProfile(Settings):
     edge_prefill_ms: Milliseconds
     quality_basis: str = Field(description="what 100 means")
     mixed_int4_plan: list[str] | None = Field(default=None, min_length=1, description="the quantizer of every layer")
+    lengths: LengthTimes | None = Field(default=None, description="times by length; default: all requests are alike")
     modes: dict[WrittenMode, ModeProfile] = Field(min_length=1, max_length=256)
 
     @field_validator("modes", mode="before")
@@ -97,6 +108,10 @@ class ModelProfile(Settings):
     def _only_local_sends_nothing(self) -> Self:
         for mode, entry in self.modes.items():
             check_payload(mode, entry.payload_bytes)
+            if entry.cloud is not None and self.lengths is None:
+                raise ValueError(f"mode {mode} has times by length (cloud), but the profile has no `lengths`")
+        if self.lengths is not None and self.tokens is None:
+            raise ValueError("`lengths` needs `tokens`, the context behind payload_bytes and encode_ms")
         return self
 
     @cached_property
@@ -115,15 +130,56 @@ class ModelProfile(Settings):
         """The mode of a number on the wire. Raises IndexError if there is none."""
         return self._modes[code]
 
-    def edge_prefill_of(self, mode: Mode) -> float:
+    def payload_of(self, mode: Mode, lengths: Lengths | None = None) -> int:
+        """Application bytes that a mode sends up."""
+        size = self.modes[mode].payload_bytes
+        return max(1, round(size * self._share(lengths))) if lengths and size else size
+
+    def edge_prefill_of(self, mode: Mode, lengths: Lengths | None = None) -> float:
         """Edge prefill time of a mode in ms."""
         own = self.modes[mode].edge_prefill_ms
-        return self.edge_prefill_ms if own is None else own
+        fixed_ms = self.edge_prefill_ms if own is None else own
+        return self._times.edge.prefill_of(lengths.context_tokens) if lengths and fixed_ms else fixed_ms
 
-    def compute_ms(self, mode: Mode) -> float:
+    def encode_of(self, mode: Mode, lengths: Lengths | None = None) -> float:
+        """Time in ms to select, quantize and pack on the edge."""
+        fixed_ms = self.modes[mode].encode_ms
+        return fixed_ms * self._share(lengths) if lengths else fixed_ms
+
+    def cloud_prefill_of(self, mode: Mode, lengths: Lengths | None = None) -> float:
+        """Cloud prefill time of a mode in ms."""
+        fixed_ms = self.modes[mode].cloud_prefill_ms
+        return self._answers(mode).prefill_of(lengths.context_tokens) if lengths and fixed_ms else fixed_ms
+
+    def decode_of(self, mode: Mode, lengths: Lengths | None = None) -> float:
+        """Decode time of a mode in ms, of a request alone: on the cloud worker, or on the edge for `local`."""
+        if not lengths:
+            return self.modes[mode].decode_ms
+        return self._answers(mode).decode_of(lengths.context_tokens * mode.retention, lengths.output_tokens)
+
+    def compute_ms(self, mode: Mode, lengths: Lengths | None = None) -> float:
         """All compute of a mode in ms, edge and cloud, without transfer and queueing."""
-        m = self.modes[mode]
-        return self.edge_prefill_of(mode) + m.encode_ms + m.cloud_prefill_ms + m.decode_ms
+        edge_ms = self.edge_prefill_of(mode, lengths) + self.encode_of(mode, lengths)
+        return edge_ms + self.cloud_prefill_of(mode, lengths) + self.decode_of(mode, lengths)
+
+    def common_prefill_ms(self, modes: Iterable[Mode], lengths: Lengths | None = None) -> float:
+        """The edge prefill time common to some modes, in ms: what can be done before one of them is chosen."""
+        return min(self.edge_prefill_of(mode, lengths) for mode in modes)
+
+    @property
+    def _times(self) -> LengthTimes:
+        """Raises ValueError if the profile has one length only."""
+        if self.lengths is None:
+            raise ValueError(f"profile {self.name} has no `lengths`: all its requests are alike")
+        return self.lengths
+
+    def _share(self, lengths: Lengths | None) -> float:
+        """A context's length as a multiple of the profile's own."""
+        return lengths.context_tokens / self.tokens if lengths and self.tokens and self._times else 1.0
+
+    def _answers(self, mode: Mode) -> DeviceTimes:
+        """The times of the model that answers in a mode, where it does."""
+        return self._times.edge if mode.is_local else self.modes[mode].cloud or self._times.cloud
 
 
 @cache

@@ -376,3 +376,31 @@ class Fidelity(Document):
     live: Summary
     simulated: Summary
     footnote: str
+
+
+class WorkloadLengths(Document):
+    """Lengths of contexts or answers, in tokens."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: int
+
+
+class WorkloadSummary(Document):
+    """What a workload is like.
+
+    Attributes:
+        gaps_cv: standard deviation of the times between requests by their mean.
+        blocks_seen_before: share of prefix blocks that an earlier request had as well, where the file names blocks.
+    """
+
+    source: str
+    requests: int
+    span_s: float
+    rate_per_s: float | None
+    gaps_cv: float | None
+    context_tokens: WorkloadLengths
+    output_tokens: WorkloadLengths
+    blocks_seen_before: float | None

@@ -36,6 +36,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     experiments.reproduce,
     problems.allocate,
     problems.channel,
+    problems.workload,
     models.calibrate,
     models.quality,
 )

@@ -1,5 +1,6 @@
-"""Commands that run no scenario: solve one allocation problem, print one channel."""
+"""Commands that run no scenario: solve one allocation problem, print one channel, describe one workload."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,3 +53,29 @@ def channel(
         print("\n".join(trace_lines(played)))
         return
     result.write(played, lambda: show(console, played))
+
+
+def workload(
+    source: Annotated[str, typer.Argument(help="A workload file, or chat, code or long_document (generated).")],
+    seed: Annotated[int, typer.Option(min=0, help="The random seed of a generated workload.")] = 42,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as in scenarios, key=value; repeatable.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG file for a picture of it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a workload is like: its rate, the variation of its gaps, its lengths."""
+    from cluster.experiments.channel_preview import ChannelError, parse_settings
+    from cluster.experiments.workload_preview import WorkloadError, describe, picture, show
+
+    result = ResultStream(as_json)
+    try:
+        given = parse_settings(settings or [])
+        found = describe(source, given, seed)
+        if plot is not None:
+            plot.write_bytes(picture(source, given, seed).png)
+    except (ChannelError, WorkloadError) as error:
+        fail(error)
+    except OSError as error:
+        fail(f"{plot} can't be written: {error.strerror}")
+    result.write(found, lambda: show(console, found))

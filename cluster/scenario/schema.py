@@ -23,6 +23,7 @@ from cluster.scenario.yaml_document import Document, DocumentError
 from configs.reading import is_unicode
 from configs.settings import Settings
 from kvcache.modes import Mode
+from models.lengths import Lengths
 from models.profiles import AllowedModes, ModelProfile, ProfileError, load_profile
 from models.settings import ModelSettings
 from netem.channels import AnyChannel
@@ -318,6 +319,14 @@ class Scenario(Settings):
         """All arrivals; the same for every allocator and engine."""
         return self.arrivals.schedule(len(self.agent_profiles), np.random.default_rng([self.seed, 1]))
 
+    @cached_property
+    def longest(self) -> Lengths | None:
+        """Of all requests, the longest context and the longest answer; None if all have their profile's own lengths."""
+        if not self.arrivals.sized:
+            return None
+        lengths = [arrival.lengths for arrival in self.schedule() if arrival.lengths is not None]
+        return Lengths(max(size.context_tokens for size in lengths), max(size.output_tokens for size in lengths))
+
     def event_schedule(self) -> list[tuple[float, TurnEvent]]:
         """(seconds since the turn's start, event), in order of time; the same for every allocator and engine."""
         return schedule(self.events, np.random.default_rng([self.seed, 2]))
@@ -363,8 +372,11 @@ class Scenario(Settings):
             if not modes:
                 yield where, f"{profile.name} has none of the allowed modes, only {', '.join(map(str, profile.modes))}"
                 return
+            if self.arrivals.sized and (problem := _no_lengths(group, profile)):
+                yield where, problem
+                return
             compute_ms, fastest = min((profile.compute_ms(mode), str(mode)) for mode in modes)
-            if compute_ms > self.deadline_ms:
+            if compute_ms > self.deadline_ms and not self.arrivals.sized:
                 yield (
                     ("deadline_ms",),
                     f"{self.deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
@@ -456,6 +468,16 @@ class Scenario(Settings):
                 if problem := self.refuses(other):
                     return problem
         return event.problem(len(self.agent_profiles), self.cloud.workers)
+
+
+def _no_lengths(group: AgentGroup, profile: ModelProfile) -> str | None:
+    """Why a group's requests can't have lengths of their own; None if they can."""
+    instead = "choose another, or `lengths: profile` under `arrivals`, which takes only the times of requests"
+    if group.model is not None:
+        return f"its real models answer their own examples, of whose lengths the arrivals know nothing: {instead}"
+    if profile.lengths is None:
+        return f"profile {profile.name} has no `lengths`, so all its requests are alike: {instead}"
+    return None
 
 
 def _named(written: Any, name: Any) -> Any:

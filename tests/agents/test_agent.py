@@ -13,7 +13,7 @@ from agents.arrivals import Arrival
 from agents.edge import ProfileEdge
 from agents.estimators import Fixed
 from agents.host import AgentHost, Seat
-from agents.offer import mode_options
+from agents.offer import Offer
 from agents.record import Record, Status
 from agents.uplink import SocketUplink
 from allocator.online.service import Allocator
@@ -45,6 +45,8 @@ PROFILE = ModelProfile.model_validate(
     }
 )
 
+OFFER = Offer(PROFILE, tuple(PROFILE.modes))
+
 
 class Rig:
     """One agent and one worker."""
@@ -73,17 +75,16 @@ class Rig:
         self.issue, self.write = self.issued.append, self.records.append
         settings = AgentSettings(
             agent_id=0,
-            profile=PROFILE,
+            offer=OFFER,
             model=0,
-            options=mode_options(PROFILE, PROFILE.modes, "resident"),
-            prefill_ms=10,
+            options=OFFER.options(),
             deadline_ms=deadline_ms,
             timeout_ms=timeout_ms,
             backlog_limit=backlog_limit,
             resend=resend,
         )
         self.uplink = SocketUplink(self.connect, warm)
-        self.host = AgentHost([Seat(settings, ProfileEdge(10, {FULL: 200_000, LOCAL: 0}), self.uplink)])
+        self.host = AgentHost([Seat(settings, ProfileEdge(OFFER), self.uplink)])
         self.allocator = Allocator([AgentInfo(0, 1)], make_policy(policy), Fixed(mbps=1000), LeastLoaded(1), FreeLink())
 
     async def connect(self, worker: int) -> socket.socket:

@@ -13,11 +13,14 @@ from agents.arrivals import ARRIVALS, AnyArrivals, Arrival, ArrivalProcess, Arri
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, dict]:
     (tmp_path / "a.csv").write_text("t_s,agent\n0.5,2\n0.1,0\n0.5,1\n")
+    (tmp_path / "w.csv").write_text("t_s,context_tokens,output_tokens\n" + "".join(f"{n},10,5\n" for n in range(5)))
     return {
         "synchronized": {"rounds": 3, "period_s": 2},
         "poisson": {"rate_per_s": 5, "duration_s": 20},
         "bursts": {"rate_per_s": 1, "size": 2, "duration_s": 30},
         "trace": {"path": str(tmp_path / "a.csv")},
+        "workload": {"path": str(tmp_path / "w.csv")},
+        "generated": {"like": "chat", "duration_s": 20},
     }
 
 

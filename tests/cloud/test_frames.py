@@ -26,6 +26,7 @@ from cloud.frames import (
     frame_bytes,
     small_frame,
 )
+from models.lengths import MAX_TOKENS, Lengths
 
 LIMIT = 4096
 headers = st.builds(
@@ -37,6 +38,7 @@ headers = st.builds(
     model=st.integers(0, 2**16 - 1),
     mode=st.integers(0, 255),
     deadline_s=st.floats(0, 1e6),
+    lengths=st.none() | st.builds(Lengths, st.integers(1, MAX_TOKENS), st.integers(1, MAX_TOKENS)),
 ).map(lambda h: h if h.kind in WITH_DEADLINE else dataclasses.replace(h, deadline_s=math.inf))
 
 
@@ -100,8 +102,8 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 def header_with(**changes: object) -> bytes:
     """A header with a right checksum and wrong fields."""
-    fields = {"magic": b"SCUT", "version": 2, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
-    fields |= {"agent": 0, "request": 0, "body": 0, "deadline": 1.0} | changes
+    fields = {"magic": b"SCUT", "version": 3, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
+    fields |= {"agent": 0, "request": 0, "body": 0, "deadline": 1.0, "context": 0, "output": 0} | changes
     packed = HEADER.pack(*fields.values())
     return packed + CRC.pack(zlib.crc32(packed))
 
@@ -110,12 +112,15 @@ def header_with(**changes: object) -> bytes:
     ("changes", "reason"),
     [
         ({"magic": b"HTTP"}, "magic"),
-        ({"version": 1}, "version"),
+        ({"version": 2}, "version"),
         ({"kind": 9}, "header"),
         ({"flags": 2}, "header"),
         ({"reserved": 1}, "header"),
         ({"deadline": math.nan}, "deadline"),
         ({"kind": 5, "deadline": math.inf}, "deadline"),
+        ({"context": 5}, "lengths"),
+        ({"output": 5}, "lengths"),
+        ({"context": 5, "output": MAX_TOKENS + 1}, "lengths"),
         ({"body": LIMIT + 1}, "oversized"),
         ({"body": 2**64 - 1}, "oversized"),
     ],
@@ -127,10 +132,12 @@ def test_wrong_headers_are_refused_by_name(changes: dict, reason: str) -> None:
 
 
 def test_header_layout_is_the_documented_one() -> None:
-    raw = Header(Kind.REQUEST, request_id=7, body_bytes=9, agent_id=3, model=2, mode=1, deadline_s=1.5).pack()
-    assert len(raw) == 44
-    assert raw[:12] == b"SCUT" + bytes([2, 1, 1, 0, 2, 0, 0, 0])
-    assert struct.unpack("<IQQd", raw[12:40]) == (3, 7, 9, 1.5)
+    lengths = Lengths(10, 20)
+    header = Header(Kind.REQUEST, 7, 9, agent_id=3, model=2, mode=1, deadline_s=1.5, lengths=lengths)
+    raw = header.pack()
+    assert len(raw) == 52
+    assert raw[:12] == b"SCUT" + bytes([3, 1, 1, 0, 2, 0, 0, 0])
+    assert struct.unpack("<IQQdII", raw[12:48]) == (3, 7, 9, 1.5, 10, 20)
 
 
 @given(st.binary(max_size=40))

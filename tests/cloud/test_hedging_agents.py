@@ -12,7 +12,7 @@ from agents.agent import AgentSettings
 from agents.arrivals import Arrival
 from agents.edge import ProfileEdge
 from agents.host import AgentHost, Seat
-from agents.offer import mode_options
+from agents.offer import Offer
 from agents.record import Record, Status
 from agents.uplink import SocketUplink
 from allocator.online.service import Allocator, Rules
@@ -104,18 +104,18 @@ class Rig:
         self.connections = 0
         self.records: list[Record] = []
         self.write = self.records.append
+        offer = Offer(PROFILE, tuple(PROFILE.modes))
         settings = AgentSettings(
             agent_id=0,
-            profile=PROFILE,
+            offer=offer,
             model=0,
-            options=mode_options(PROFILE, PROFILE.modes, "resident"),
-            prefill_ms=1,
+            options=offer.options(),
             deadline_ms=deadline_ms,
             timeout_ms=10 * deadline_ms,
             backlog_limit=8,
         )
         self.uplink = SocketUplink(self.connect)
-        self.host = AgentHost([Seat(settings, ProfileEdge(1, {FULL: CACHE_BYTES, PROMPT: 50}), self.uplink)])
+        self.host = AgentHost([Seat(settings, ProfileEdge(offer), self.uplink)])
         self.dispatcher = LeastLoaded(1)
         policy = make_policy("static_full")
         self.allocator = Allocator(
