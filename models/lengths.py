@@ -34,7 +34,7 @@ class DeviceTimes(Settings):
         return self.prefill_ms + self.prefill_token_ms * tokens + self.prefill_pair_ns * 1e-6 * tokens * tokens
 
     def decode_of(self, attended: float, output_tokens: int) -> float:
-        """Time in ms to decode an answer alone; each token attends to one position more than the last: first `attended`."""
+        """Ms to decode an answer alone: its first token attends to `attended` positions, each next to one more."""
         positions = output_tokens * attended + output_tokens * (output_tokens - 1) / 2
         return self.step_ms * output_tokens + self.step_position_us * 1e-3 * positions
 
