@@ -19,6 +19,7 @@ from cluster.experiments.problem_file import load_problem
 from cluster.scenario.events import EVENTS
 from cluster.scenario.schema import AgentGroup, Scenario, UplinkSettings
 from cluster.scenario.yaml_document import Document
+from models.profiles import load_profile
 from netem.channels import CHANNELS
 from netem.impairments import Impairment
 
@@ -41,8 +42,9 @@ COMMANDS = [
 
 
 def test_the_scenario_of_the_docs_loads(tmp_path: Path) -> None:
-    scenario, profile = blocks(ROOT / "docs" / "scenarios.md", "yaml")
-    (tmp_path / "my-profiles.yaml").write_text(profile)
+    scenario, long_profile, profile = blocks(ROOT / "docs" / "scenarios.md", "yaml")
+    (tmp_path / "my-profiles.yaml").write_text(profile + long_profile)
+    assert load_profile("my-profiles.yaml/my-long-model", tmp_path).lengths is not None
     loaded = Scenario.from_document(Document(tmp_path / "example.yaml", scenario))
     assert len(loaded.agent_profiles) == 3
     assert loaded.impairments.active

@@ -113,9 +113,9 @@ class LognormalTokens(Settings):
     """Lognormal lengths, by their median and 90 % point; cut at `most`, as context windows cut them."""
 
     kind: Literal["lognormal"] = "lognormal"
-    p50: float = Field(ge=1, le=MAX_TOKENS)
-    p90: float = Field(ge=1, le=MAX_TOKENS)
-    most: Tokens = MAX_TOKENS
+    p50: float = Field(ge=1, le=MAX_TOKENS, description="the median, in tokens")
+    p90: float = Field(ge=1, le=MAX_TOKENS, description="exceeded by a tenth, in tokens")
+    most: Tokens = Field(default=MAX_TOKENS, description="longer ones have this length")
 
     @model_validator(mode="after")
     def _ascending(self) -> "LognormalTokens":
@@ -133,7 +133,7 @@ class EmpiricalTokens(Settings):
     """Lengths drawn from a list."""
 
     kind: Literal["empirical"] = "empirical"
-    values: list[Tokens] = Field(min_length=1, max_length=1_000_000)
+    values: list[Tokens] = Field(min_length=1, max_length=1_000_000, description="in tokens, equally probable")
 
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         return rng.choice(self.values, size)
@@ -185,8 +185,8 @@ class GeneratedWorkload(ArrivalProcess):
     rate_per_s: float | None = Field(default=None, gt=0, le=100_000, description="of all agents together")
     duration_s: float = Field(gt=0, le=1e6, description="requests are released for so long")
     gaps: AnyGaps | None = Field(default=None, description="what the times between requests are like")
-    context_tokens: AnyTokens | None = None
-    output_tokens: AnyTokens | None = None
+    context_tokens: AnyTokens | None = Field(default=None, description="lengths of contexts")
+    output_tokens: AnyTokens | None = Field(default=None, description="lengths of answers")
     lengths: Literal["drawn", "profile"] = Field(
         default="drawn", description="profile: all requests have the lengths of their agent's profile"
     )

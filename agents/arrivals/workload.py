@@ -45,8 +45,8 @@ class Columns(Settings):
     """Names of the columns of a plain table."""
 
     t_s: str = Field(default="t_s", description="seconds, or a date and time")
-    context_tokens: str = "context_tokens"
-    output_tokens: str = "output_tokens"
+    context_tokens: str = Field(default="context_tokens", description="tokens of the context")
+    output_tokens: str = Field(default="output_tokens", description="tokens of the answer")
     session: str = Field(default="session", description="optional in the file")
 
 

@@ -86,7 +86,7 @@ async def test_a_full_queue_refuses_and_counts() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"GET / HTTP/1.1\r\nHost: cloud-worker.example\r\n\r\n", "magic"),
+        (b"GET / HTTP/1.1\r\nHost: a-cloud-worker.of-some.example\r\n\r\n", "magic"),
         (small_frame(Header(Kind.REQUEST, 1, 5), b"hello")[:-1] + b"\x00", "body_checksum"),
         (Header(Kind.REQUEST, 1, 1001).pack(), "oversized"),
         (Header(Kind.REQUEST, 1, 2**63).pack(), "oversized"),
