@@ -173,10 +173,7 @@ class Agent:
     async def serve(self, arrival: Arrival) -> None:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
         s = self.settings
-        name, intended_s = s.profile.name, arrival.intended_s
-        record = Record(arrival.request_id, s.agent_id, name, arrival.round, intended_s, s.deadline_ms)
-        if arrival.lengths is not None:
-            record.context_tokens, record.output_tokens = arrival.lengths
+        record = Record.of(arrival, s.profile.name, s.deadline_ms)
         if self._down:
             record.reason = NEVER_RELEASED + self._down
             self._ledger.write(record)

@@ -90,6 +90,15 @@ class Record:
     context_tokens: int = 0
     output_tokens: int = 0
 
+    @classmethod
+    def of(cls, arrival: Arrival, profile: str, deadline_ms: float) -> Self:
+        """The record of a request of which nothing is known yet but when it should start and how long it is."""
+        context, output = arrival.lengths or (0, 0)
+        number, agent = arrival.request_id, arrival.agent_id
+        record = cls(number, agent, profile, arrival.round, arrival.intended_s, deadline_ms)
+        record.context_tokens, record.output_tokens = context, output
+        return record
+
     @property
     def lengths(self) -> Lengths | None:
         """Of the request; None for those of the profile."""

@@ -134,12 +134,6 @@ def check_balance(ledger: pd.DataFrame, scheduled: int) -> None:
 
 
 def _lost(scenario: Scenario, arrival: Arrival, reason: str) -> Record:
-    return Record(
-        arrival.request_id,
-        arrival.agent_id,
-        scenario.agent_profiles[arrival.agent_id].name,
-        arrival.round,
-        arrival.intended_s,
-        scenario.deadline_ms,
-        reason=reason,
-    )
+    record = Record.of(arrival, scenario.agent_profiles[arrival.agent_id].name, scenario.deadline_ms)
+    record.reason = reason
+    return record
