@@ -2,7 +2,6 @@
 
 from allocator.problem import Problem, Solution
 from allocator.solver.arrays import rows_of, solution_of
-from allocator.solver.milp import exact_choice
 
 
 class Optimal:
@@ -12,5 +11,10 @@ class Optimal:
     static_shares = False
     minimum_rate = True
 
+    def __init__(self) -> None:
+        from allocator.solver.milp import exact_choice  # SciPy takes a second to import, and other policies need none
+
+        self._exact_choice = exact_choice
+
     def solve(self, problem: Problem) -> Solution:
-        return solution_of(problem, exact_choice(rows_of(problem)).choice)
+        return solution_of(problem, self._exact_choice(rows_of(problem)).choice)

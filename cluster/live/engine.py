@@ -10,13 +10,14 @@ from typing import Any
 from ray.exceptions import RayError
 
 from agents.arrivals import Arrival
+from cluster.live.here import PATIENCE_S
 from cluster.live.host_turn import HostTurn
 from cluster.live.keeper import Keeper, NotStarted, in_words, left
 from cluster.live.nodes import Layout
 from cluster.live.other_nodes import OtherNodes
 from cluster.live.parts import LiveParts
 from cluster.live.placement import Placement
-from cluster.live.pool import PATIENCE_S, Pool
+from cluster.live.pool import Pool
 from cluster.live.ray_metrics import UplinkMetrics
 from cluster.live.ray_session import RaySession
 from cluster.processes import StealMeter, children, ended, parent

@@ -1,6 +1,6 @@
 """The Ray actors of a live run, each made inside its own process."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from ray.actor import ActorHandle
@@ -9,10 +9,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from agents.actor import HostActor
 from agents.host import AgentHost
 from allocator.actor import AllocatorActor
-from allocator.online.service import Allocator
 from cloud.actor import WorkerActor
-from cloud.sockets import Accept, accepting
-from cluster.live.elsewhere import connected_host
+from cloud.sockets import Accept
+from cluster.live import here
 from cluster.live.nodes import Layout
 from cluster.live.other_nodes import OtherNodes
 from cluster.live.parts import LiveParts
@@ -20,10 +19,8 @@ from cluster.live.placement import ALLOCATOR_CPUS, Placement, Spot
 from cluster.live.ray_session import RaySession
 from cluster.scenario.events import Part
 from cluster.scenario.schema import AllocatorSettings, Scenario
-from cluster.wiring import make_allocator, make_reception, make_worker
+from cluster.wiring import make_reception, make_worker
 from netem.helper.client import LinkClient
-
-PATIENCE_S = 20.0  # with a helper that is being started again
 
 
 class Pool:
@@ -54,20 +51,20 @@ class Pool:
         if part.kind == "host":
             return self._create_host(self._scenario.host_of[part.number])
         assert settings is not None
-        make = partial(_open_allocator, self._scenario, settings, self._link_path)
+        make = partial(here.open_allocator, self._scenario, settings, self._link_path)
         return self._ray.start(AllocatorActor, Spot(ALLOCATOR_CPUS, 0.0), make)
 
     def _create_worker(self, number: int) -> ActorHandle:
         s, spot = self._scenario, self._placement.worker(number)
         make, receive = partial(make_worker, s, models=True), partial(make_reception, s)
-        listen: Callable[[], Awaitable[Accept]] = partial(_listen, self._link_path, number)
+        listen: Callable[[], Awaitable[Accept]] = partial(here.listen, self._link_path, number)
         if self._others is not None and self._others.is_remote(spot):
             listen = self._others.listen(number)
         return self._ray.start(WorkerActor, spot, make, receive, listen)
 
     def _create_host(self, number: int) -> ActorHandle:
         s, spot = self._scenario, self._placement.host(number)
-        open_host: Callable[[], Awaitable[AgentHost]] = partial(_open_host, s, s.hosts[number], self._link_path)
+        open_host: Callable[[], Awaitable[AgentHost]] = partial(here.open_host, s, s.hosts[number], self._link_path)
         if self._others is not None and self._others.is_remote(spot):
             open_host = self._others.open_host(number)
         return self._ray.start(HostActor, spot, open_host)
@@ -87,19 +84,3 @@ class Pool:
         )
         remote = self._others is not None and self._others.is_remote(spot)
         return self._ray.on(spot.node_id) if remote else None
-
-
-async def _open_host(scenario: Scenario, agent_ids: Sequence[int], link_path: str) -> AgentHost:
-    return await connected_host(scenario, agent_ids, (await LinkClient.open(link_path, PATIENCE_S)).connect)
-
-
-async def _listen(link_path: str, worker: int) -> Accept:
-    client = await LinkClient.open(link_path, PATIENCE_S)
-    try:
-        return accepting(await client.listen(worker))
-    finally:
-        client.close()
-
-
-async def _open_allocator(scenario: Scenario, settings: AllocatorSettings, link_path: str) -> Allocator:
-    return make_allocator(scenario, settings, await LinkClient.open(link_path, PATIENCE_S))

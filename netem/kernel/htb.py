@@ -5,13 +5,14 @@ class compensates for a timer that is late by burst/rate, and sends that many by
 therefore chosen as a time: longer than the kernel timer's lateness, too short to distort a 64 KB payload.
 """
 
+import errno
 import socket
 import struct
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-from pyroute2.netlink.rtnl import RTM_NEWTCLASS
+from pyroute2.netlink import NLM_F_ACK, NLM_F_ECHO, NLM_F_REQUEST
+from pyroute2.netlink.rtnl import RTM_GETTCLASS, RTM_NEWTCLASS
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from netem.kernel import netlink
@@ -135,7 +136,7 @@ class RateChanger:
         message.encode()
         self._request = bytearray(message.data)
         self._offset = len(self._request) - self._PARAMETERS.size  # they are the last attribute
-        self._socket = netlink.open_socket()
+        self.kernel = netlink.open_socket()
 
     def set_rate(self, rate_mbps: float) -> None:
         """Set the class's assured rate and ceiling. Raises OSError if the kernel refuses."""
@@ -143,7 +144,44 @@ class RateChanger:
         ratespec = (0, self._ETHERNET, 0, 0, 0, rate)
         ticks = round(burst_bytes(rate_mbps) / rate * 1e9 / self._TICK_NS)
         self._PARAMETERS.pack_into(self._request, self._offset, *ratespec, *ratespec, ticks, ticks, FRAME_BYTES, 0, 0)
-        netlink.exchange(self._socket, self._request, "change of a rate")
+        netlink.exchange(self.kernel, self._request, "change of a rate")
 
     def close(self) -> None:
-        self._socket.close()
+        self.kernel.close()
+
+
+class ByteMeter:
+    """Reads how many bytes the HTB class 1:`minor` of link `index` has sent, in about 0.02 ms.
+
+    It asks for that class alone; a dump of all classes takes 80 ms where there are 256.
+
+    Args:
+        kernel: a routing netlink socket of the link's namespace.
+    """
+
+    # struct nlmsghdr, struct tcmsg; attributes are a length and a type each (linux/netlink.h, linux/rtnetlink.h).
+    _REQUEST = struct.Struct("=IHHIIBxxxiIII")
+    _ATTRIBUTE = struct.Struct("=HH")
+    _TCA_STATS2, _TCA_STATS_BASIC = 7, 1
+    _BYTES = struct.Struct("=Q")  # first of struct gnet_stats_basic
+
+    def __init__(self, kernel: socket.socket, index: int, minor: int) -> None:
+        header = self._REQUEST.size, RTM_GETTCLASS, NLM_F_REQUEST | NLM_F_ECHO, 0, 0
+        self._request = self._REQUEST.pack(*header, socket.AF_UNSPEC, index, HANDLE | minor, HANDLE, 0)
+        self._kernel = kernel
+
+    def read(self) -> int:
+        """Bytes of Ethernet frames. Raises OSError if the kernel refuses."""
+        answer = memoryview(netlink.ask(self._kernel, self._request, "count of a class"))
+        statistics = self._find(answer[self._REQUEST.size :], self._TCA_STATS2)
+        (sent_bytes,) = self._BYTES.unpack_from(self._find(statistics, self._TCA_STATS_BASIC))
+        return int(sent_bytes)
+
+    def _find(self, attributes: memoryview, kind: int) -> memoryview:
+        """The content of the first attribute of a kind. Raises OSError if there is none."""
+        while len(attributes) >= self._ATTRIBUTE.size:
+            size, found = self._ATTRIBUTE.unpack_from(attributes)
+            if found == kind:
+                return attributes[self._ATTRIBUTE.size : size]
+            attributes = attributes[max(-(-size // 4) * 4, self._ATTRIBUTE.size) :]
+        raise OSError(errno.ENODATA, f"a class without attribute {kind}")

@@ -114,7 +114,7 @@ class KernelLink:
 
     def used_bytes(self) -> int:
         """See `link.Link`."""
-        return self.topology.station.read()[0][TOTAL].sent_bytes
+        return self.topology.station.sent_bytes()
 
     def tick(self) -> None:
         """See `link.Link`; always None, since the kernel does the work."""

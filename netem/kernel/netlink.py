@@ -6,8 +6,10 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from pyroute2.netlink import NLMSG_ERROR
 from pyroute2.netlink.exceptions import NetlinkError
 
+_KIND = struct.Struct("=4xH")
 _ERROR = struct.Struct("=16xi")  # linux/netlink.h: a message header, then 0 or a negative errno
 
 
@@ -25,6 +27,17 @@ def exchange(kernel: socket.socket, request: bytes | bytearray, action: str) -> 
     (code,) = _ERROR.unpack_from(kernel.recv(4096))
     if code:
         raise OSError(-code, f"{action}: {os.strerror(-code)}")
+
+
+def ask(kernel: socket.socket, request: bytes, action: str) -> bytes:
+    """Send a request whose answer is one message, and return that. Raises as `exchange` does."""
+    kernel.send(request)
+    answer = kernel.recv(16384)
+    (kind,) = _KIND.unpack_from(answer)
+    if kind == NLMSG_ERROR:
+        (code,) = _ERROR.unpack_from(answer)
+        raise OSError(-code, f"{action}: {os.strerror(-code)}")
+    return answer
 
 
 @contextlib.contextmanager

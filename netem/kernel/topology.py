@@ -90,6 +90,7 @@ class ShapedNamespace:
         self._shaped_link = shaped_link
         with self.namespace.entered():
             self.rate = htb.RateChanger(shaped_link, TOTAL)
+        self._meter = htb.ByteMeter(self.rate.kernel, shaped_link, TOTAL)
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[IPRoute]:
@@ -104,6 +105,10 @@ class ShapedNamespace:
                 htb.read_classes(ip, self._shaped_link),
                 htb.read_direct_packets(ip, self._shaped_link),
             )
+
+    def sent_bytes(self) -> int:
+        """Bytes of Ethernet frames that the shaped link has sent."""
+        return self._meter.read()
 
     def close(self) -> None:
         self.rate.close()

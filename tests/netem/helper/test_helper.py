@@ -290,3 +290,24 @@ def test_without_any_privilege_the_reason_can_be_acted_on() -> None:
     assert refusal.startswith("LinkUnavailable")
     assert "run as root" in refusal
     assert chosen == "kernel userns None" or chosen.startswith("paced")
+
+
+async def test_a_killed_helper_is_replaced_and_patient_clients_find_the_new_one() -> None:
+    with LinkSession.start("paced", agents=2, workers=1, channel_mbps=20, grant_mbps=10) as session:
+        patient = await LinkClient.open(session.socket_path, patience_s=60)
+        impatient = await LinkClient.open(session.socket_path)
+        first = session.pid
+        os.kill(first, signal.SIGKILL)
+        asking = asyncio.create_task(patient.used_bytes())
+        await asyncio.to_thread(session.restart)
+        assert await asking == 0 and session.pid != first
+        with pytest.raises(LinkLost):
+            await impatient.used_bytes()
+        with await patient.listen(0) as listener, await patient.connect(1, 0) as sock:
+            accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+            accepted.close()
+            assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"", "the link carries"
+        patient.close()
+        impatient.close()
+        folder = Path(session.socket_path).parent
+    assert not folder.exists() and not alive(session.pid)
