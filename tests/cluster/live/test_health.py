@@ -48,7 +48,7 @@ async def test_time_in_which_the_watcher_itself_stood_still_does_not_count(monke
     """Each look takes ten seconds: eight of them are four seconds of silence, no fewer."""
     looks = 0
 
-    async def wait(futures: set[asyncio.Future[object]], timeout: float) -> tuple[set[object], set[object]]:
+    async def wait(futures: set[asyncio.Future[object]], timeout: float) -> tuple[set[object], set[object]]:  # noqa: ASYNC109
         nonlocal looks
         looks += 1
         await asyncio.sleep(10)
