@@ -58,9 +58,10 @@ class KVCache:
         first = self.layers[0][0]
         if first.dim() != 3 or first.dtype not in DTYPES:
             raise ValueError(f"keys of shape {tuple(first.shape)} and {first.dtype}, not [kv_heads, kept, head_dim]")
+        shape, dtype, device = first.shape, first.dtype, first.device
         for index, layer in enumerate(self.layers):
             for tensor in layer:
-                if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
+                if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
                     raise ValueError(f"layer {index} differs in shape, dtype or device from layer 0")
         check_positions(self.positions, self.length)
         if len(self.positions) != first.shape[1]:
@@ -98,15 +99,21 @@ class KVCache:
             ValueError: a position isn't in this cache.
         """
         positions = positions.cpu()
-        check_positions(positions, self.length)
-        if len(positions) == self.kept and torch.equal(positions, self.positions):
+        rows = self.rows_of(positions)
+        if len(rows) == self.kept:
             return self
-        rows = torch.searchsorted(self.positions, positions)
-        if len(positions) and (rows[-1] >= self.kept or not torch.equal(self.positions[rows], positions)):
-            raise ValueError("positions that this cache doesn't hold")
         rows = rows.to(self.layers[0][0].device)
         layers = tuple((keys.index_select(1, rows), values.index_select(1, rows)) for keys, values in self.layers)
         return KVCache(layers, positions, self.length)
+
+    def rows_of(self, positions: Tensor) -> Tensor:
+        """The places of positions in this cache: int64, on the CPU. Arguments and errors as for `keep`."""
+        positions = positions.cpu()
+        check_positions(positions, self.length)
+        rows = torch.searchsorted(self.positions, positions)
+        if len(positions) and (rows[-1] >= self.kept or not torch.equal(self.positions[rows], positions)):
+            raise ValueError("positions that this cache doesn't hold")
+        return rows
 
     def to(self, device: torch.device | str) -> "KVCache":
         """The same cache on another device."""

@@ -22,7 +22,6 @@ and the message around it, little-endian:
 """
 
 import struct
-import zlib
 from enum import IntEnum
 
 import numpy as np
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from kvcache.cache import check_positions
+from kvcache.crc32 import crc32
 from kvcache.errors import WireError
 
 MAGIC = b"SIDX"
@@ -142,7 +142,7 @@ def positions_message(positions: Tensor, length: int) -> bytes:
     """Encode a message of positions only, in the module's format."""
     form, raw = write_positions(positions, length)
     head = HEADER.pack(MAGIC, VERSION, form, 0, length, len(positions), len(raw))
-    return head + CRC.pack(zlib.crc32(raw, zlib.crc32(head))) + raw
+    return head + CRC.pack(crc32(raw, crc32(head))) + raw
 
 
 def read_positions_message(message: bytes | memoryview, max_positions: int = MAX_POSITIONS) -> tuple[Tensor, int]:
@@ -168,7 +168,7 @@ def read_positions_message(message: bytes | memoryview, max_positions: int = MAX
             f"{abs(left)} bytes too {'many' if left > 0 else 'few'}", "trailing" if left > 0 else "truncated"
         )
     raw = message[HEADER_BYTES:]
-    if CRC.unpack_from(message, HEADER.size)[0] != zlib.crc32(raw, zlib.crc32(message[: HEADER.size])):
+    if CRC.unpack_from(message, HEADER.size)[0] != crc32(raw, crc32(message[: HEADER.size])):
         raise WireError("checksum of the positions differs", "checksum")
     return read_positions(checked, raw, length, count), length
 

@@ -1,11 +1,11 @@
 """A cache on the wire: a header, the positions, then a section for each layer. docs/wire-format.md has every byte.
 
 A cache is encoded, sent and decoded layer by layer, so that the three overlap and no second copy of the whole cache
-exists. A receiver checks every length against the expected model and its limits before it allocates memory.
+exists. A receiver checks every length against the expected model and its limits before it allocates memory. On a GPU
+with Triton, `kvcache.fused` packs and unpacks many layers at once; the bytes are the same.
 """
 
 import struct
-import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvcache.cache import DTYPES, Geometry, KVCache
+from kvcache.crc32 import crc32
 from kvcache.errors import WireError
 from kvcache.plans import plan_of
 from kvcache.positions import (
@@ -23,16 +24,23 @@ from kvcache.positions import (
     read_positions,
     write_positions,
 )
-from kvcache.quantizers import CODES, QUANTIZERS, QuantizeError, Quantizer, Scheme
+from kvcache.quantizers import QUANTIZERS, QuantizeError
+from kvcache.sections import CRC, SECTION_BYTES, Section, checked_section
+
+FUSED = False  # whether kernels pack and unpack whole caches on a GPU
+if torch.cuda.is_available():
+    try:
+        from kvcache.fused import codec, receiving, sending
+    except ImportError:  # Triton isn't installed
+        pass
+    else:
+        FUSED = True
 
 MAGIC = b"SCKV"
 VERSION = 1
 FINGERPRINT_BYTES = 16
 HEADER = struct.Struct("<4sHBB16sHHHHIII")
-SECTION = struct.Struct("<HBBIII")
-CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
-SECTION_BYTES = SECTION.size + CRC.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +61,34 @@ class Header:
     positions: Tensor
 
 
-def encode(cache: KVCache, plan: str | Sequence[str], fingerprint: bytes) -> Iterator[memoryview]:
+def encode(
+    cache: KVCache, plan: str | Sequence[str], fingerprint: bytes, keep: Tensor | None = None
+) -> Iterator[memoryview]:
     """Encode a cache as buffers in sending order: header and positions, then three for each layer.
+
+    On a GPU with Triton, all layers are packed at once, and buffers are in pinned memory.
 
     Args:
         plan: the quantizer of every layer, or one for all.
         fingerprint: 16 bytes that identify the model; a receiver accepts caches of known models only.
+        keep: positions that the encoded cache keeps, as for `KVCache.keep`; None: all that the cache has.
 
     Raises:
-        ValueError: the plan or the fingerprint is invalid; raised at the first buffer.
+        ValueError: the plan, the fingerprint or a position is invalid; raised at the first buffer.
         QuantizeError: values can't be quantized; raised at their layer.
     """
     geometry = cache.geometry
     names = plan_of(plan, geometry.layers)
     if len(fingerprint) != FINGERPRINT_BYTES:
         raise ValueError(f"a fingerprint of {len(fingerprint)} bytes, not {FINGERPRINT_BYTES}")
-    form, raw = write_positions(cache.positions, cache.length)
+    fused = _fused(cache, names)
+    rows = None
+    if keep is not None and fused:
+        rows = cache.rows_of(keep)
+    elif keep is not None:
+        cache = cache.keep(keep)
+    positions = cache.positions if keep is None else keep.cpu()
+    form, raw = write_positions(positions, cache.length)
     head = HEADER.pack(
         MAGIC,
         VERSION,
@@ -80,17 +100,29 @@ def encode(cache: KVCache, plan: str | Sequence[str], fingerprint: bytes) -> Ite
         geometry.head_dim,
         0,
         cache.length,
-        cache.kept,
+        len(positions),
         len(raw),
     )
-    yield memoryview(head + CRC.pack(zlib.crc32(raw, zlib.crc32(head))) + raw)
-    for index, (name, (keys, values)) in enumerate(zip(names, cache.layers, strict=True)):
+    yield memoryview(head + CRC.pack(crc32(raw, crc32(head))) + raw)
+    packed = sending.sections(cache.layers, tuple(QUANTIZERS[name].code for name in names), rows) if fused else None
+    for index, (name, layer) in enumerate(zip(names, cache.layers, strict=True)):
         scheme = QUANTIZERS[name]
-        parts = [part.cpu().numpy().data for part in scheme.encode(keys, values)]
-        checksum = zlib.crc32(parts[1], zlib.crc32(parts[0]))
-        section = SECTION.pack(index, scheme.code, 0, len(parts[0]), len(parts[1]), checksum)
-        yield memoryview(section + CRC.pack(zlib.crc32(section)))
-        yield from parts
+        if packed is not None:
+            usable, keys, values, checksum = next(packed)
+            if not usable:
+                scheme.encode(*layer)  # raises
+        else:
+            keys, values = (part.cpu().numpy().data for part in scheme.encode(*layer))
+            checksum = crc32(values, crc32(keys))
+        yield memoryview(Section(index, scheme, len(keys), len(values), checksum).header())
+        yield keys
+        yield values
+
+
+def _fused(cache: KVCache, names: Sequence[str]) -> bool:
+    """Whether kernels pack the whole cache at once."""
+    device, head_dim = cache.layers[0][0].device, cache.geometry.head_dim
+    return FUSED and device.type == "cuda" and all(codec.suits(QUANTIZERS[name], head_dim) for name in set(names))
 
 
 def payload_bytes(geometry: Geometry, plan: str | Sequence[str], positions: Tensor, length: int) -> int:
@@ -119,7 +151,7 @@ class Decoder:
 
     Attributes:
         header: None until it has been received and accepted.
-        layers: (keys, values) of the complete layers.
+        layers: (keys, values) of the complete layers; on a GPU with Triton none before `finish`, which checks them.
     """
 
     def __init__(
@@ -131,10 +163,13 @@ class Decoder:
         self._parse = self._parts()
         self._failure: WireError | None = None
         self._got = 0
+        self._intake: receiving.Intake | None = None
         self._part = next(self._parse, None)
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> None:
         """Process the next bytes; the caller may reuse their buffer afterwards.
+
+        A GPU reads large pieces in pinned memory where they are.
 
         Raises:
             WireError: the bytes are not an acceptable cache; every later call raises it again.
@@ -144,6 +179,9 @@ class Decoder:
         left = memoryview(chunk).cast("B")
         try:
             while len(left):
+                if self._intake is not None:
+                    self._intake.feed(left)
+                    return
                 if self._part is None:
                     raise WireError(f"{len(left)} bytes after the last layer", "trailing")
                 size = min(len(left), len(self._part) - self._got)
@@ -167,6 +205,14 @@ class Decoder:
             raise self._failure
         if self.header is None:
             raise WireError("the cache ends within its header", "truncated")
+        if self._intake is not None:
+            try:
+                cache = self._intake.cache()
+            except WireError as error:
+                self._failure = error if error.code != "truncated" else None
+                raise
+            self.layers = list(cache.layers)
+            return cache
         if self._part is not None:
             layers = self.header.geometry.layers
             raise WireError(f"the cache ends in layer {len(self.layers)} of {layers}", "truncated")
@@ -179,22 +225,25 @@ class Decoder:
         geometry, form, length, kept, size = self._checked_header(bytes(head))
         raw = bytearray(size)
         yield memoryview(raw)
-        if CRC.unpack_from(head, HEADER.size)[0] != zlib.crc32(raw, zlib.crc32(head[: HEADER.size])):
+        if CRC.unpack_from(head, HEADER.size)[0] != crc32(raw, crc32(head[: HEADER.size])):
             raise WireError("the header's checksum differs", "checksum")
         positions = read_positions(form, bytes(raw), length, kept)
         self.header = Header(bytes(head[8 : 8 + FINGERPRINT_BYTES]), geometry, length, positions)
         shape = geometry.shape(kept)
+        if FUSED and self._device.type == "cuda":
+            self._intake = receiving.Intake(geometry, positions, length, self._device)
+            return
         for index in range(geometry.layers):
             head = bytearray(SECTION_BYTES)
             yield memoryview(head)
-            scheme, key_bytes, value_bytes, checksum = _checked_section(bytes(head), index, shape)
-            keys, values = bytearray(key_bytes), bytearray(value_bytes)
+            section = checked_section(bytes(head), index, shape)
+            keys, values = bytearray(section.key_bytes), bytearray(section.value_bytes)
             yield memoryview(keys)
             yield memoryview(values)
-            if zlib.crc32(values, zlib.crc32(keys)) != checksum:
+            if crc32(values, crc32(keys)) != section.checksum:
                 raise WireError(f"the checksum of layer {index} differs", "checksum")
             try:
-                layer = scheme.decode(self._tensor(keys), self._tensor(values), shape, geometry.dtype)
+                layer = section.scheme.decode(self._tensor(keys), self._tensor(values), shape, geometry.dtype)
             except QuantizeError as error:
                 raise WireError(f"layer {index}: {error}", "bad_values") from None
             self.layers.append(layer)
@@ -225,22 +274,3 @@ class Decoder:
     def _tensor(self, raw: bytearray) -> Tensor:
         tensor = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
         return tensor.to(self._device)
-
-
-def _checked_section(head: bytes, index: int, shape: tuple[int, int, int]) -> tuple[Scheme, int, int, int]:
-    """Check a section's header; returns scheme, bytes of keys, bytes of values and checksum."""
-    number, code, reserved, key_bytes, value_bytes, checksum = SECTION.unpack_from(head)
-    if CRC.unpack_from(head, SECTION.size)[0] != zlib.crc32(head[: SECTION.size]):
-        raise WireError(f"the checksum of the section of layer {index} differs", "checksum")
-    if number != index or reserved or code not in CODES:
-        raise WireError(f"layer {number} in scheme {code}, where layer {index} should come", "bad_layer")
-    scheme = CODES[code]
-    for quantizer, size in ((scheme.keys, key_bytes), (scheme.values, value_bytes)):
-        if not _fits(quantizer, size, shape):
-            raise WireError(f"layer {index}: {size} bytes for {shape} in {scheme.name}", "bad_layer")
-    return scheme, key_bytes, value_bytes, checksum
-
-
-def _fits(quantizer: Quantizer, size: int, shape: tuple[int, int, int]) -> bool:
-    exact = quantizer.size(shape)
-    return size <= quantizer.max_size(shape) if exact is None else size == exact

@@ -15,7 +15,8 @@ from kvcache.cache import DTYPES, Geometry, KVCache
 from kvcache.errors import REFUSAL_CODES, WireError
 from kvcache.plans import quantized
 from kvcache.quantizers import QUANTIZERS, QuantizeError
-from kvcache.wire import CRC, HEADER, HEADER_BYTES, SECTION, SECTION_BYTES, Decoder, Limits, encode, payload_bytes
+from kvcache.sections import CRC, SECTION, SECTION_BYTES
+from kvcache.wire import HEADER, HEADER_BYTES, Decoder, Limits, encode, payload_bytes
 from tests.kvcache.tensors import SMALL, small_cache
 
 MODEL = bytes(range(16))
