@@ -4,18 +4,19 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
+from agents.last_resort import LastResorts
 from agents.offer import Offer
-from agents.record import NEVER_RELEASED, Ledger, Record, Status
-from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Uplink
+from agents.record import NEVER_RELEASED, STAGES, Ledger, Record, Status
+from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Stop, Uplink
 from allocator.online.interfaces import NoWorkerAlive
 from allocator.online.standing import Standing
 from allocator.problem import ModeOption, Plan, Request, local_option
 from cloud.frames import Header, Kind, frame_bytes
-from kvcache.modes import Mode
+from kvcache.modes import LOCAL, Mode
 from models.clock import sleep_until
 from models.profiles import ModelProfile
 from netem.wire import wire_bytes
@@ -23,6 +24,7 @@ from netem.wire import wire_bytes
 # Before a request is sent again: long enough for the loss of a worker to be known, then until it may be back.
 RESEND_S = 0.1
 MAX_RESEND_S = 1.0
+SHED = "shed: its compute alone takes longer than is left"
 
 
 class AllocatorClient(Protocol):
@@ -87,12 +89,20 @@ class Terms:
     Attributes:
         modes: which it may assign; None for all that agents offer.
         fall_back: whether a request stays local when its agent's uplink is busy until nothing else is left.
+        edge_answers: with `fall_back`: whether the edge also answers what has been sent and isn't answered in time.
         margin_ms: how much before the deadline answers are planned.
+        shed: whether a request is rejected as soon as its compute alone can't be done in time.
     """
 
     modes: frozenset[Mode] | None = None
     fall_back: bool = False
+    edge_answers: bool = False
     margin_ms: float = 0.0
+    shed: bool = False
+
+
+class Rejected(Exception):
+    """The request is not served; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,9 @@ class Agent:
         self._standing: dict[int, Standing] = {}
         self._compute = asyncio.Lock()
         self._turn = asyncio.Lock()
-        self._backlog = 0
+        self._backlog: set[int] = set()  # requests that wait for the agent's compute or uplink, or are on it
+        self._queued: set[int] = set()  # those of them that wait for the uplink
+        self._last_resorts = LastResorts()
 
     def adjust(self, change: Adjustment) -> None:
         """Change what the agent goes by, between requests or during some."""
@@ -169,6 +181,8 @@ class Agent:
     def _agree(self, terms: Terms) -> None:
         self._falls_back = terms.fall_back
         self._margin_ms = terms.margin_ms
+        self._sheds = terms.shed
+        self._edge_answers = terms.edge_answers
 
     async def serve(self, arrival: Arrival) -> None:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
@@ -202,10 +216,8 @@ class Agent:
             record.quality_delivered = record.quality_credited if met else 0.0
         except TimeoutError:
             record.reason, gave_up = f"no answer within {s.timeout_ms:g} ms", True
-        except Refused as refusal:
-            # A full queue is the cloud's admission at work; any other refusal means that something is broken.
-            record.status = Status.REJECTED if str(refusal) == "queue_full" else Status.FAILED
-            record.reason = f"cloud: {refusal}"
+        except (Rejected, Refused) as refusal:
+            record.status, record.reason = _refused(refusal)
         except ConnectionLost as error:
             record.reason, gave_up = f"connection lost: {error}", True
         except asyncio.CancelledError:
@@ -217,36 +229,50 @@ class Agent:
         finally:
             self._serving.discard(task)
             self._ledger.write(record)
-            self._finish(record.request_id, gave_up)
+            # The cloud may still work on what the edge has answered.
+            self._finish(record.request_id, gave_up or record.answered == LOCAL)
 
     def _admit(self, record: Record) -> bool:
         """Whether the agent takes the request; if not, the record says why."""
         if self._paused:
             record.status, record.reason = Status.REJECTED, "paused"
-        elif self._backlog >= self.settings.backlog_limit:
-            record.status, record.reason = Status.REJECTED, "backlog"
+        elif len(self._backlog) >= self.settings.backlog_limit:
+            # Of those that wait for the uplink, the edge can answer one at once.
+            hurried = self._last_resorts.hurry(self._queued)
+            if hurried is None:
+                record.status, record.reason = Status.REJECTED, "backlog"
+            else:
+                self._backlog.discard(hurried)
         return not record.reason
 
     async def _answer(self, record: Record, request: Request) -> Work:
-        """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from.
-
-        Steps 3 to 5 are done again if the connection is lost, with another worker if that has died.
-        """
+        """Steps 2 to 5 of a request's life, each timed into `record`, as is the answer. Returns what it came from."""
         lap_ms = stopwatch(self._time_s)
-        self._backlog += 1
+        self._backlog.add(request.request_id)
         try:
             async with self._compute:
                 record.queue_ms = lap_ms()
+                if self._sheds and self._time_s() + self._prefill_ms(record) / 1e3 > self._latest_s(request):
+                    raise Rejected(SHED)
                 work = await self._edge.prefill(record.request_id, record.lengths)
                 record.prefill_ms = lap_ms()
+            last = self._last_resort(request)
+            if self._edge_answers and last is not None:
+                await self._answer_in_time(record, request, work, last)
+            else:
+                await self._answer_as_planned(record, request, work)
         finally:
-            self._backlog -= 1
+            self._backlog.discard(request.request_id)
+        return work
+
+    async def _answer_as_planned(self, record: Record, request: Request, work: Work, stop: Stop = None) -> None:
+        """Steps 3 to 5. They are done again if the connection is lost, with another worker if that has died."""
         prefilled_s, queue_ms = self._time_s(), record.queue_ms
         for attempt in count():
             record.queue_ms = queue_ms
             try:
-                await self._attempt(record, request, work, prefilled_s)
-                break
+                await self._attempt(record, request, work, prefilled_s, stop)
+                return
             except (ConnectionLost, NoWorkerAlive):
                 wait_s = min(RESEND_S * 2**attempt, MAX_RESEND_S)
                 if not self.settings.resend or self._time_s() + wait_s > request.deadline_s:
@@ -254,37 +280,33 @@ class Agent:
                 self._finish(request.request_id, gave_up=True)
                 self._announce(request)
                 await sleep_until(self._time_s() + wait_s)
-        return work
 
-    async def _attempt(self, record: Record, request: Request, work: Work, prefilled_s: float) -> None:
+    async def _attempt(self, record: Record, request: Request, work: Work, prefilled_s: float, stop: Stop) -> None:
         """Steps 3 to 5, once. Raises also ConnectionLost and NoWorkerAlive."""
-        lap_ms = stopwatch(self._time_s)
-        self._backlog += 1
+        self._backlog.add(request.request_id)
+        self._queued.add(request.request_id)
         try:
-            last_resort = local_option(request.options) if self._falls_back else None
+            last_resort = self._last_resort(request)
             in_turn = await self._take_turn(request, last_resort)
-            record.uplink_wait_ms = (self._time_s() - prefilled_s) * 1e3
-            lap_ms()
-            try:
-                if in_turn:
-                    plan = await self._assign(record, request, work)
-                    option = plan.option
-                    record.allocate_ms = lap_ms()
-                    delivery = await self._transfer(record, request, work, plan) if option.wire_bytes else None
-                else:
-                    assert last_resort is not None
-                    option, delivery = self._stay(record, last_resort), None
-            finally:
-                if in_turn:
-                    self._turn.release()
         finally:
-            self._backlog -= 1
-        lap_ms()
+            self._queued.discard(request.request_id)
+        record.uplink_wait_ms = (self._time_s() - prefilled_s) * 1e3
+        lap_ms = stopwatch(self._time_s)
+        try:
+            if in_turn:
+                plan = await self._assign(record, request, work)
+                option = plan.option
+                record.allocate_ms = lap_ms()
+                delivery = await self._transfer(record, request, work, plan, stop) if option.wire_bytes else None
+            else:
+                assert last_resort is not None
+                option, delivery = self._stay(record, last_resort), None
+        finally:
+            self._backlog.discard(request.request_id)
+            if in_turn:
+                self._turn.release()
         if delivery is None:
-            async with self._compute:
-                record.queue_ms += lap_ms()
-                record.answer = await work.decode(option.edge_ms)
-                record.decode_ms = lap_ms()
+            record.answer = await self._decode(record, work, option)
             record.answered = option.mode
             return
         stages = await delivery.answer
@@ -295,17 +317,109 @@ class Agent:
         record.answer_ms = (self._time_s() - served_s) * 1e3
         record.answered, record.answer = self.settings.profile.mode_at(stages.mode), stages.text
 
+    async def _decode(self, record: Record, work: Work, option: ModeOption) -> str:
+        """The edge's own answer."""
+        lap_ms = stopwatch(self._time_s)
+        async with self._compute:
+            record.queue_ms += lap_ms()
+            answer = await work.decode(option.edge_ms)
+            record.decode_ms = lap_ms()
+            return answer
+
+    async def _answer_in_time(self, record: Record, request: Request, work: Work, last: ModeOption) -> None:
+        """As planned if that is in time; else the edge's own answer, which is begun at the last moment."""
+        stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The compute may have begun another answer just before, and prefills other requests in between.
+        cost_ms = last.edge_ms + self._prefill_ms(record)
+        begin = self._last_resorts.add(request.request_id, request.due_s - last.edge_ms / 1e3, cost_ms)
+        planned = asyncio.create_task(self._answer_as_planned(record, request, work, stop))
+        try:
+            either: set[asyncio.Future[Any]] = {planned, begin}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if record.mode == last.mode or (planned.done() and not _is_lost(planned)):
+                await planned
+                return
+            here = replace(record)
+            self._account(here)
+            decoding = asyncio.create_task(self._decode(here, work, last))
+            try:
+                await asyncio.wait({planned, decoding}, return_when=asyncio.FIRST_COMPLETED)
+                if not planned.done() or _is_lost(planned):
+                    await asyncio.wait({decoding})
+                    # An answer in hand can wait for a better one until it is due.
+                    wait_s = 0.0 if begin.done() and begin.result() else max(0.0, request.due_s - self._time_s())
+                    await asyncio.wait({planned}, timeout=wait_s)
+                if planned.done() and not _is_lost(planned):
+                    await planned
+                    return
+                here.answer = await decoding
+            finally:
+                decoding.cancel()
+            stop.set_result(None)
+            planned.cancel()
+            await asyncio.wait({planned})
+            self._take_over(record, here, last)
+        finally:
+            self._last_resorts.drop(request.request_id)
+            if not planned.done():
+                planned.cancel()
+                await asyncio.wait({planned})
+
+    def _take_over(self, record: Record, here: Record, option: ModeOption) -> None:
+        """The answer is the edge's: its stages count, but what was sent for the other one was sent."""
+        for stage in STAGES:
+            setattr(record, f"{stage}_ms", getattr(here, f"{stage}_ms"))
+        if record.mode is None:
+            self._stay(record, option)
+        record.answer, record.answered = here.answer, option.mode
+        record.answer_ms = self._since_ms(record.intended_s) - sum(getattr(record, f"{stage}_ms") for stage in STAGES)
+
+    def _account(self, record: Record) -> None:
+        """Give the time that no stage has been credited with yet to the stage that is going on."""
+        rest_ms = self._since_ms(record.intended_s) - sum(getattr(record, f"{stage}_ms") for stage in STAGES)
+        if record.mode is None:
+            record.uplink_wait_ms += rest_ms
+        elif not record.transfer_ms:
+            record.transfer_ms = rest_ms
+        else:
+            record.cloud_queue_ms = rest_ms
+
     async def _take_turn(self, request: Request, last_resort: ModeOption | None) -> bool:
-        """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge."""
-        if last_resort is None or not self._turn.locked():
+        """Wait for the agent's uplink; False if it stays busy until the request can only be answered on the edge.
+
+        Raises:
+            Rejected: it stays busy until the request can't be answered in time at all.
+        """
+        until_s: float | None = None
+        if self._edge_answers and last_resort is not None:  # which ends the wait
+            pass
+        elif last_resort is not None:
+            until_s = request.due_s - last_resort.edge_ms / 1e3
+        elif self._sheds:
+            until_s = self._latest_s(request)
+        if until_s is None or not self._turn.locked():
             await self._turn.acquire()
             return True
         try:
-            async with asyncio.timeout_at(request.due_s - last_resort.edge_ms / 1e3):
+            async with asyncio.timeout_at(until_s):
                 await self._turn.acquire()
                 return True
         except TimeoutError:
+            if last_resort is None:
+                raise Rejected(SHED) from None
             return False
+
+    def _last_resort(self, request: Request) -> ModeOption | None:
+        """What its edge can answer from by itself, if that is allowed."""
+        return local_option(request.options) if self._falls_back else None
+
+    def _prefill_ms(self, record: Record) -> float:
+        """How long the edge expects to prefill the request."""
+        return self.settings.offer.prefill_ms(record.lengths)
+
+    def _latest_s(self, request: Request) -> float:
+        """When the request's own work must begin for any mode to be in time, were its transfer done in no time."""
+        return request.deadline_s - min(option.edge_ms + option.cloud_ms for option in request.options) / 1e3
 
     def _stay(self, record: Record, last_resort: ModeOption) -> ModeOption:
         """The last resort, for which nobody has to be asked."""
@@ -318,6 +432,8 @@ class Agent:
         options = work.offer(request.options)
         asked = replace(request, options=options, starts_s=self._time_s())
         plan = await self._allocator.assign(asked)
+        if plan.rejected:
+            raise Rejected(plan.rejected)
         self._standing[record.request_id] = Standing(asked, plan, self._time_s())
         record.mode, record.hedge = plan.option.mode, plan.hedge.mode if plan.hedge else None
         record.worker = plan.worker
@@ -326,8 +442,11 @@ class Agent:
         record.predicted_ms = (plan.ready_s - self._epoch_s - record.intended_s) * 1e3
         return plan
 
-    async def _transfer(self, record: Record, request: Request, work: Work, plan: Plan) -> Delivery:
-        """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy."""
+    async def _transfer(self, record: Record, request: Request, work: Work, plan: Plan, stop: Stop) -> Delivery:
+        """Encode, send, and wait until the worker needs no more of it: until then the agent's uplink is busy.
+
+        Cancelled with `stop` done, it leaves off sending in good order.
+        """
         s, option, ahead = self.settings, plan.option, plan.hedge
         lap_ms = stopwatch(self._time_s)
         async with self._compute:
@@ -335,7 +454,7 @@ class Agent:
             hedge = None
             if ahead is not None:
                 payload = await work.encode(ahead.mode, ahead.edge_ms)
-                hedge = Hedge(s.profile.code_of(ahead.mode), payload)
+                hedge = Hedge(s.profile.code_of(ahead.mode), payload, request.due_s)
             payload = await work.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
         mode = s.profile.code_of(option.mode)
@@ -350,8 +469,18 @@ class Agent:
             lengths=record.lengths,
         )
         sent_s = self._time_s()
-        delivery = await self._uplink.send(record.worker, header, payload, hedge)
-        receipt = await delivery.receipt
+        sending = asyncio.create_task(self._uplink.send(record.worker, header, payload, hedge, stop))
+        try:
+            delivery = await asyncio.shield(sending)
+            receipt = await delivery.receipt
+            self._count(record, delivery, hedge)
+        except asyncio.CancelledError:
+            if stop is None or not stop.done():
+                sending.cancel()
+            await asyncio.wait({sending})
+            if not sending.cancelled() and sending.exception() is None:
+                self._count(record, sending.result(), hedge)
+            raise
         self._allocator.received(record.request_id)
         self._standing[record.request_id] = replace(self._standing[record.request_id], received=True)
         # Of a hedged answer, the receipt tells when the hedge came; the transfer went on until now.
@@ -360,12 +489,15 @@ class Agent:
         record.handshake_ms = delivery.handshake_ms
         record.first_byte_ms = (receipt.first_byte_s - sent_s) * 1e3
         record.transfer_ms = (ended_s - sent_s) * 1e3
+        return delivery
+
+    def _count(self, record: Record, delivery: Delivery, hedge: Hedge | None) -> None:
+        """The bytes that were sent."""
         record.payload_bytes += delivery.sent_bytes
         record.wire_bytes += wire_bytes(frame_bytes(delivery.sent_bytes))
         if hedge is not None:
             record.payload_bytes += hedge.payload.size
             record.wire_bytes += wire_bytes(frame_bytes(hedge.payload.size))
-        return delivery
 
     def _announce(self, request: Request) -> None:
         self._standing[request.request_id] = Standing(request)
@@ -388,6 +520,19 @@ class Agent:
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""
         return (self._time_s() - self._epoch_s - at_s) * 1e3
+
+
+def _refused(refusal: Rejected | Refused) -> tuple[Status, str]:
+    """What became of a request that wasn't served, and why."""
+    if isinstance(refusal, Rejected):
+        return Status.REJECTED, str(refusal)
+    # A full queue is the cloud's admission at work; any other refusal means that something is broken.
+    return Status.REJECTED if str(refusal) == "queue_full" else Status.FAILED, f"cloud: {refusal}"
+
+
+def _is_lost(task: "asyncio.Task[None]") -> bool:
+    """Whether a task that has ended brought no answer, because it was refused or the cloud was lost."""
+    return not task.cancelled() and isinstance(task.exception(), Rejected | Refused | ConnectionLost | NoWorkerAlive)
 
 
 def stopwatch(time_s: Callable[[], float]) -> Callable[[], float]:

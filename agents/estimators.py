@@ -1,7 +1,9 @@
 """Estimators of the uplink's rate, for the allocator. They see only past reports, except the non-causal ones."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, PrivateAttr
@@ -10,10 +12,12 @@ from configs.settings import Settings
 from netem.wire import MAX_RATE_MBPS
 
 Safety = Annotated[float, Field(gt=0, le=1)]
-# The spread comes from the last ratios of a report to the mean before it, summarized as equally probable quantiles.
+# The spread comes from the last windows: the mean of their reports over the estimator's mean before them, summarized as
+# equally probable quantiles.
 RATIO_WINDOW = 128
 SPREAD_POINTS = 16
-# The prior: ratios assumed before the first report, mostly near 1, with an occasional outage.
+# The prior: ratios assumed before the first report, mostly near 1, with an occasional outage. Means of several
+# intervals deviate less from 1, as those of independent ones do.
 PRIOR_RATIOS = (0.1, 0.4, 0.7, 0.9, 1.0, 1.0, 1.1, 1.3)
 
 
@@ -32,8 +36,12 @@ class EstimatorSettings(Settings):
         """The uplink's estimated rate in Mbit/s. Raises RuntimeError before the first report."""
         raise NotImplementedError
 
-    def spread(self) -> Sequence[float]:
-        """Equally probable rates of the uplink in Mbit/s, ascending; a single one if there is no uncertainty."""
+    def spread(self, intervals: float = 1.0) -> Sequence[float]:
+        """Equally probable mean rates of the uplink in Mbit/s, ascending; a single one if there is no uncertainty.
+
+        Args:
+            intervals: the window over which the rate is averaged, from now on, in report intervals.
+        """
         return (self.estimate(),)
 
 
@@ -47,21 +55,37 @@ class Ewma(EstimatorSettings):
     alpha: float = Field(default=0.3, gt=0, le=1, description="weight of the newest report")
     safety: Safety = Field(default=0.8, description="the estimate is the mean times this")
     _mean: float | None = None
-    _ratios: deque[float] = PrivateAttr(default_factory=lambda: deque(PRIOR_RATIOS, RATIO_WINDOW))
+    _past: deque[tuple[float, float]] = PrivateAttr(default_factory=lambda: deque(maxlen=2 * RATIO_WINDOW))
+    _quantiles: dict[int, list[float]] = PrivateAttr(default_factory=dict)
 
     def report(self, mbps: float) -> None:
         if self._mean is not None:
-            self._ratios.append(mbps / self._mean)
+            self._past.append((self._mean, mbps))
         self._mean = mbps if self._mean is None else self.alpha * mbps + (1 - self.alpha) * self._mean
+        self._quantiles.clear()
 
     def estimate(self) -> float:
         return self.safety * self._known_mean()
 
-    def spread(self) -> Sequence[float]:
-        """The mean times the quantiles of past ratios. `safety` applies to the point estimate only."""
-        ordered = sorted(self._ratios)
+    def spread(self, intervals: float = 1.0) -> Sequence[float]:
+        """The mean times the quantiles of past windows of as many reports. `safety` is the point estimate's only.
+
+        Windows overlap and are as they were, so that serial correlation and outages are in them.
+        """
+        reports = min(max(1, round(intervals)), RATIO_WINDOW)
+        if reports not in self._quantiles:
+            self._quantiles[reports] = self._spread_of(reports)
+        return self._quantiles[reports]
+
+    def _spread_of(self, reports: int) -> list[float]:
+        mean = self._known_mean()
+        ratios = [1 + (ratio - 1) / math.sqrt(reports) for ratio in PRIOR_RATIOS]
+        carried = list(accumulate((mbps for _, mbps in self._past), initial=0.0))
+        for begin, end in zip(range(len(carried)), range(reports, len(carried)), strict=False):
+            ratios.append((carried[end] - carried[begin]) / reports / self._past[begin][0])
+        ordered = sorted(ratios[-RATIO_WINDOW:])
         middles = [(2 * i + 1) * len(ordered) // (2 * SPREAD_POINTS) for i in range(SPREAD_POINTS)]
-        return [self._known_mean() * ordered[middle] for middle in middles]
+        return [mean * ordered[middle] for middle in middles]
 
     def _known_mean(self) -> float:
         if self._mean is None:

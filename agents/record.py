@@ -14,6 +14,22 @@ from models.lengths import Lengths
 NEVER_RELEASED = "never released: "
 """How the reason begins of a scheduled request that no agent released, because its host was not there."""
 
+STAGES = (
+    "lateness",
+    "queue",
+    "prefill",
+    "uplink_wait",
+    "allocate",
+    "encode",
+    "handshake",
+    "transfer",
+    "cloud_queue",
+    "cloud_prefill",
+    "decode",
+    "answer",
+)
+"""Where a request's time goes; the ledger has each as `<stage>_ms`."""
+
 
 class Status(StrEnum):
     """What became of a request. Scheduled = met + late + rejected + failed, always."""

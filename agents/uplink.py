@@ -25,6 +25,9 @@ from cloud.frames import (
 from cloud.sockets import close_socket
 from models.clock import now_s
 
+Stop = asyncio.Future[None] | None
+"""Done when a request is no longer wanted; None: it always is."""
+
 MAX_ANSWER_BYTES = 64 * 1024
 SEND_BYTES = 64 * 1024
 
@@ -43,10 +46,18 @@ class Hedge:
 
     Attributes:
         mode: its code in the run's list of modes of that model.
+        due_s: when an answer from it must be there; default: with the request's.
     """
 
     mode: int
     payload: Payload
+    due_s: float | None = None
+
+    def header(self, header: Header) -> Header:
+        """The hedge's own header, made from its request's."""
+        due_s = header.deadline_s if self.due_s is None else self.due_s
+        body_bytes = self.payload.size
+        return replace(header, kind=Kind.HEDGE, mode=self.mode, body_bytes=body_bytes, chunked=False, deadline_s=due_s)
 
 
 @dataclass(slots=True)
@@ -69,8 +80,13 @@ class Delivery:
 class Uplink(Protocol):
     """Sends one agent's requests, one at a time."""
 
-    async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
-        """Send a request; stops early if the worker answers from the hedge. Raises ConnectionLost."""
+    async def send(
+        self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None, stop: Stop = None
+    ) -> Delivery:
+        """Send a request; stops early if the worker answers from the hedge, or once `stop` is done.
+
+        A request that was stopped gets no answer; the connection goes on. Raises ConnectionLost.
+        """
         ...
 
     def close(self, reason: str) -> None:
@@ -98,7 +114,9 @@ class SocketUplink:
             with contextlib.suppress(ConnectionLost):  # it is away for the moment; the first request will try again
                 self._connections[worker] = await self._opened(worker)
 
-    async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
+    async def send(
+        self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None, stop: Stop = None
+    ) -> Delivery:
         connection, handshake_ms = self._connections.get(worker), 0.0
         if connection is None or connection.closed:
             began_s = now_s()
@@ -106,7 +124,7 @@ class SocketUplink:
             handshake_ms = (now_s() - began_s) * 1e3
             if self._warm:
                 self._connections[worker] = connection
-        delivery = await connection.send(header, payload, hedge)
+        delivery = await connection.send(header, payload, hedge, stop)
         delivery.handshake_ms = handshake_ms
         if not self._warm:
             self._close_when_answered(connection, delivery)
@@ -155,19 +173,21 @@ class _Connection:
     def closed(self) -> bool:
         return self._lost.done()
 
-    async def send(self, header: Header, payload: Payload, hedge: Hedge | None) -> Delivery:
+    async def send(self, header: Header, payload: Payload, hedge: Hedge | None, stop: Stop) -> Delivery:
         if self._sending is not None:  # the last piece of a withdrawn request
             await asyncio.wait({self._sending})
         loop = asyncio.get_running_loop()
         delivery = Delivery(loop.create_future(), loop.create_future())
         number = next(self._numbers)
         self._deliveries[number] = delivery
-        header = replace(header, request_id=number, chunked=hedge is not None)
-        self._sending = asyncio.create_task(self._transmit(header, payload, hedge, delivery))
+        header = replace(header, request_id=number, chunked=hedge is not None or stop is not None)
+        self._sending = asyncio.create_task(self._transmit(header, payload, hedge, delivery, stop))
         try:
             # While a write is blocked, the peer may close the connection or answer from the hedge; only the reading
             # side notices.
             awaited: set[asyncio.Future[Any]] = {self._sending, self._lost, delivery.receipt}
+            if stop is not None:
+                awaited.add(stop)
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # Half a frame is on the wire, so this connection can't be used any more.
@@ -177,15 +197,19 @@ class _Connection:
             await delivery.receipt  # raises the connection's error
         return delivery
 
-    async def _transmit(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
+    async def _transmit(
+        self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery, stop: Stop
+    ) -> None:
         try:
-            await self._write(header, payload, hedge, delivery)
+            await self._write(header, payload, hedge, delivery, stop)
         except OSError as error:
             self.close(str(error))
         except Exception as error:  # encoding failed with half of the frame sent
             self.close(f"{type(error).__name__}: {error}")
 
-    async def _write(self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery) -> None:
+    async def _write(
+        self, header: Header, payload: Payload, hedge: Hedge | None, delivery: Delivery, stop: Stop
+    ) -> None:
         """Write a frame in as few segments as possible: header and checksum share segments with the payload."""
         loop = asyncio.get_running_loop()
         if hedge is not None:
@@ -194,7 +218,7 @@ class _Connection:
         held = bytearray(header.pack())
         async for piece in payload.pieces():
             # A receipt before everything is sent: the worker answers from the hedge, or has refused.
-            if header.chunked and delivery.receipt.done():
+            if header.chunked and (delivery.receipt.done() or (stop is not None and stop.done())):
                 held += LENGTH.pack(0)
                 break
             checksum = zlib.crc32(piece, checksum)
@@ -252,4 +276,4 @@ class _Connection:
 
 async def _hedge_frame(header: Header, hedge: Hedge) -> bytes:
     body = b"".join([bytes(piece) async for piece in hedge.payload.pieces()])
-    return small_frame(replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=len(body), chunked=False), body)
+    return small_frame(hedge.header(header), body)

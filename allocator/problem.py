@@ -82,10 +82,16 @@ def smallest_option(options: Sequence[ModeOption]) -> ModeOption:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """An edge agent that may ask: its full cache is its weight in shares that go by size."""
+    """An edge agent that may ask.
+
+    Attributes:
+        kv_bytes: its full cache, its weight in shares that go by size.
+        ceiling_mbps: what its connection can use of any grant: where packets are lost, less than the uplink.
+    """
 
     agent_id: int
     kv_bytes: int
+    ceiling_mbps: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,7 @@ class Request:
         starts_s: when its mode's own work (encoding, or decoding on the edge) can begin. In the future, the request has
             been announced and will ask then.
         margin_s: between `due_s` and the deadline itself.
+        ceiling_mbps: see `AgentInfo`.
     """
 
     request_id: int
@@ -107,6 +114,7 @@ class Request:
     weight: float = 1.0
     starts_s: float = 0.0
     margin_s: float = 0.0
+    ceiling_mbps: float = float("inf")
 
     @property
     def deadline_s(self) -> float:
@@ -123,6 +131,7 @@ class Transfer:
         due_s: when the cloud must have the last of them, with all precautions (margin, queueing in the cloud).
         late_s: when the answer is certainly late if the cloud doesn't have them; at least `due_s`.
         starts_s: when it begins to send; in the future while its payload is encoded.
+        ceiling_mbps: see `AgentInfo`.
     """
 
     request_id: int
@@ -132,6 +141,7 @@ class Transfer:
     late_s: float
     weight: float = 1.0
     starts_s: float = 0.0
+    ceiling_mbps: float = float("inf")
 
     def least_mbps(self, now_s: float) -> float:
         """The lowest rate that is enough from when it sends; inf once it is too late for any."""
@@ -237,6 +247,7 @@ class Plan:
         meets: whether the policy planned it to be in time.
         estimate_mbps: the belief about the uplink.
         hedge: sent ahead of the option's payload, for the worker to answer from if the payload isn't there in time.
+        rejected: why the request is not served at all; empty if it is.
     """
 
     request_id: int
@@ -247,3 +258,4 @@ class Plan:
     meets: bool
     estimate_mbps: float
     hedge: ModeOption | None = None
+    rejected: str = ""

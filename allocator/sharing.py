@@ -14,14 +14,21 @@ from allocator.problem import ModeOption, Problem, Request, Solution, Transfer
 # Transfers whose sizes differ by less have the same size: float noise must neither pass the remainder of the uplink
 # from one to another nor give up a transfer that just fits.
 SAME_BYTES = 1.0
-NOTHING_MBPS = 1e-6
+# A shaper lets an agent wait for its next frame as long as its rate at that time says, whatever the rate becomes
+# meanwhile: after a grant near zero for seconds. So no grant that will change is smaller; a frame at this rate takes
+# 24 ms. On a fast uplink, where transfers are short, such a wait would cost more than the transfer: there a grant is at
+# least this share of the uplink. (A grant is a cap: the channel's own rate still holds.)
+LEAST_GRANT_MBPS = 0.5
+LEAST_SHARE = 0.02
 BYTES_PER_S = 125_000.0  # at 1 Mbit/s
 
 
 def beside_transfers(problem: Problem) -> Problem:
     """The problem of the requests alone, on the rate that the transfers in flight leave until the first request is due.
 
-    The bytes of a transfer are spread until then if it is due sooner. No transfer is given up for a new request.
+    The bytes of a transfer are spread until then if it is due sooner. No transfer is given up for a new request. But
+    the rate is never below the least grant, or an equal share if that is less: each transfer gets that in any case, so
+    that something small can always be sent.
     """
     if not problem.transfers or not problem.requests:
         return replace(problem, transfers=())
@@ -33,7 +40,14 @@ def beside_transfers(problem: Problem) -> Problem:
         left_s = transfer.due_s - max(now_s, transfer.starts_s)
         if left_s > 0:
             taken_mbps += transfer.bytes_left * 8e-6 / max(left_s, until_s, 1e-3)
-    return replace(problem, uplink_mbps=max(problem.uplink_mbps - taken_mbps, NOTHING_MBPS), transfers=())
+    equal_mbps = problem.uplink_mbps / (len(problem.transfers) + len(problem.requests))
+    least_mbps = min(least_grant_mbps(problem.uplink_mbps), equal_mbps)
+    return replace(problem, uplink_mbps=max(problem.uplink_mbps - taken_mbps, least_mbps), transfers=())
+
+
+def least_grant_mbps(uplink_mbps: float) -> float:
+    """The least grant of an agent that sends."""
+    return max(LEAST_GRANT_MBPS, LEAST_SHARE * uplink_mbps)
 
 
 def share_uplink(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> dict[int, float]:
@@ -41,7 +55,7 @@ def share_uplink(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float
 
     If not all can be in time, as many as possible are (Moore and Hodgson 1968: whenever the next in order is late, the
     largest so far is given up), and the others wait. The remainder goes to the transfer with the fewest bytes left:
-    that frees its agent soonest and leaves other grants as they are.
+    that frees its agent soonest and leaves other grants as they are. Nobody gets more than its connection can use.
     """
     grants = {transfer.agent_id: 0.0 for transfer in transfers}
     for transfer, mbps in zip(transfers, _rates(transfers, uplink_mbps, now_s), strict=True):
@@ -128,7 +142,16 @@ def sending_of(problem: Problem, solution: Solution) -> list[Transfer]:
 def planned_transfer(request: Request, option: ModeOption, begins_s: float) -> Transfer:
     """The transfer of a request whose work on the edge, after which it sends, begins at `begins_s`."""
     due_s, starts_s = request.due_s - option.cloud_ms / 1e3, begins_s + option.edge_ms / 1e3
-    return Transfer(request.request_id, request.agent_id, option.wire_bytes, due_s, due_s, request.weight, starts_s)
+    return Transfer(
+        request.request_id,
+        request.agent_id,
+        option.wire_bytes,
+        due_s,
+        due_s,
+        request.weight,
+        starts_s,
+        request.ceiling_mbps,
+    )
 
 
 def _rates(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> list[float]:
@@ -136,14 +159,18 @@ def _rates(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> l
     rates = [0.0] * len(transfers)
     left_mbps = uplink_mbps
     for index in _timely(transfers, uplink_mbps, now_s):
-        rates[index] = mbps = min(transfers[index].least_mbps(now_s), left_mbps)
+        rates[index] = mbps = min(transfers[index].least_mbps(now_s), left_mbps, transfers[index].ceiling_mbps)
         left_mbps -= mbps
-    if left_mbps > 0 and transfers:
-        least = 0
-        for index, transfer in enumerate(transfers):
-            if transfer.bytes_left < transfers[least].bytes_left - SAME_BYTES:
+    room = list(range(len(transfers)))
+    while left_mbps > 0 and room:
+        least = room[0]
+        for index in room:
+            if transfers[index].bytes_left < transfers[least].bytes_left - SAME_BYTES:
                 least = index
-        rates[least] += left_mbps
+        more_mbps = min(left_mbps, transfers[least].ceiling_mbps - rates[least])
+        rates[least] += more_mbps
+        left_mbps -= more_mbps
+        room.remove(least)
     return rates
 
 
@@ -175,4 +202,4 @@ def _due_in_s(transfer: Transfer, now_s: float) -> float:
 
 
 def _copy(t: Transfer) -> Transfer:
-    return Transfer(t.request_id, t.agent_id, t.bytes_left, t.due_s, t.late_s, t.weight, t.starts_s)
+    return Transfer(t.request_id, t.agent_id, t.bytes_left, t.due_s, t.late_s, t.weight, t.starts_s, t.ceiling_mbps)

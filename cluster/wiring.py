@@ -3,6 +3,7 @@
 Engines differ in the link and the clock that they put in, and only the live one runs models.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from agents.uplink import Uplink
 from allocator.online.interfaces import Link
 from allocator.online.service import Allocator, Rules
 from allocator.policies import make_policy
+from allocator.policies.base import decided
 from allocator.problem import AgentInfo, ModeOption
 from cloud.dispatch import LeastLoaded
 from cloud.frames import MAX_HEDGE_BYTES
@@ -38,11 +40,20 @@ def make_host(
     return AgentHost([_make_seat(scenario, agent_id, uplink_of(agent_id), models) for agent_id in agent_ids])
 
 
-def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) -> Allocator:
-    """One of the scenario's allocators, which has seen nothing yet."""
+def make_allocator(
+    scenario: Scenario, settings: AllocatorSettings, link: Link, ceilings_mbps: Sequence[float] = ()
+) -> Allocator:
+    """One of the scenario's allocators, which has seen nothing yet.
+
+    Args:
+        ceilings_mbps: what each agent's connection can use of any grant, by agent id, where that is known.
+    """
     estimator = settings.estimator or scenario.uplink.estimator
     return Allocator(
-        [AgentInfo(agent_id, profile.kv_bytes) for agent_id, profile in enumerate(scenario.agent_profiles)],
+        [
+            AgentInfo(agent_id, profile.kv_bytes, ceilings_mbps[agent_id] if ceilings_mbps else math.inf)
+            for agent_id, profile in enumerate(scenario.agent_profiles)
+        ],
         make_policy(settings.policy),
         estimator.model_copy(deep=True),
         LeastLoaded(scenario.cloud.workers, scenario.cloud.batch),
@@ -50,17 +61,32 @@ def make_allocator(scenario: Scenario, settings: AllocatorSettings, link: Link) 
         Rules(
             cloud_time=settings.cloud_time,
             on_infeasible=scenario.on_infeasible,
-            hedge=scenario.hedge if settings.hedge is None else settings.hedge,
+            hedge=_hedge(scenario, settings),
+            report_s=scenario.uplink.report_s,
+            shed=_shed(scenario, settings),
         ),
     )
 
 
+def _hedge(scenario: Scenario, settings: AllocatorSettings) -> bool | None:
+    """Whether an allocator hedges; None: as its policy does."""
+    return scenario.hedge if settings.hedge is None else settings.hedge
+
+
+def _shed(scenario: Scenario, settings: AllocatorSettings) -> bool | None:
+    """Whether an allocator sheds; None: as its policy does. A scenario that wants late answers gets them."""
+    return False if settings.shed is None and scenario.on_infeasible == "late" else settings.shed
+
+
 def make_terms(scenario: Scenario, settings: AllocatorSettings) -> Terms:
     """What agents must know of an allocator before they ask it."""
+    policy = make_policy(settings.policy)
     return Terms(
         modes=None if settings.modes is None else frozenset(settings.modes),
         # The published policies know nothing of staying local because the uplink is busy.
-        fall_back=scenario.on_infeasible == "local" and make_policy(settings.policy).minimum_rate,
+        fall_back=scenario.on_infeasible == "local" and policy.minimum_rate,
+        edge_answers=decided(policy, "hedges", _hedge(scenario, settings)),
+        shed=decided(policy, "sheds", _shed(scenario, settings)),
         margin_ms=scenario.planning_margin_ms,
     )
 

@@ -7,9 +7,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from agents.record import STAGES
 from reports import metrics
 from reports.schema import BothEngines, Deviation, Fidelity, RelativeError
-from reports.summary import STAGES, number
+from reports.summary import number
 
 SHOWN_STAGES = 4
 COMPARED = ["status", "mode", "quality_delivered"]

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import pandas as pd
 from pyarrow import parquet
 
+from agents.record import STAGES
 from configs.reading import check_file, read_text
 from configs.yaml_text import load_yaml
 from reports import files
 from reports.schema import AllocatorSummary, LinkUse, RunFacts, Summary, TimelineEvent
-from reports.summary import STAGES, summarize
+from reports.summary import summarize
 
 MAX_TABLE_BYTES = 2**31
 MAX_ROWS = 50_000_000

@@ -5,26 +5,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from agents.record import STAGES
 from reports import metrics
 from reports.schema import AllocatorSummary, Lateness, Percentiles
 
 STATUSES = ("met", "late", "rejected", "failed")
 PERCENTILES = (50, 95, 99)
-STAGES = (
-    "lateness",
-    "queue",
-    "prefill",
-    "uplink_wait",
-    "allocate",
-    "encode",
-    "handshake",
-    "transfer",
-    "cloud_queue",
-    "cloud_prefill",
-    "decode",
-    "answer",
-)
-"""Where a request's time goes; the ledger has each as `<stage>_ms`."""
 
 
 def summarize(ledger: pd.DataFrame) -> dict[str, AllocatorSummary]:

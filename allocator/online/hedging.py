@@ -1,40 +1,46 @@
-"""Hedging against a channel that can't be foreseen: the rate to plan for, and the payload that goes ahead of a cache.
+"""Decisions on an uplink that can't be foreseen: which rate to plan for, and what goes ahead of a cache.
 
-A hedged request sends its prompt or indices ahead of its cache. If the cache isn't there at the last safe moment, the
-worker answers from those: the cache may be chosen for a rate that is likely instead of one that is safe.
+A request has up to two safety nets. Its prompt or indices go ahead of its cache: if the cache isn't there at the last
+safe moment, the worker answers from those. And its own edge answers at the last moment if nothing else has. So an
+option is worth its probability to be in time times its quality, and what its nets are worth where it is not.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from allocator.policies.base import Policy
-from allocator.problem import ModeOption, Problem, Request, Solution
+from allocator.problem import ModeOption, Problem, Request, Solution, local_option
 from allocator.sharing import Shares, beside_transfers, shares_of
+
+# Plans for rates that are nearer to one another than this factor hardly differ: each takes a solve.
+APART = 1.15
 
 
 def solve_hedged(
     policy: Policy, problem: Problem, rates_mbps: Sequence[float]
 ) -> tuple[Solution, dict[int, ModeOption]]:
-    """Plan for the rate at which the plan, hedges included, has the highest expected delivery.
+    """Plan for the rate at which the plan, nets included, has the highest expected delivery.
 
     The policy solves the problem for each rate, and each plan is judged over all of them: the expected weight that is
     met counts first, then the expected delivered quality.
 
     Args:
-        rates_mbps: equally probable rates of the uplink, ascending.
+        rates_mbps: equally probable mean rates of the uplink until the first request is due, ascending.
 
     Returns:
         The chosen plan, and for every request that has a cache in it the option that should go ahead.
     """
     problems = [_at(policy, problem, rate_mbps) for rate_mbps in rates_mbps]
-    slowest = problems[0]
-    hedges = {r.request_id: hedge for r in slowest.requests if (hedge := _hedge(slowest, r))}
+    hedges = {r.request_id: hedge for r in problem.requests if (hedge := _hedge(problems, r))}
+    nets = [_nets(at_rate, hedges) for at_rate in problems]
     best: tuple[tuple[float, float], Solution] | None = None
-    for i, planned in enumerate(problems):
-        if i and planned.uplink_mbps == problems[i - 1].uplink_mbps:
+    solved_mbps = 0.0
+    for planned in problems:
+        if planned.uplink_mbps < solved_mbps * APART:
             continue
+        solved_mbps = planned.uplink_mbps
         solution = policy.solve(planned)
-        value = _expected(problems, solution, shares_of(planned, solution), hedges)
+        value = _expected(problems, solution, shares_of(planned, solution), nets)
         if best is None or value > best[0]:
             best = value, solution
     assert best is not None
@@ -48,22 +54,46 @@ def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
     return beside_transfers(at_rate) if policy.minimum_rate else at_rate
 
 
-def _hedge(slowest: Problem, request: Request) -> ModeOption | None:
-    """The best small option that can itself be relied on, even if all share the slowest rate."""
-    share_mbps = slowest.uplink_mbps / len(slowest.requests)
-    candidates = [o for o in request.options if o.mode.is_question and slowest.meets(request, o, share_mbps)]
-    return max(candidates, key=lambda o: o.quality, default=None)
+def _hedge(problems: Sequence[Problem], request: Request) -> ModeOption | None:
+    """The small option of the highest expected quality, if all share the uplink alike; None if none is ever in time."""
+    best: tuple[float, ModeOption] | None = None
+    for option in request.options:
+        if option.mode.is_question:
+            value = option.quality * sum(_arrives(problem, request, option) for problem in problems)
+            if value > 0 and (best is None or value > best[0]):
+                best = value, option
+    return None if best is None else best[1]
+
+
+def _arrives(problem: Problem, request: Request, option: ModeOption) -> bool:
+    return problem.meets(request, option, problem.uplink_mbps / len(problem.requests))
+
+
+def _nets(problem: Problem, hedges: Mapping[int, ModeOption]) -> dict[int, ModeOption]:
+    """What each request is answered from at this rate if its option is late; requests without are late then."""
+    nets: dict[int, ModeOption] = {}
+    for request in problem.requests:
+        hedge = hedges.get(request.request_id)
+        local = local_option(request.options) if problem.on_infeasible == "local" else None
+        if hedge is not None and _arrives(problem, request, hedge):
+            nets[request.request_id] = hedge
+        elif local is not None and local.meets(0.0, problem.time_left_ms(request)):
+            nets[request.request_id] = local
+    return nets
 
 
 def _expected(
-    problems: Sequence[Problem], solution: Solution, shares: Shares, hedges: Mapping[int, ModeOption]
+    problems: Sequence[Problem], solution: Solution, shares: Shares, nets: Sequence[Mapping[int, ModeOption]]
 ) -> tuple[float, float]:
     """Expected (weight met, weighted delivered quality) of a plan, rounded so that noise decides nothing.
+
+    Args:
+        nets: for each of the problems, which differ in the rate.
 
     Answering from hedges may take more cloud time than was planned; the excess over the budget is lost by all alike.
     """
     met = quality = 0.0
-    for problem in problems:
+    for problem, net_of in zip(problems, nets, strict=True):
         # As if the channel squeezed all grants alike.
         slowdown = min(1.0, problem.uplink_mbps / shares.granted_mbps) if shares.granted_mbps > 0 else 1.0
         free_in_ms = problem.cloud_free_in_ms
@@ -73,9 +103,9 @@ def _expected(
             mbps = shares.rates_mbps[request.request_id] * slowdown
             waits_ms = free_in_ms - problem.starts_in_ms(request)
             if not option.meets(mbps, problem.time_left_ms(request), waits_ms):
-                if request.request_id not in hedges:
+                if request.request_id not in net_of:
                     continue
-                option = hedges[request.request_id]
+                option = net_of[request.request_id]
             met_now += request.weight
             quality_now += request.weight * option.quality
             cloud_ms += option.cloud_ms

@@ -95,8 +95,8 @@ class Estimator(Protocol):
         """Mbit/s."""
         ...
 
-    def spread(self) -> Sequence[float]:
-        """Equally probable rates in Mbit/s, ascending; one if there is no doubt."""
+    def spread(self, intervals: float = 1.0) -> Sequence[float]:
+        """Equally probable mean rates (Mbit/s, ascending) of the next report intervals; one if there is no doubt."""
         ...
 
 

@@ -1,6 +1,7 @@
 """The central allocator at work: serves requests as they come, and keeps the link's grants in step."""
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from allocator.online.interfaces import NO_WORKER, CloudJob, Dispatcher, Estimat
 from allocator.online.standing import Standing
 from allocator.online.transfers import Transfers
 from allocator.policies import Policy
+from allocator.policies.base import decided
 from allocator.problem import (
     AgentInfo,
     ModeOption,
@@ -20,19 +22,15 @@ from allocator.problem import (
     Solution,
     Transfer,
     local_option,
+    smallest_option,
 )
-from allocator.sharing import beside_transfers, finish_times_s, planned_transfer, share_uplink
+from allocator.sharing import beside_transfers, finish_times_s, least_grant_mbps, planned_transfer, share_uplink
 
-# A shaper lets an agent wait for its next frame as long as its rate at that time says, whatever the rate becomes
-# meanwhile: after a grant near zero for seconds. So no grant that will change is smaller; a frame at this rate takes
-# 24 ms. On a fast uplink, where transfers are short, such a wait would cost more than the transfer: there a grant is at
-# least this share of the uplink. (A grant is a cap: the channel's own rate still holds.)
-LEAST_GRANT_MBPS = 0.5
-LEAST_SHARE = 0.02
 # A grant that would change by a smaller share of it stays as it is.
 TOLERANCE = 1e-3
 # An announced request that is late in asking is planned to begin this much later than now: it doesn't send yet.
 SOON_S = 1e-6
+SHED = "shed: it can't be in time, even on all that is left of the uplink and an idle worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +58,17 @@ class Rules:
     Attributes:
         cloud_time: whether the problem knows when cloud workers are free (two budgets) or not (one).
         on_infeasible: see `Problem`.
-        hedge: whether small modes go ahead of caches at risk.
+        hedge: whether it reckons with all rates that the uplink may have, so that small modes go ahead of caches;
+            None: as the policy does by itself.
+        report_s: how often the uplink's rate is reported.
+        shed: whether a request that can't be in time is rejected; None: as the policy does by itself.
     """
 
     cloud_time: bool = True
     on_infeasible: OnInfeasible = "local"
-    hedge: bool = False
+    hedge: bool | None = None
+    report_s: float = 1.0
+    shed: bool | None = None
 
 
 class Allocator:
@@ -81,6 +84,7 @@ class Allocator:
         rules: Rules | None = None,
     ) -> None:
         self._agents = tuple(agents)
+        self._ceilings_mbps = {a.agent_id: a.ceiling_mbps for a in agents if math.isfinite(a.ceiling_mbps)}
         self._estimator = estimator
         self._dispatcher = dispatcher
         self._link = link
@@ -95,6 +99,8 @@ class Allocator:
 
     def _take(self, policy: Policy) -> None:
         self._policy = policy
+        self._sheds = decided(policy, "sheds", self._rules.shed)
+        self._hedges = decided(policy, "hedges", self._rules.hedge)
         self._transfers.staggered = self._rules.cloud_time and not policy.static_shares
         self._static_for_mbps: float | None = None  # the estimate by which static shares were granted
 
@@ -118,6 +124,9 @@ class Allocator:
     def announce(self, request: Request) -> None:
         """A request was released and will ask later: until then the policy plans for it as well."""
         if not self._policy.static_shares:
+            ceiling_mbps = self._ceilings_mbps.get(request.agent_id)
+            if ceiling_mbps is not None:
+                request = _under_ceiling(request, ceiling_mbps, request.starts_s)
             self._announced[request.request_id] = request
 
     async def assign(self, request: Request) -> Plan:
@@ -129,8 +138,12 @@ class Allocator:
         """
         self._announced.pop(request.request_id, None)
         now_s = _now_s()
+        if request.agent_id in self._ceilings_mbps:
+            request = _under_ceiling(request, self._ceilings_mbps[request.agent_id], now_s)
         solution, hedges = self._solve(now_s, asker=request)
         option, meets = solution.choices[request.request_id]
+        if self._sheds and not meets and self._is_hopeless(request, now_s):
+            return Plan(request.request_id, option, NO_WORKER, 0.0, math.inf, False, self._estimate_mbps, rejected=SHED)
         worker = NO_WORKER
         if option.wire_bytes:
             worker = self._dispatcher.choose(request.request_id, _job(request, option))
@@ -254,7 +267,7 @@ class Allocator:
         static = self._policy.static_shares
         if static and self._static_for_mbps == self._estimate_mbps:
             return
-        least_mbps = 0.0 if static else max(LEAST_GRANT_MBPS, LEAST_SHARE * self._estimate_mbps)
+        least_mbps = 0.0 if static else least_grant_mbps(self._estimate_mbps)
         in_force = self._grants_mbps
         changed = {}
         for agent_id, asked_mbps in grants_mbps.items():
@@ -270,7 +283,9 @@ class Allocator:
 
     def _solve(self, now_s: float, asker: Request | None = None) -> tuple[Solution, dict[int, ModeOption]]:
         problem = self._problem(now_s, asker)
-        rates_mbps = self._estimator.spread() if self._rules.hedge else ()
+        rates_mbps: Sequence[float] = ()
+        if self._hedges and asker is not None:
+            rates_mbps = self._estimator.spread((asker.due_s - now_s) / self._rules.report_s)
         hedges: dict[int, ModeOption] = {}
         began_s = time.perf_counter()
         if len(rates_mbps) > 1 and asker is not None:
@@ -292,7 +307,7 @@ class Allocator:
             )
         if asker is not None:
             busy = {transfer.agent_id for transfer in self._transfers} | {asker.agent_id}
-            requests += [_as_of(now_s, request, busy) for request in self._announced.values()]
+            requests += [_as_of(now_s, request, busy) for request in _next_of_each_agent(self._announced.values())]
         self._transfers.advance(now_s, self._grants_mbps)
         free_s = tuple(now_s + ms / 1e3 for ms in self._dispatcher.free_in_ms()) if self._rules.cloud_time else None
         return Problem(
@@ -310,9 +325,17 @@ class Allocator:
         self._transfers.advance(now_s, self._grants_mbps)
         return share_uplink(self._transfers.before(tuple(self._announced.values()), now_s), self._uplink_mbps(), now_s)
 
+    def _is_hopeless(self, request: Request, now_s: float) -> bool:
+        """Whether no mode can meet the deadline itself, even at the best rate that may be and on an idle worker."""
+        best_mbps = max(self._estimator.spread((request.due_s - now_s) / self._rules.report_s))
+        alone = Problem(best_mbps, self._agents, (request,), tuple(self._transfers), now_s=now_s)
+        left_ms = (request.deadline_s - now_s) * 1e3
+        mbps = min(beside_transfers(alone).uplink_mbps, request.ceiling_mbps)
+        return not any(option.meets(mbps, left_ms) for option in request.options)
+
     def _uplink_mbps(self) -> float:
         # A hedged plan may count on more than the estimate: grants must not take that back.
-        return max(self._estimator.spread()) if self._rules.hedge else self._estimate_mbps
+        return max(self._estimator.spread()) if self._hedges else self._estimate_mbps
 
     def _ready_s(self, request: Request, option: ModeOption, solution: Solution, mbps: float) -> float:
         """When the answer will be there by the grants in force and the rule by which they will change."""
@@ -340,6 +363,23 @@ class Allocator:
             for request in announced
             if (option := choices[request.request_id].option).wire_bytes
         ]
+
+
+def _next_of_each_agent(announced: Iterable[Request]) -> Iterable[Request]:
+    """The first announced request of each agent: those behind it can't be sent while it is."""
+    first: dict[int, Request] = {}
+    for request in announced:
+        first.setdefault(request.agent_id, request)
+    return first.values()
+
+
+def _under_ceiling(request: Request, ceiling_mbps: float, now_s: float) -> Request:
+    """The request with the options that its connection can carry in time; with the smallest if it can carry none."""
+    left_ms = (request.due_s - now_s) * 1e3
+    options = tuple(option for option in request.options if option.least_mbps(left_ms) <= ceiling_mbps)
+    if not any(option.wire_bytes for option in options):
+        options += (smallest_option(request.options),)
+    return replace(request, options=options, ceiling_mbps=ceiling_mbps)
 
 
 def _as_of(now_s: float, request: Request, busy: set[int]) -> Request:

@@ -64,6 +64,7 @@ class Transfers:
             late_s=request.deadline_s - cloud_s,
             weight=request.weight,
             starts_s=now_s + option.edge_ms / 1e3,
+            ceiling_mbps=request.ceiling_mbps,
             option=option,
             worker=worker,
             planned_s=request.due_s,
@@ -159,4 +160,4 @@ def _due_before(transfer: Transfer, behind: Request, now_s: float) -> Transfer:
     if due_s >= transfer.due_s:
         return transfer
     plain = Transfer(transfer.request_id, transfer.agent_id, transfer.bytes_left, due_s, transfer.late_s)
-    return replace(plain, weight=transfer.weight, starts_s=transfer.starts_s)
+    return replace(plain, weight=transfer.weight, starts_s=transfer.starts_s, ceiling_mbps=transfer.ceiling_mbps)

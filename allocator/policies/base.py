@@ -1,7 +1,7 @@
 """What a policy is, and the base of those that fix shares first and choose modes on top."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from allocator.adaptive import adaptive_mode
 from allocator.problem import AgentInfo, Choice, ModeOption, Problem, Request, Solution
@@ -16,6 +16,9 @@ class Policy(Protocol):
         minimum_rate: it chooses modes by the lowest rate that each needs and gives no grants: `allocator.sharing`
             shares the uplink. Where requests come at any moment, it is asked about the rate that the transfers in
             flight leave.
+        sheds: whether requests that can't be in time are rejected, where the scenario doesn't say. Policies that don't
+            have it serve everything, as published.
+        hedges: whether it plans for all rates that the uplink may have, instead of one, where the scenario doesn't say.
     """
 
     name: str
@@ -25,6 +28,11 @@ class Policy(Protocol):
     def solve(self, problem: Problem) -> Solution:
         """A choice for every request in `problem.requests`; grants add up to at most `uplink_mbps`."""
         ...
+
+
+def decided(policy: Policy, what: Literal["sheds", "hedges"], chosen: bool | None) -> bool:
+    """Whether a policy does what its attribute of this name says, unless the scenario has chosen."""
+    return bool(getattr(policy, what, False)) if chosen is None else chosen
 
 
 class SharePolicy:

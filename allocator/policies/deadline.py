@@ -15,6 +15,8 @@ class Deadline:
     name = "deadline"
     static_shares = False
     minimum_rate = True
+    sheds = True
+    hedges = True
 
     def solve(self, problem: Problem) -> Solution:
         return enumerate_choices(problem) or solution_of(problem, solve_lexicographic(rows_of(problem)))

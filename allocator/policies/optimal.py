@@ -10,6 +10,7 @@ class Optimal:
     name = "optimal"
     static_shares = False
     minimum_rate = True
+    sheds = True
 
     def __init__(self) -> None:
         from allocator.solver.milp import exact_choice  # SciPy takes a second to import, and other policies need none

@@ -117,6 +117,9 @@ class AllocatorSettings(Settings):
     policy: str = Field(description="a policy that ships with Scout, or `package.module:Class`")
     label: str | None = Field(default=None, pattern=NAME, description="default: the policy, with `+hedge` if it hedges")
     hedge: bool | None = Field(default=None, description="default: the scenario's")
+    shed: bool | None = Field(
+        default=None, description="reject what can't be in time; default: the policy's, unless on_infeasible is late"
+    )
     cloud_time: bool = Field(default=True, description="whether it knows when workers are free, or only the uplink")
     modes: AllowedModes | None = Field(default=None, description="which it may assign; default: all allowed")
     estimator: AnyEstimator | None = Field(default=None, description="default: the uplink's")
@@ -154,7 +157,9 @@ class Scenario(Settings):
     allocators: list[AnyAllocator] = Field(
         default=[AllocatorSettings(policy="deadline")], min_length=1, description="one turn each, in this order"
     )
-    hedge: bool = Field(default=False, description="send a small mode ahead of caches at risk")
+    hedge: bool | None = Field(
+        default=None, description="reckon with all rates, and send a small mode ahead of caches; default: the policy's"
+    )
     on_infeasible: OnInfeasible = Field(default="local", description="the fate of a request that can't be in time")
     margin_ms: float | None = Field(
         default=None, ge=0, description="answers are planned so much before the deadline; default 1 %, at least 20 ms"

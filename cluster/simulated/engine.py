@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from cluster.simulated.tcp_model import AgentPath
 from cluster.simulated.virtual_loop import VirtualLoop
 from cluster.turn import TurnContext
 from cluster.wiring import make_allocator, make_host, make_terms, make_worker
+from netem.wire import MAX_RATE_MBPS
 from reports import files
 from reports.schema import Summary
 
@@ -98,7 +100,7 @@ class SimulatedEngine:
         workers = [SimulatedWorker(make_worker(s)) for _ in range(s.cloud.workers)]
         uplinks = [self._make_uplink(agent_id, link, workers) for agent_id in agents]
         host = make_host(s, agents, uplinks.__getitem__)
-        allocator = make_allocator(s, settings, helper)
+        allocator = make_allocator(s, settings, helper, self._ceilings_mbps())
         client = SimulatedAllocator(allocator, self._ask_ms.get(settings.name, 0.0))
         # The channel has held its first rate before the run begins, and the base station has seen it.
         await allocator.report(s.first_mbps)
@@ -132,6 +134,15 @@ class SimulatedEngine:
         turn.solve_ms = client.allocator.solve_times_ms()
         turn.mean_grants_mbps = client.allocator.mean_grants_mbps()
         return [worker.counts for worker in workers]
+
+    def _ceilings_mbps(self) -> list[float]:
+        """What each agent's connection can use of any grant; empty if nothing is lost on the way."""
+        if not self._scenario.impairments.active:
+            return []
+        congestion = self._scenario.uplink.transport.congestion
+        agents = range(len(self._scenario.agent_profiles))
+        ceilings = [AgentPath.of(self._scenario.impairments, a).ceiling_mbps(congestion) for a in agents]
+        return [math.inf if mbps >= MAX_RATE_MBPS else mbps for mbps in ceilings]
 
     def _make_uplink(self, agent_id: int, link: FluidLink, workers: Sequence[SimulatedWorker]) -> FluidUplink:
         transport = self._scenario.uplink.transport

@@ -10,10 +10,10 @@ wait). At 0.5 Mbit/s that is up to 24 ms, in which a shared link stays idle when
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from typing import Any
 
 from agents.edge import Payload
-from agents.uplink import ConnectionLost, Delivery, Hedge, Refused
+from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Stop
 from cloud.frames import CloudStages, Header, Kind, frame_bytes
 from cloud.worker import Job, QueueFull
 from cluster.simulated.processes import SimulatedWorker
@@ -165,7 +165,7 @@ class FluidLink:
         self,
         agent_id: int,
         size_bytes: float,
-        until: "asyncio.Future[CloudStages] | None" = None,
+        until: "asyncio.Future[Any] | None" = None,
         window: Window | None = None,
     ) -> float:
         """Carry `size_bytes` wire bytes of an agent; returns the bytes carried: all, unless `until` is done first.
@@ -285,15 +285,15 @@ class FluidUplink:
         for lose in list(self._requests.values()):
             lose(ConnectionLost(reason))
 
-    async def send(self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None) -> Delivery:
+    async def send(
+        self, worker: int, header: Header, payload: Payload, hedge: Hedge | None = None, stop: Stop = None
+    ) -> Delivery:
         """See `agents.uplink.Uplink`."""
         loop = asyncio.get_running_loop()
         to = self._workers[worker]
         delivery = Delivery(loop.create_future(), loop.create_future())
-        key = object()
-        up_ms = self._path.up_s * 1e3
-        window = await self._connect(worker, delivery)
-        sending = True
+        key, up_ms = object(), self._path.up_s * 1e3
+        window, sending = await self._connect(worker, delivery), True
 
         def end() -> None:
             self._requests.pop(key, None)
@@ -315,12 +315,13 @@ class FluidUplink:
         self._requests[key] = lose
         try:
             if hedge is not None:
-                await self._carry(wire_bytes(frame_bytes(hedge.payload.size)), None, window)
-                ahead = replace(header, kind=Kind.HEDGE, mode=hedge.mode, body_bytes=hedge.payload.size)
-                to.hold(Job(key, ahead, now_s(), reply, first_byte_s=began_s))
+                if not await self._carry_whole(hedge.payload.size, stop, window):
+                    end()
+                    return delivery
+                to.hold(Job(key, hedge.header(header), now_s(), reply, first_byte_s=began_s))
                 began_s = now_s()
             size_bytes = wire_bytes(frame_bytes(payload.size))
-            carried_bytes = await self._carry(size_bytes, delivery.receipt if hedge else None, window)
+            carried_bytes = await self._carry(size_bytes, _first_of(delivery.receipt if hedge else None, stop), window)
             sending = False
             if up_ms:
                 await sleep_ms(up_ms)
@@ -330,6 +331,8 @@ class FluidUplink:
             raise
         if carried_bytes < size_bytes:
             to.withdraw(key)
+            if stop is not None and stop.done():
+                end()
             delivery.sent_bytes = int(payload.size * carried_bytes / size_bytes)
             return delivery
         delivery.sent_bytes = payload.size
@@ -353,9 +356,7 @@ class FluidUplink:
         await sleep_ms(delivery.handshake_ms)
         return Window(self._path, self._congestion)
 
-    async def _carry(
-        self, size_bytes: float, until: "asyncio.Future[CloudStages] | None", window: Window | None
-    ) -> float:
+    async def _carry(self, size_bytes: float, until: "asyncio.Future[Any] | None", window: Window | None) -> float:
         """As `FluidLink.carry`, with lost bytes retransmitted."""
         again = 1 / (1 - self._path.loss)
         return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
@@ -367,11 +368,26 @@ class FluidUplink:
         else:
             self._settle(future, stages)
 
+    async def _carry_whole(self, size: int, stop: Stop, window: Window | None) -> bool:
+        """Carry a frame with a payload of `size` bytes; whether it was carried before `stop` was done."""
+        size_bytes = wire_bytes(frame_bytes(size))
+        return await self._carry(size_bytes, stop, window) >= size_bytes
+
     def _settle(self, future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
         if self._stalls:
             self._held_back.append((future, stages))
         elif not future.done():
             future.set_result(stages)
+
+
+def _first_of(one: "asyncio.Future[Any] | None", other: "asyncio.Future[Any] | None") -> "asyncio.Future[Any] | None":
+    """Done when one of them is; None if there is none."""
+    if one is None or other is None:
+        return one or other
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for each in (one, other):
+        each.add_done_callback(lambda _: None if first.done() else first.set_result(None))
+    return first
 
 
 def _fail(delivery: Delivery, error: Exception) -> None:

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agents.agent import AgentSettings
+from agents.agent import AgentSettings, Terms
 from agents.arrivals import Arrival
 from agents.edge import ProfileEdge
 from agents.estimators import Fixed
 from agents.host import AgentHost, Seat
 from agents.offer import Offer
-from agents.record import Record, Status
+from agents.record import STAGES, Record, Status
 from agents.uplink import SocketUplink
 from allocator.online.service import Allocator
 from allocator.policies import make_policy
@@ -26,7 +26,6 @@ from cloud.sockets import accepting
 from cloud.worker import Worker
 from kvcache.modes import LOCAL, parse_mode
 from models.profiles import ModelProfile
-from reports.summary import STAGES
 from tests.support.virtual import SocketLoop
 from tests.support.workers import FreeLink
 
@@ -95,11 +94,11 @@ class Rig:
         await asyncio.get_running_loop().sock_connect(sock, self.listener.getsockname())
         return sock
 
-    async def play(self, times_s: list[float]) -> list[Record]:
+    async def play(self, times_s: list[float], terms: Terms | None = None) -> list[Record]:
         """Run these arrivals; the records in order of request id."""
         arrivals = [Arrival(number, 0, at_s, -1) for number, at_s in enumerate(times_s)]
         epoch_s = asyncio.get_running_loop().time() + 0.01
-        await self.host.run(arrivals, self.allocator, self, epoch_s)
+        await self.host.run(arrivals, self.allocator, self, epoch_s, terms)
         assert self.issued == arrivals
         assert len(self.records) == len(arrivals), "one record for each request, always"
         return sorted(self.records, key=lambda record: record.request_id)

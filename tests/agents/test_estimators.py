@@ -93,6 +93,17 @@ def test_a_spread_learns_what_the_channel_is_like() -> None:
     assert max(shaky) > 40
 
 
+def test_a_window_s_spread_is_that_of_its_mean() -> None:
+    """Fifty and nothing by turns: a report can be either, two in a row are always 25; an outage of four stays one."""
+    by_turns = seen("ewma", [50.0, 0.01] * 150)
+    assert min(by_turns.spread(1)) < 1 and max(by_turns.spread(1)) > 40
+    near = [mbps for mbps in by_turns.spread(2) if 17 < mbps < 36]
+    assert len(near) == len(by_turns.spread(2)), "what differs is only the mean before"
+    assert max(by_turns.spread(2)) / min(by_turns.spread(2)) < 2
+    outages = seen("ewma", ([50.0] * 16 + [0.01] * 4) * 15).spread(4)
+    assert min(outages) < 1, "windows are as they were: the whole of one can be an outage"
+
+
 def test_copies_learn_apart() -> None:
     one = seen("ewma", [50.0] * 3)
     other = one.model_copy(deep=True)

@@ -12,10 +12,10 @@ from allocator.policies import make_policy
 from allocator.problem import AgentInfo, ModeOption, OnInfeasible, Problem, Request, Solution, Transfer
 from allocator.sharing import (
     BYTES_PER_S,
-    NOTHING_MBPS,
     SAME_BYTES,
     beside_transfers,
     finish_times_s,
+    least_grant_mbps,
     sending_of,
     share_uplink,
     shares_of,
@@ -402,9 +402,19 @@ def test_what_is_admitted_beside_transfers_is_in_time_with_them(
     time_left_ms = until_s * 1e3 + edge_ms + cloud_ms
     newcomer = request(99, 99, time_left_ms, size(1, edge_ms, cloud_ms))
     left_mbps = beside_transfers(problem(uplink_mbps, [newcomer], transfers)).uplink_mbps
-    assume(left_mbps > NOTHING_MBPS)
+    assume(left_mbps > least_grant_mbps(uplink_mbps))  # which it gets in any case, in time or not
     admitted = size(int(part * left_mbps * BYTES_PER_S * until_s), edge_ms, cloud_ms)
     assume(admitted.wire_bytes > 0)
     assert admitted.least_mbps(time_left_ms) <= left_mbps * (1 + 1e-9)
     together = [*transfers, transfer(99, admitted.wire_bytes, until_s * 1e3)]
     assert all_through_in_time(together, uplink_mbps)
+
+
+def test_nobody_gets_more_than_its_connection_can_use() -> None:
+    """What one can't use goes to the next; without ceilings all of it would go to the smallest."""
+    small, large = transfer(1, 100_000, 5000.0), transfer(2, 1_000_000, 5000.0)
+    small.ceiling_mbps = 3.0
+    grants = share_uplink([small, large], 10.0, NOW_S)
+    assert grants == pytest.approx({1: 3.0, 2: 7.0})
+    large.ceiling_mbps = 1.0
+    assert share_uplink([small, large], 10.0, NOW_S) == pytest.approx({1: 3.0, 2: 1.0})

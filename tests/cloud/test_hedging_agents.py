@@ -10,7 +10,7 @@ import pytest
 
 from agents.agent import AgentSettings
 from agents.arrivals import Arrival
-from agents.edge import ProfileEdge
+from agents.edge import ProfileEdge, SyntheticPayload
 from agents.host import AgentHost, Seat
 from agents.offer import Offer
 from agents.record import Record, Status
@@ -19,7 +19,7 @@ from allocator.online.service import Allocator, Rules
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo
 from cloud.dispatch import LeastLoaded
-from cloud.frames import frame_bytes
+from cloud.frames import Header, Kind, frame_bytes
 from cloud.runtime import ProfileCloud
 from cloud.worker import Worker
 from models.clock import now_s
@@ -92,7 +92,7 @@ class Doubtful:
     def estimate(self) -> float:
         return 50.0
 
-    def spread(self) -> Sequence[float]:
+    def spread(self, intervals: float = 1.0) -> Sequence[float]:
         return [0.5, 50.0, 50.0, 50.0]
 
 
@@ -204,3 +204,19 @@ async def test_an_agent_that_times_out_leaves_no_hedge_behind() -> None:
         (record,) = await r.play(0)
         assert (record.status, record.answered, r.connections) == (Status.MET, FULL, 2)
         assert worker.counts["hedges_served"] == 0
+
+
+async def test_a_stopped_request_is_withdrawn_and_the_connection_goes_on() -> None:
+    async with rig() as (r, worker):
+        r.relay.bytes_per_s = 100_000  # 2 s for the cache
+        stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        header = Header(Kind.REQUEST, 0, CACHE_BYTES)
+        sending = asyncio.create_task(r.uplink.send(0, header, SyntheticPayload(CACHE_BYTES), stop=stop))
+        await asyncio.sleep(0.2)
+        stop.set_result(None)
+        delivery = await sending
+        assert not delivery.receipt.done() and delivery.sent_bytes < CACHE_BYTES
+        r.relay.bytes_per_s = math.inf
+        (record,) = await r.play(0)
+        assert (record.status, record.answered, r.connections) == (Status.MET, FULL, 1)
+        assert worker.counts == {"served": 1, "hedges_held": 1, "withdrawn": 1}

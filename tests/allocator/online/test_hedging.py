@@ -1,4 +1,4 @@
-"""With hedges, plans count on what is likely; without, on what is safe. Whatever the policy."""
+"""With something to fall back on, plans count on what is likely; without, on what is safe. Whatever the policy."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from allocator.online.hedging import solve_hedged
 from allocator.policies import POLICIES, make_policy
-from allocator.problem import AgentInfo, ModeOption, Problem, Request
+from allocator.problem import AgentInfo, ModeOption, OnInfeasible, Problem, Request
 from tests.support.options import option
 
 FULL = option("full", 1_000_000, 0, 100, 100)  # 8 s at 1 Mbit/s
@@ -22,13 +22,13 @@ MINIMUM_RATE = ["deadline", "greedy", "optimal"]
 ADAPTIVE = [*MINIMUM_RATE, "equal", "model_aware"]
 
 
-def problem(*requests: Request, mbps: float = 10) -> Problem:
+def problem(*requests: Request, mbps: float = 10, on_infeasible: OnInfeasible = "local") -> Problem:
     agents = tuple(AgentInfo(agent_id, 10) for agent_id in sorted({r.agent_id for r in requests}))
-    return Problem(mbps, agents, requests)
+    return Problem(mbps, agents, requests, on_infeasible=on_infeasible)
 
 
-def alone(*options: ModeOption, left_ms: float = 2000) -> Problem:
-    return problem(Request(1, 0, left_ms / 1e3, options))
+def alone(*options: ModeOption, left_ms: float = 2000, on_infeasible: OnInfeasible = "local") -> Problem:
+    return problem(Request(1, 0, left_ms / 1e3, options), on_infeasible=on_infeasible)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -42,11 +42,26 @@ def test_a_hedge_makes_a_likely_cache_worth_more_than_a_sure_prompt(name: str) -
 def test_without_anything_to_go_ahead_the_plan_is_safe(name: str) -> None:
     """Being met at all counts more than how well: nothing that an outage makes late, as long as something isn't."""
     for left_ms, offered in ((2000, (FULL, INT8, LOCAL)), (6000, (FULL, INT4, LOCAL))):
-        solution, hedges = solve_hedged(make_policy(name), alone(*offered, left_ms=left_ms), OUTAGE_MBPS)
+        asked = alone(*offered, left_ms=left_ms, on_infeasible="late")
+        solution, hedges = solve_hedged(make_policy(name), asked, OUTAGE_MBPS)
         chosen = solution.choices[1].option
         assert hedges == {}
         assert chosen.latency_ms(OUTAGE_MBPS[0]) <= left_ms
         assert chosen == (LOCAL if left_ms == 2000 else INT4)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_where_the_edge_answers_at_the_last_moment_likely_caches_are_sent(name: str) -> None:
+    for mbps, chosen in ((OUTAGE_MBPS, FULL), ([0.5, 0.5, 0.5, 0.5], LOCAL)):
+        solution, hedges = solve_hedged(make_policy(name), alone(FULL, INT8, LOCAL), mbps)
+        assert (solution.choices[1].option, hedges) == (chosen, {})
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_prompt_is_never_passed_over_for_the_edge(name: str) -> None:
+    """Although in an outage of all the time that is left only the edge can answer."""
+    solution, _ = solve_hedged(make_policy(name), alone(FULL, PROMPT, LOCAL), [0.001, 1.0, 1.0, 1.0])
+    assert solution.choices[1].option == PROMPT
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -58,8 +73,8 @@ def test_of_what_may_go_ahead_the_best_that_arrives_goes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_what_would_not_arrive_itself_doesn_t_go_ahead(name: str) -> None:
-    far = option("prompt", 700, 0, 1950, 80)
-    big = option("scout", 400_000, 0, 100, 95)
+    far = option("prompt", 700, 0, 2050, 80)
+    big = option("scout", 4_000_000, 0, 100, 95)
     _, hedges = solve_hedged(make_policy(name), alone(FULL, far, big, LOCAL), [0.1, 10.0, 10.0, 10.0])
     assert hedges == {}
 
@@ -82,7 +97,8 @@ def test_what_is_sure_to_be_small_has_nothing_ahead_of_it() -> None:
 def test_one_request_s_hedge_is_no_safety_for_another(name: str) -> None:
     """The one that has no prompt stays at home. (One rate for all: so the other plays safe, too.)"""
     requests = Request(1, 0, 2, (FULL, PROMPT)), Request(2, 1, 2, (FULL, LOCAL))
-    solution, hedges = solve_hedged(make_policy(name), problem(*requests), [0.5, 9.0, 9.0, 9.0])
+    asked = problem(*requests, on_infeasible="late")
+    solution, hedges = solve_hedged(make_policy(name), asked, [0.5, 9.0, 9.0, 9.0])
     assert solution.choices[2].option == LOCAL
     assert hedges == {} and solution.choices[1].option == PROMPT
 
@@ -135,4 +151,4 @@ def test_every_policy_hedges_only_caches_and_only_with_what_arrives(
     for number, ahead in hedges.items():
         assert ahead in requests[number].options and ahead.mode.is_question
         assert solution.choices[number].option in (FULL, INT8, INT4)
-        assert ahead.latency_ms(rates[0]) <= asked.time_left_ms(requests[number]) * (1 + 1e-8)
+        assert ahead.latency_ms(rates[-1]) <= asked.time_left_ms(requests[number]) * (1 + 1e-8)

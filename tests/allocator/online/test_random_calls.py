@@ -136,7 +136,7 @@ def test_the_grant_of_a_plan_is_the_one_that_the_link_was_told(policy: str, take
 def test_grants_in_force_never_add_up_to_more_than_is_believed(policy: str) -> None:
     async def main() -> None:
         link = SlowLink()
-        allocator = Allocator(AGENTS, make_policy(policy), Ewma(safety=1.0), LeastLoaded(4), link)
+        allocator = Allocator(AGENTS, make_policy(policy), Ewma(safety=1.0), LeastLoaded(4), link, Rules(hedge=False))
         for turn, mbps in enumerate([20, 5, 40, 0.5, 30]):
             await allocator.report(mbps)
             for agent in range(4):

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.estimators import Ewma, Fixed
-from allocator.online.service import LEAST_GRANT_MBPS, LEAST_SHARE, Allocator, NoWorkerAlive, Rules
+from allocator.online.service import Allocator, NoWorkerAlive, Rules
 from allocator.online.transfers import LEAST_LEFT
 from allocator.policies import make_policy
 from allocator.problem import AgentInfo, Choice, ModeOption, Plan, Problem, Solution, Transfer
+from allocator.sharing import LEAST_GRANT_MBPS, LEAST_SHARE
 from cloud.dispatch import LeastLoaded
 from tests.support.allocators import AGENTS, CACHE, RecordingLink, now_s, request
 from tests.support.options import option
@@ -162,7 +163,7 @@ def test_lost_workers_get_no_requests(policy: str) -> None:
 class Doubtful(Fixed):
     """An uplink of the fixed rate, or of hardly any."""
 
-    def spread(self) -> list[float]:
+    def spread(self, intervals: float = 1.0) -> list[float]:
         return [0.5, self.mbps, self.mbps, self.mbps]
 
 
@@ -404,5 +405,22 @@ def test_grants_that_a_policy_updates_in_place_get_through(static_shares: bool) 
             await allocator.report(mbps)
         assert link.calls == [dict.fromkeys(range(4), mbps) for mbps in (10, 20, 5, 15)]
         assert (await allocator.assign(request(1))).grant_mbps == 15
+
+    virtually(main)
+
+
+def test_what_a_connection_can_t_carry_in_time_isn_t_planned() -> None:
+    """100 Mbit/s for one agent, of which its connection can use one: only the small cache is in time."""
+
+    async def main() -> None:
+        small = option("int4", 400_000, 0, 100, 90)  # 3.2 s at 1 Mbit/s; the large one takes 8
+        agents = [AgentInfo(0, 1, ceiling_mbps=1.0), AgentInfo(1, 1)]
+        allocator = Allocator(agents, make_policy("deadline"), Fixed(mbps=100), LeastLoaded(2), RecordingLink())
+        await allocator.report(100)
+        lossy = await allocator.assign(request(0, CACHE, small))
+        other = await allocator.assign(request(1, CACHE, small))
+        assert lossy.option == small and lossy.grant_mbps <= LEAST_SHARE * 100
+        assert lossy.ready_s == pytest.approx(3.3, rel=0.01)
+        assert other.option == CACHE and other.grant_mbps > 90
 
     virtually(main)

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from agents.record import Record, Status
+from agents.record import STAGES, Record, Status
 from cluster.run_folder.ledger import assemble
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
 from kvcache.modes import parse_mode
-from reports.fidelity import STAGES, compare, print_fidelity
+from reports.fidelity import compare, print_fidelity
 from reports.schema import BothEngines, Deviation, Fidelity, RelativeError
 from tests.support.commands import scout
 

@@ -56,7 +56,7 @@ def test_defaults_and_derived(tmp_path: Path) -> None:
     assert len(scenario.schedule()) == 6
     assert load(tmp_path, GOOD, ["static_int8"]).allocators == [AllocatorSettings(policy="static_int8")]
     assert scenario.allocator_names == ["deadline"]
-    assert (scenario.hedge, scenario.on_infeasible, scenario.planning_margin_ms) == (False, "local", 50.0)
+    assert (scenario.hedge, scenario.on_infeasible, scenario.planning_margin_ms) == (None, "local", 50.0)
     assert load(tmp_path, GOOD.replace("5000", "1000")).planning_margin_ms == 20.0
     assert scenario.agent_weights == [1.0, 1.0, 1.0]
 

@@ -81,7 +81,7 @@ OUTAGES = {
     "arrivals": {"kind": "poisson", "rate_per_s": 0.15, "duration_s": 120},
     "modes": None,
     "agents": {"groups": [{"profile": "measured/qwen2.5-7b", "count": 3}, {"profile": "measured/mistral-7b-v0.3"}]},
-    "allocators": ["deadline", {"policy": "deadline", "hedge": True}],
+    "allocators": [{"policy": "deadline", "hedge": False}, {"policy": "deadline", "hedge": True}],
 }
 
 
