@@ -68,6 +68,7 @@ def run_page(run: Run) -> Page:
         [
             Section("What came of the requests", notes=[BALANCE], tables=[_main_table(run), _agents_table(run)]),
             *_event_section(run),
+            *_node_section(run),
             Section("Figures", figures=figures.run_figures([run])),
         ],
         list(_run_facts(run)),
@@ -78,6 +79,12 @@ def run_page(run: Run) -> Page:
 BALANCE = (
     "scheduled = met + late + rejected + failed. Late answers count in credited quality, as the papers count, and not "
     "in delivered quality; bytes are those on the wire."
+)
+
+
+NETWORK = (
+    "Rates and round trips of the real network between each node and the station, before the run and at their worst in "
+    "it; below the uplink's rate this network, and not the emulated one, would be the link."
 )
 
 
@@ -228,6 +235,23 @@ def _event_section(run: Run) -> Iterator[Section]:
         rows = [[e.allocator, f"{e.at_s:.1f}", e.kind, e.text] for e in run.events]
         table = Table("events", ["turn", "at s", "what", ""], rows, frozenset({0, 2, 3}))
         yield Section("What was done to it, and what befell it", tables=[table])
+
+
+def _node_section(run: Run) -> Iterator[Section]:
+    """Nodes beside the station, of a run over several."""
+    if not run.summary.nodes:
+        return
+    rows = []
+    for node in run.summary.nodes:
+        before = [_ms(node.up_mbps), _ms(node.down_mbps), _ms(node.round_trip_ms, 2)]
+        during = [_ms(node.least_mbps), _ms(node.most_round_trip_ms, 2)]
+        clock = [_ms(node.clock_error_ms, 3), _ms(node.clock_uncertainty_ms, 3)]
+        rows.append([f"{node.address} ({node.hostname})", str(node.hosts), str(node.workers), *before, *during, *clock])
+    columns = ["node", "hosts", "workers", "Mbit/s up", "down", "round trip ms", "least Mbit/s in the run"]
+    columns += ["longest round trip ms", "clock's error ms", "uncertain ms"]
+    table = Table("nodes", columns, rows)
+    counted = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in run.summary.relay.items())
+    yield Section("The nodes, and the network underneath", notes=[NETWORK, f"Relay: {counted}."], tables=[table])
 
 
 def _point_table(point: ComparisonPoint, compared: Sequence[str], number: int) -> Table:

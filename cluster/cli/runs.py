@@ -1,5 +1,6 @@
 """Commands that run scenarios: here, as a Ray job, or to the end after a crash; and what this machine can run."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ import typer
 from cluster.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, messages
 from cluster.cli.ends import mistakes_end_it, telling, undisturbed
 from cluster.cli.options import Address, Allocators, Engine, Out, ScenarioPath, names
+
+JOB_ID = r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}"
 
 
 def run(
@@ -52,14 +55,27 @@ def run(
 def submit(
     scenario: ScenarioPath,
     allocators: Allocators = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder here, into which the result is fetched; default: runs/<id>.")
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 of this machine."),
     ] = None,
+    job: Annotated[
+        str | None,
+        typer.Option("--id", help="The job's id; the same again is the same run. Default: <time>-<scenario>."),
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="What is uploaded; the scenario is in it.")] = Path(),
+    runtime_env: Annotated[Path | None, typer.Option(help="A YAML file with Ray's runtime environment.")] = None,
+    there: Annotated[
+        str | None,
+        typer.Option(help="The run folder in the cluster, as on a volume; default: among Ray's logs of the node."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it running; the same --id again follows it.")] = False,
 ) -> None:
-    """Run a scenario as a job on a running Ray cluster (`ray start --head`) and follow its log."""
-    from cluster.live.ray_job import SubmitError
+    """Run a scenario as a job on a running Ray cluster, follow its log, and fetch the run folder."""
+    from cluster.live.ray_job import Submission, SubmitError, read_runtime_env
     from cluster.live.ray_job import submit as submit_job
     from cluster.live.ray_session import RayUnavailable
     from cluster.run_folder import folder as run_folder
@@ -67,7 +83,14 @@ def submit(
 
     try:
         loaded = Scenario.load(scenario, names(allocators))
-        succeeded = submit_job(scenario, allocators, out or run_folder.default_folder(loaded), address)
+        default = run_folder.default_folder(loaded)
+        name = job or (out or default).name
+        if not re.fullmatch(JOB_ID, name):
+            raise SubmitError(f"--id {name!r}: letters, digits, '.', '_', '+' and '-', at most 128")
+        folder = (out or default.with_name(name)).resolve()
+        environment = read_runtime_env(runtime_env)
+        asked = Submission(scenario, loaded, allocators, folder, name, working_dir, there, environment, detach)
+        succeeded = submit_job(asked, address)
     except (DocumentError, SubmitError, RayUnavailable) as error:
         fail(error)
     if not succeeded:

@@ -147,9 +147,7 @@ class InStep:
             slowest_mbps = min(up_mbps, down_mbps)
             self._least_mbps = min(slowest_mbps, self._least_mbps or slowest_mbps)
             if slowest_mbps < peak_mbps:
-                found = (
-                    f"it carries {slowest_mbps:.3g} Mbit/s beside the run's own, less than the uplink's {peak_mbps:g}"
-                )
+                found = f"it carries {slowest_mbps:.3g} Mbit/s beside the run, less than the uplink's {peak_mbps:g}"
         self._bad = self._bad + 1 if found else 0
         if self._bad >= BAD_IN_A_ROW:
             self._slow = found

@@ -61,6 +61,7 @@ class LiveEngine:
         self._run_dir = run_dir
         self._pool = Pool(scenario, ray_session, placement, link.socket_path, others)
         self._link = link
+        self._others = others
         self._report = report
         self._stop = asyncio.Event()
         self._halt = self._stop  # of the turn that is on, or of the run
@@ -94,6 +95,8 @@ class LiveEngine:
 
     async def run(self) -> RunResult:
         """All turns, or as many as could be had; the journals hold the records."""
+        if self._others is not None:
+            self._watch(self._others.relay_pid, "the station's relay died")
         for pid in children(os.getpid(), "gcs_server"):
             self._watch(pid, "Ray's GCS died")
         keeper: Keeper | None = None

@@ -116,7 +116,7 @@ def _joined(
     agents, workers = len(scenario.agent_profiles), scenario.cloud.workers
     limit = RELAYED * agents * workers + SPARE_CONNECTIONS
     with RelaySession(link.socket_path, placement.station.address, limit, scenario.cluster.port or 0) as relay:
-        others = OtherNodes(scenario, placement, session, relay.address)
+        others = OtherNodes(scenario, placement, session, relay)
         others.examine()
         for line in others.found():
             report(line)

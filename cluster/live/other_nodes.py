@@ -17,7 +17,7 @@ from cluster.live.placement import Spot
 from cluster.live.ray_session import RaySession
 from cluster.scenario.schema import Scenario
 from netem.helper.session import LinkUnavailable
-from netem.relay.client import RelayAddress
+from netem.relay.session import RelaySession
 from reports.schema import NodeUse
 
 READY_S = 90.0
@@ -41,11 +41,12 @@ def _examine(member: Membership) -> Examined:
 class OtherNodes:
     """The nodes of a run beside the station, as the driver has them."""
 
-    def __init__(self, scenario: Scenario, layout: Layout, session: RaySession, relay: RelayAddress) -> None:
+    def __init__(self, scenario: Scenario, layout: Layout, session: RaySession, relay: RelaySession) -> None:
         self._scenario = scenario
         self._layout = layout
         self._session = session
-        self._relay = relay
+        self._relay = relay.address
+        self.relay_pid = relay.pid
         self._peak_mbps = scenario.peak_mbps
         self._examined: dict[str, Examined] = {}
 

@@ -207,4 +207,5 @@ class StationLink:
 
 
 def _mbps(size: float, seconds: float) -> float:
-    return size * 8 / 1e6 / seconds if seconds > 0 else float("inf")
+    """Infinite where all came at once: then the network was faster than its reader."""
+    return size * 8 / 1e6 / seconds if size and seconds > 0 else float("inf")

@@ -200,3 +200,21 @@ def test_switches_are_counted_agent_by_agent() -> None:
         }
     )
     assert switch_share(rows) == pytest.approx(100 * 2 / 3)
+
+
+def test_nodes_are_on_the_page_with_the_network_underneath(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert "The nodes, and the network underneath" not in [section.title for section in page_of(run_dir).sections]
+    node = {
+        "address": "10.0.0.2",
+        "hostname": "edge-1",
+        "hosts": 2,
+        "workers": 1,
+        "up_mbps": 941.3,
+        "clock_error_ms": 0.0712,
+    }
+    summary |= {"nodes": [node], "relay": {"agents": 12, "refused_token": 1}}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    (section,) = [each for each in page_of(run_dir).sections if each.title == "The nodes, and the network underneath"]
+    assert section.tables[0].rows == [["10.0.0.2 (edge-1)", "2", "1", "941", "–", "–", "–", "–", "0.071", "–"]]
+    assert section.notes[1] == "Relay: agents 12, refused token 1."
