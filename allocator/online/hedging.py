@@ -56,11 +56,11 @@ def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
 
 def _hedge(problems: Sequence[Problem], request: Request) -> ModeOption | None:
     """The small option of the highest expected quality, if all share the uplink alike; None if none is ever in time."""
-    best: tuple[float, ModeOption] | None = None
+    best: tuple[tuple[float, int], ModeOption] | None = None
     for option in request.options:
-        if option.mode.is_question:
-            value = option.quality * sum(_arrives(problem, request, option) for problem in problems)
-            if value > 0 and (best is None or value > best[0]):
+        if option.mode.is_question and (times := sum(_arrives(problem, request, option) for problem in problems)):
+            value = option.quality * times, times  # a profile may state no qualities
+            if best is None or value > best[0]:
                 best = value, option
     return None if best is None else best[1]
 
