@@ -53,6 +53,8 @@ def channel(**settings: Any) -> dict[str, Any]:
             channel(channel={"kind": "markov", "step_s": 1e-7}),
             "uplink.channel: about 280,000,000 changes",
         ),
+        (arrivals("generated", like="chat", lengths="profile", duration_s=1e6), "about 5,500,000 requests"),
+        (arrivals("generated", like="chat", lengths="profile", rate_per_s=1e-3, duration_s=1e6), "11.6 days"),
         (channel(channel={"kind": "markov", "step_s": 5e-324}), "about inf changes"),
         (channel(channel={"kind": "ar1", "scenario": "vehicular", "step_s": 1e-9}), "changes of the channel's rate"),
         (channel(report_s=0.01) | arrivals("synchronized", rounds=2, period_s=500_000), "uplink.report_s: about 50,"),
@@ -84,12 +86,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "poisson": {"rate_per_s": 10, "duration_s": 60},
     "bursts": {"rate_per_s": 2, "size": 5, "duration_s": 300},
     "trace": {"path": "a.csv"},
+    "workload": {"path": "w.csv"},
+    "generated": {"like": "chat", "duration_s": 600},
 }
 
 
 @pytest.mark.parametrize("kind", ARRIVALS)
 def test_every_process_tells_its_extent(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a.csv").write_text("t_s,agent\n" + "".join(f"{n},0\n" for n in range(100)))
+    (tmp_path / "w.csv").write_text("t_s,context_tokens,output_tokens\n" + "".join(f"{n},5,5\n" for n in range(100)))
     process = ARRIVALS[kind].model_validate({"kind": kind, **SETTINGS[kind]}, context={"base_dir": tmp_path})
     requests, last_s = process.extent(1000)
     schedule = process.schedule(1000, np.random.default_rng(1))
