@@ -41,8 +41,8 @@ async def falls_to(pid: int, count: int) -> bool:
 
 def bare(session: LinkSession) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(session.socket_path)  # with a timeout, it would fail where the helper's backlog is full
     connection.settimeout(10)
-    connection.connect(session.socket_path)
     return connection
 
 
