@@ -14,6 +14,8 @@ from allocator.sharing import Shares, beside_transfers, shares_of
 
 # Plans for rates that are nearer to one another than this factor hardly differ: each takes a solve.
 APART = 1.15
+# Rates that differ by less are one: on a steady uplink nearly all are.
+SAME = 1 + 1e-9
 
 
 def solve_hedged(
@@ -30,8 +32,10 @@ def solve_hedged(
     Returns:
         The chosen plan, and for every request that has a cache in it the option that should go ahead.
     """
-    problems = [_at(policy, problem, rate_mbps) for rate_mbps in rates_mbps]
-    hedges = {r.request_id: hedge for r in problem.requests if (hedge := _hedge(problems, r))}
+    merged = _merged(rates_mbps)
+    problems = [_at(policy, problem, rate_mbps) for rate_mbps in merged]
+    counts = list(merged.values())
+    hedges = {r.request_id: hedge for r in problem.requests if (hedge := _hedge(problems, counts, r))}
     nets = [_nets(at_rate, hedges) for at_rate in problems]
     best: tuple[tuple[float, float], Solution] | None = None
     solved_mbps = 0.0
@@ -40,7 +44,7 @@ def solve_hedged(
             continue
         solved_mbps = planned.uplink_mbps
         solution = policy.solve(planned)
-        value = _expected(problems, solution, shares_of(planned, solution), nets)
+        value = _expected(problems, counts, solution, shares_of(planned, solution), nets)
         if best is None or value > best[0]:
             best = value, solution
     assert best is not None
@@ -49,16 +53,30 @@ def solve_hedged(
     return best[1], {number: hedge for number, hedge in hedges.items() if choices[number].option.mode.is_cache}
 
 
+def _merged(rates_mbps: Sequence[float]) -> dict[float, int]:
+    """The distinct rates, ascending, and how often each is there."""
+    merged: dict[float, int] = {}
+    last = 0.0
+    for rate_mbps in rates_mbps:
+        if rate_mbps > last * SAME:
+            last = rate_mbps
+        merged[last] = merged.get(last, 0) + 1
+    return merged
+
+
 def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
     at_rate = replace(problem, uplink_mbps=rate_mbps)
     return beside_transfers(at_rate) if policy.minimum_rate else at_rate
 
 
-def _hedge(problems: Sequence[Problem], request: Request) -> ModeOption | None:
+def _hedge(problems: Sequence[Problem], counts: Sequence[int], request: Request) -> ModeOption | None:
     """The small option of the highest expected quality, if all share the uplink alike; None if none is ever in time."""
     best: tuple[tuple[float, int], ModeOption] | None = None
     for option in request.options:
-        if option.mode.is_question and (times := sum(_arrives(problem, request, option) for problem in problems)):
+        if not option.mode.is_question:
+            continue
+        times = sum(n for problem, n in zip(problems, counts, strict=True) if _arrives(problem, request, option))
+        if times:
             value = option.quality * times, times  # a profile may state no qualities
             if best is None or value > best[0]:
                 best = value, option
@@ -83,17 +101,21 @@ def _nets(problem: Problem, hedges: Mapping[int, ModeOption]) -> dict[int, ModeO
 
 
 def _expected(
-    problems: Sequence[Problem], solution: Solution, shares: Shares, nets: Sequence[Mapping[int, ModeOption]]
+    problems: Sequence[Problem],
+    counts: Sequence[int],
+    solution: Solution,
+    shares: Shares,
+    nets: Sequence[Mapping[int, ModeOption]],
 ) -> tuple[float, float]:
     """Expected (weight met, weighted delivered quality) of a plan, rounded so that noise decides nothing.
 
     Args:
-        nets: for each of the problems, which differ in the rate.
+        counts, nets: for each of the problems, which differ in the rate.
 
     Answering from hedges may take more cloud time than was planned; the excess over the budget is lost by all alike.
     """
     met = quality = 0.0
-    for problem, net_of in zip(problems, nets, strict=True):
+    for problem, count, net_of in zip(problems, counts, nets, strict=True):
         # As if the channel squeezed all grants alike.
         slowdown = min(1.0, problem.uplink_mbps / shares.granted_mbps) if shares.granted_mbps > 0 else 1.0
         free_in_ms = problem.cloud_free_in_ms
@@ -111,6 +133,6 @@ def _expected(
             cloud_ms += option.cloud_ms
         budget_ms = problem.cloud_budget_ms(max(problem.due_in_ms(request) for request in problem.requests))
         kept = min(1.0, budget_ms / cloud_ms) if cloud_ms else 1.0
-        met += kept * met_now
-        quality += kept * quality_now
-    return round(met / len(problems), 9), round(quality / len(problems), 9)
+        met += count * kept * met_now
+        quality += count * kept * quality_now
+    return round(met / sum(counts), 9), round(quality / sum(counts), 9)
