@@ -48,6 +48,10 @@ inits+=($!)
 lan=$(child $!)
 nsenter -t "$lan" -n sh -c 'ip link add br0 type bridge && ip link set br0 up && ip link set lo up' || exit 1
 
+private_tmp='mount -t tmpfs -o size=1g tmpfs /tmp'
+case $PWD/ in                                # what is run from below /tmp stays visible
+  /tmp/*) private_tmp="mount --bind '$PWD' /mnt && $private_tmp && mkdir -p '$PWD' && mount --move /mnt '$PWD'" ;;
+esac
 number=0
 for node in a b c; do
   number=$((number + 1))
@@ -55,7 +59,7 @@ for node in a b c; do
     --boottime $((number * 1000)) --fork --kill-child --mount-proc sh -c "
       hostname node-$node
       mount -t tmpfs -o size=1g tmpfs /dev/shm
-      mount -t tmpfs -o size=1g tmpfs /tmp
+      $private_tmp
       exec sleep infinity" &
   inits+=($!)
   init[$node]=$(child $!)
@@ -78,7 +82,10 @@ begin() {                                    # begin NODE NUMBER OPTIONS...
   starts+=($!)
 }
 begin a 1 --head --port 6379 --include-dashboard "${DASHBOARD:-false}" --dashboard-host 10.99.0.1 --dashboard-port 8265
-until on a bash -c '</dev/tcp/10.99.0.1/6379' 2>/dev/null; do sleep 0.2; done
+until on a bash -c '</dev/tcp/10.99.0.1/6379' 2>/dev/null; do
+  kill -0 "${starts[0]}" 2>/dev/null || { tail -n 5 "$work/a.log" >&2; exit 1; }
+  sleep 0.2
+done
 begin b 2 --address 10.99.0.1:6379
 begin c 3 --address 10.99.0.1:6379
 

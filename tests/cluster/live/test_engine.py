@@ -103,7 +103,7 @@ def test_delay_and_loss_are_refused_where_there_are_none(
 def test_a_small_request_is_one_frame_on_the_wire(live_run: Run, scenario: Write) -> None:
     done = live_run(scenario(modes=["prompt"], cloud={"workers": 1}), "--allocators", "equal")
     assert done.returncode == 0, done.stderr
-    assert set(done.ledger.wire_bytes) == {336 + 44 + 4 + 66}, (
+    assert set(done.ledger.wire_bytes) == {336 + 52 + 4 + 66}, (
         "payload, header, chunk's length, Ethernet with IP and TCP"
     )
     for agent in done.summary["link"]["agents"]:
