@@ -61,11 +61,6 @@ def power(exponent: int) -> int:
     return product
 
 
-def combine(first: int, second: int, second_bytes: int) -> int:
-    """The CRC-32 of two parts in a row, from the CRC-32 of each and the size of the second in bytes."""
-    return multiply(first, power(8 * second_bytes)) ^ second
-
-
 @lru_cache(maxsize=4096)
 def conditioning(size: int) -> int:
     """What zlib's initial and final inversions add to the remainder of a message of `size` bytes, times x ** 32."""

@@ -25,8 +25,7 @@ class DeviceTimes(Settings):
     prefill_ms: float = Field(default=0.0, ge=0, description="of any prefill")
     prefill_token_ms: float = Field(ge=0, description="for each token of the context")
     prefill_pair_ns: float = Field(default=0.0, ge=0, description="for each pair of tokens: times tokens squared")
-    step_ms: float = Field(ge=0, description="of a decode step of one request, without what its positions cost")
-    step_request_ms: float = Field(default=0.0, ge=0, description="for each further request in the step")
+    step_ms: float = Field(ge=0, description="of a decode step, without what its positions cost")
     step_position_us: float = Field(default=0.0, ge=0, description="for each position that a request attends to")
 
     def prefill_of(self, tokens: int) -> float:
@@ -37,10 +36,6 @@ class DeviceTimes(Settings):
         """Ms to decode an answer alone: its first token attends to `attended` positions, each next to one more."""
         positions = output_tokens * attended + output_tokens * (output_tokens - 1) / 2
         return self.step_ms * output_tokens + self.step_position_us * 1e-3 * positions
-
-    def step_of(self, requests: int, positions: float) -> float:
-        """Time in ms of one decode step of a batch that attends to so many positions in all."""
-        return self.step_ms + self.step_request_ms * (requests - 1) + self.step_position_us * 1e-3 * positions
 
 
 class LengthTimes(Settings):
@@ -55,7 +50,3 @@ class LengthTimes(Settings):
         if self.contexts[0] > self.contexts[1]:
             raise ValueError(f"contexts from {self.contexts[0]} to {self.contexts[1]}: the shortest comes first")
         return self
-
-    def measured(self, lengths: Lengths) -> bool:
-        """Whether a request's context is in the measured range."""
-        return self.contexts[0] <= lengths.context_tokens <= self.contexts[1]

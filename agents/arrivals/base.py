@@ -7,7 +7,6 @@ import numpy as np
 from configs.settings import Settings
 from models.lengths import Lengths
 
-MAX_TRACE_BYTES = 64 * 2**20
 MAX_REQUESTS = 1_000_000  # of a turn
 MAX_TURN_S = 7 * 86_400.0
 

@@ -6,8 +6,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
-from agents.arrivals.base import MAX_REQUESTS, MAX_TRACE_BYTES, MAX_TURN_S, ArrivalProcess, ArrivalTraceError
+from agents.arrivals.base import MAX_REQUESTS, MAX_TURN_S, ArrivalProcess, ArrivalTraceError
 from configs.reading import FileRefused, TableError, has_header, read_lines, shortened, table_rows
+
+MAX_TRACE_BYTES = 64 * 2**20
 
 
 class TraceArrivals(ArrivalProcess):

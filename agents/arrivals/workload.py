@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -303,7 +303,7 @@ def _time(row: Mapping[str, Any], name: str) -> float:
     value = _cell(row, name)
     try:
         if isinstance(value, datetime):
-            return value.timestamp()
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             try:
                 number = float(value)
@@ -318,8 +318,7 @@ def _time(row: Mapping[str, Any], name: str) -> float:
 
 def _date(text: str) -> float:
     """Seconds of a date and time; digits beyond microseconds are kept. Raises ValueError."""
-    moment = datetime.fromisoformat(text.strip())
+    moment = datetime.fromisoformat(text.strip()).replace(microsecond=0)
     fraction = re.search(r"\.(\d+)", text)
-    seconds = moment.replace(microsecond=0)
-    seconds_s = seconds.timestamp() if seconds.tzinfo else (seconds - datetime(1970, 1, 1)).total_seconds()
+    seconds_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return seconds_s + (float(f"0.{fraction[1]}") if fraction else 0.0)

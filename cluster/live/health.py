@@ -1,4 +1,4 @@
-"""Whether a process answers: heartbeats of our own: a frozen process doesn't die, and Ray misses it late."""
+"""Whether a process answers, by heartbeats of our own: a frozen process doesn't die, and Ray notices a cut one late."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,6 +1,7 @@
 """Workload files are read exactly, in every format, and refused by line and column; generators are as they say."""
 
 import json
+import time
 from datetime import datetime, timedelta
 from math import exp, lgamma, log1p
 from pathlib import Path
@@ -81,6 +82,23 @@ def test_every_format_is_told_by_itself_and_read_to_the_digit(write, tmp_path: P
     arrivals = WorkloadFile(path=path).schedule(3, np.random.default_rng(0))
     assert lengths_of(arrivals) == [Lengths(*row[1:]) for row in ROWS]
     assert [arrival.agent_id for arrival in arrivals] == [0, 1, 2, 0]
+
+
+def test_dates_are_the_same_whatever_the_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where clocks are set forward, an hour of local time isn't there; in a file it is an hour like any other."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        moments = [datetime(2024, 3, 31, 1, 59), datetime(2024, 3, 31, 2, 30), datetime(2024, 3, 31, 3, 1)]
+        rows = pd.DataFrame({"t_s": moments, "context_tokens": 5, "output_tokens": 5})
+        rows.to_parquet(tmp_path / "w.parquet")
+        rows.to_csv(tmp_path / "w.csv", index=False)
+        for name in ("w.parquet", "w.csv"):
+            at_s = [request.at_s for request in read_workload(tmp_path / name)]
+            assert np.diff(at_s).tolist() == [31 * 60, 31 * 60]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_blocks_of_prefixes_are_kept(tmp_path: Path) -> None:

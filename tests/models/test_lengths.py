@@ -50,7 +50,7 @@ def profile(**changes: object) -> ModelProfile:
 @given(st.integers(1, 5000), st.integers(1, 300), st.sampled_from([0.25, 0.5, 1.0]))
 def test_an_answer_takes_the_sum_of_its_steps(context: int, output: int, retention: float) -> None:
     times = DeviceTimes.model_validate(TIMES)
-    steps = [times.step_of(1, context * retention + number) for number in range(output)]
+    steps = [times.step_ms + times.step_position_us / 1e3 * (context * retention + number) for number in range(output)]
     assert times.decode_of(context * retention, output) == pytest.approx(sum(steps))
 
 
