@@ -9,7 +9,8 @@ FRAME_OVERHEAD_BYTES = 66  # Ethernet 14 + IPv4 20 + TCP with timestamps 32
 FRAME_BYTES = SEGMENT_PAYLOAD_BYTES + FRAME_OVERHEAD_BYTES
 
 MIN_SHAPED_MBPS = 0.001  # the lowest grant or channel rate that a link accepts
-MAX_RATE_MBPS = 10_000.0
+MAX_SHAPED_MBPS = 10_000.0  # the highest
+MAX_RATE_MBPS = 1_000_000.0  # of any channel; those above MAX_SHAPED_MBPS can only be simulated
 
 
 def wire_bytes(payload_bytes: int) -> int:

@@ -10,8 +10,8 @@ from cluster.interrupts import Interrupts, ignore
 from cluster.live.engine import LiveEngine, Report
 from cluster.live.nodes import Layout, lay_out
 from cluster.live.other_nodes import OtherNodes
-from cluster.live.placement import Placement, PlacementError, place
-from cluster.live.preflight import check_models
+from cluster.live.placement import Placement, place
+from cluster.live.preflight import check_models, check_size
 from cluster.live.ray_session import RaySession, ray_session
 from cluster.run_folder import ledger
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
@@ -26,7 +26,6 @@ from reports import files
 from reports.schema import Summary
 
 HANDLERS_WAIT_S = 0.2
-MAX_LIVE_AGENTS = 1024
 RELAYED, SPARE_CONNECTIONS = 4, 256  # of an agent and a worker: two ways, and lost ones that linger
 TRIED = LinkImpairments(up=Impairment(delay_ms=1.0), down=Impairment(delay_ms=1.0))
 
@@ -49,10 +48,7 @@ def run_live(
     Raises:
         ModelsUnavailable, RayUnavailable, PlacementError, LinkUnavailable, KeyboardInterrupt: nothing was started.
     """
-    if len(scenario.agent_profiles) > MAX_LIVE_AGENTS:
-        raise PlacementError(
-            f"{len(scenario.agent_profiles)} agents; a live link has room for {MAX_LIVE_AGENTS}. Use --engine simulated"
-        )
+    check_size(scenario)
     check_models(scenario)
     check_impairments(scenario)
     interrupts.check()

@@ -1,10 +1,28 @@
-"""Checks of a scenario's real models before a live run starts them."""
+"""Checks of a scenario before a live run starts anything: its size, and its real models."""
 
+from cluster.live.placement import PlacementError
 from cluster.scenario.schema import Scenario
+from netem.helper.protocol import MAX_AGENTS, MAX_WORKERS
+from netem.wire import MAX_SHAPED_MBPS
 
 
 class ModelsUnavailable(ValueError):
     """A live run's models are missing or incompatible; the message names the scenario's key and the remedy."""
+
+
+def check_size(scenario: Scenario) -> None:
+    """Check that a live link can carry the scenario, which may be larger than that in simulations.
+
+    Raises:
+        PlacementError: with a one-line message that names the scenario's key.
+    """
+    for key, size, most in (
+        ("agents.groups: agents", len(scenario.agent_profiles), MAX_AGENTS),
+        ("cloud.workers: workers", scenario.cloud.workers, MAX_WORKERS),
+        ("uplink.channel or events: Mbit/s", scenario.peak_mbps, MAX_SHAPED_MBPS),
+    ):
+        if size > most:
+            raise PlacementError(f"{key}: {size:g}; a live link has room for {most:g}. Use --engine simulated")
 
 
 def check_models(scenario: Scenario) -> None:

@@ -39,6 +39,7 @@ def _ray_fraction(value: float) -> float:
 
 NAME = r"^[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,63}$"  # also of folders: neither `..` nor hidden
 MAX_AGENTS = 100_000
+MAX_WORKERS = 10_000
 MAX_STEPS = 5_000_000
 MAX_TIMEOUT_MS = 86_400_000.0
 MARGIN = 0.01
@@ -101,7 +102,7 @@ class AgentsSettings(Settings):
 class CloudSettings(Settings):
     """The cloud pool. Resources are per worker."""
 
-    workers: int = Field(default=1, ge=1, le=64, description="cloud workers in the pool")
+    workers: int = Field(default=1, ge=1, le=MAX_WORKERS, description="cloud workers in the pool; live at most 64")
     queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests waiting at one worker")
     batch: int = Field(default=1, ge=1, le=64, description="requests of one model that a worker decodes together")
     num_cpus: Fraction = Field(default=0.1, description="CPUs that Ray reserves for each worker")

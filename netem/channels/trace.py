@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from configs.reading import FileRefused, TableError, has_header, read_lines, shortened, table_rows
 from netem.channels.base import MIN_CHANNEL_MBPS, Channel, RateChange
-from netem.wire import MAX_RATE_MBPS
+from netem.wire import MAX_SHAPED_MBPS
 
 MAHIMAHI_PACKET_BYTES = 1500
 MAX_TRACE_BYTES = 64 * 2**20
@@ -87,8 +87,8 @@ def parse_csv(lines: list[str], path: Path) -> tuple[list[RateChange], float]:
             at_s, mbps = (float(cell) for cell in row)
         except ValueError:
             raise TraceError(f"{path}:{number}: {shortened(','.join(row))} is not 't_s,mbps' (two numbers)") from None
-        if not 0 <= mbps <= MAX_RATE_MBPS:
-            raise TraceError(f"{path}:{number}: {mbps:g} Mbit/s is outside 0 to {MAX_RATE_MBPS:g}")
+        if not 0 <= mbps <= MAX_SHAPED_MBPS:
+            raise TraceError(f"{path}:{number}: {mbps:g} Mbit/s is outside 0 to {MAX_SHAPED_MBPS:g}")
         if changes and not changes[-1].at_s < at_s:
             raise TraceError(f"{path}:{number}: {at_s:g} s does not come after {changes[-1].at_s:g} s")
         if not changes and at_s != 0:
@@ -139,10 +139,10 @@ def parse_mahimahi(lines: list[str], path: Path, bin_ms: int) -> tuple[list[Rate
 def _check_rate(packets: int, width_ms: int, path: Path, number: int) -> float:
     """The rate in Mbit/s of so many packets in a bin. Raises TraceError if no link can have it."""
     mbps = packets * MAHIMAHI_PACKET_BYTES * 8 / (width_ms * 1000)
-    if mbps > MAX_RATE_MBPS:
+    if mbps > MAX_SHAPED_MBPS:
         raise TraceError(
             f"{path}:{number}: {packets} opportunities in {width_ms} ms are {mbps:,.0f} Mbit/s; at most "
-            f"{MAX_RATE_MBPS:,.0f} (a larger bin_ms averages over more of them)"
+            f"{MAX_SHAPED_MBPS:,.0f} (a larger bin_ms averages over more of them)"
         )
     return mbps
 

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from netem.impairments import Impairments
 from netem.link import CongestionControl
-from netem.wire import MAX_RATE_MBPS, MIN_SHAPED_MBPS
+from netem.wire import MAX_SHAPED_MBPS, MIN_SHAPED_MBPS
 
 MAX_REQUEST_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 1 << 17  # counters of 1024 agents
 MAX_AGENTS = 1024
 MAX_WORKERS = 64
 
-Rate = Annotated[float, Field(ge=MIN_SHAPED_MBPS, le=MAX_RATE_MBPS, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=MIN_SHAPED_MBPS, le=MAX_SHAPED_MBPS, allow_inf_nan=False)]
 Agent = Annotated[int, Field(ge=0, lt=MAX_AGENTS)]
 Worker = Annotated[int, Field(ge=0, lt=MAX_WORKERS)]
 

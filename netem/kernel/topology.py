@@ -29,7 +29,7 @@ from netem.impairments import Impairments
 from netem.kernel import htb, netlink
 from netem.kernel.impaired_links import impair_arrivals, impair_departures
 from netem.kernel.namespaces import NetworkNamespace
-from netem.wire import MAX_RATE_MBPS
+from netem.wire import MAX_SHAPED_MBPS
 
 STATION_MAC, FAR_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 STATION_IP = "10.63.0.1"  # every far end's gateway; only its neighbour entry exists
@@ -255,5 +255,5 @@ def _fix_neighbour(kernel: IPRoute, link: int, ip: str, mac: str) -> None:
 
 
 def _add_hop2_leaf(station: IPRoute, minor: int) -> None:
-    htb.add_class(station, CLOUD_LINK, minor, ASSURED_MBPS, MAX_RATE_MBPS, htb.HANDLE | TOTAL)
+    htb.add_class(station, CLOUD_LINK, minor, ASSURED_MBPS, MAX_SHAPED_MBPS, htb.HANDLE | TOTAL)
     htb.add_queue(station, CLOUD_LINK, minor)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from netem.channels import AnyChannel, Channel
-from netem.wire import MAX_RATE_MBPS
+from netem.wire import MAX_SHAPED_MBPS
 
 CHANNEL: TypeAdapter[Channel] = TypeAdapter(AnyChannel)
 
@@ -60,9 +60,9 @@ def test_too_many_bins_say_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bin_ms", [1, 20, 100, 1000])
 def test_what_loads_is_within_the_link(tmp_path: Path, bin_ms: int) -> None:
     """As many opportunities as fit the fastest link, and one more; also in a last bin that is cut off."""
-    most = int(MAX_RATE_MBPS * 1000 / (1500 * 8))
+    most = int(MAX_SHAPED_MBPS * 1000 / (1500 * 8))
     (tmp_path / "a.up").write_text("".join(f"{ms}\n" * most for ms in (1, 2, 3)))
-    assert all(change.mbps <= MAX_RATE_MBPS for change in trace(tmp_path / "a.up", bin_ms=bin_ms).until(0, 1))
+    assert all(change.mbps <= MAX_SHAPED_MBPS for change in trace(tmp_path / "a.up", bin_ms=bin_ms).until(0, 1))
     (tmp_path / "a.up").write_text("".join(f"{ms}\n" * (most + 1) for ms in (1, 2, 3)))
     with pytest.raises(ValidationError, match="at most 10,000"):
         trace(tmp_path / "a.up", bin_ms=bin_ms)
