@@ -171,11 +171,15 @@ class LinkClient:
         async with self._lock:
             self._last_id += 1
             message = protocol.encode({"id": self._last_id, **request})
+            patient_until_s = loop.time() + self._patience_s
             while True:
                 try:
                     await loop.sock_sendall(self._connection, message)
                     answer, attached = await self._answer()
-                    break
+                    # Another helper is there, and its link soon will be.
+                    if answer["ok"] or answer["error"] != protocol.NOT_BUILT or loop.time() >= patient_until_s:
+                        break
+                    await asyncio.sleep(AGAIN_S)
                 except OSError as error:
                     if not self._patience_s:
                         raise LinkLost(f"the helper is gone: {error}") from error

@@ -18,6 +18,7 @@ MAX_REQUEST_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 1 << 17  # counters of 1024 agents
 MAX_AGENTS = 1024
 MAX_WORKERS = 64
+NOT_BUILT = "the link isn't built yet"  # an error that passes
 
 Rate = Annotated[float, Field(ge=MIN_SHAPED_MBPS, le=MAX_SHAPED_MBPS, allow_inf_nan=False)]
 Agent = Annotated[int, Field(ge=0, lt=MAX_AGENTS)]

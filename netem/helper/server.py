@@ -167,5 +167,5 @@ class Server:
 
     def _built(self) -> Link:
         if not self._link:
-            raise LinkError("the link isn't built yet")
+            raise LinkError(protocol.NOT_BUILT)
         return self._link

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -299,7 +300,14 @@ async def test_a_killed_helper_is_replaced_and_patient_clients_find_the_new_one(
         first = session.pid
         os.kill(first, signal.SIGKILL)
         asking = asyncio.create_task(patient.used_bytes())
-        await asyncio.to_thread(session.restart)
+        building = session._build
+
+        def build_late(request: protocol.Build) -> None:
+            time.sleep(0.3)  # the helper is there by now, and is asked
+            building(request)
+
+        with patch.object(session, "_build", build_late):
+            await asyncio.to_thread(session.restart)
         assert await asking == 0 and session.pid != first
         with pytest.raises(LinkLost):
             await impatient.used_bytes()
