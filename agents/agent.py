@@ -157,6 +157,7 @@ class Agent:
         self._backlog: set[int] = set()  # requests that wait for the agent's compute or uplink, or are on it
         self._queued: set[int] = set()  # those of them that wait for the uplink
         self._last_resorts = LastResorts()
+        self._begun: dict[int, asyncio.Task[str]] = {}  # answers that the edge has begun beside what is sent
 
     def adjust(self, change: Adjustment) -> None:
         """Change what the agent goes by, between requests or during some."""
@@ -306,7 +307,8 @@ class Agent:
             if in_turn:
                 self._turn.release()
         if delivery is None:
-            record.answer = await self._decode(record, work, option)
+            begun = self._begun.get(record.request_id)
+            record.answer = await (self._decode(record, work, option) if begun is None else self._take(record, begun))
             record.answered = option.mode
             return
         stages = await delivery.answer
@@ -326,6 +328,13 @@ class Agent:
             record.decode_ms = lap_ms()
             return answer
 
+    async def _take(self, record: Record, begun: "asyncio.Task[str]") -> str:
+        """The edge's own answer, which it has begun already."""
+        lap_ms = stopwatch(self._time_s)
+        answer = await asyncio.shield(begun)
+        record.decode_ms = lap_ms()
+        return answer
+
     async def _answer_in_time(self, record: Record, request: Request, work: Work, last: ModeOption) -> None:
         """As planned if that is in time; else the edge's own answer, which is begun at the last moment."""
         stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -341,7 +350,7 @@ class Agent:
                 return
             here = replace(record)
             self._account(here)
-            decoding = asyncio.create_task(self._decode(here, work, last))
+            decoding = self._begun[request.request_id] = asyncio.create_task(self._decode(here, work, last))
             try:
                 await asyncio.wait({planned, decoding}, return_when=asyncio.FIRST_COMPLETED)
                 if not planned.done() or _is_lost(planned):
@@ -354,6 +363,7 @@ class Agent:
                     return
                 here.answer = await decoding
             finally:
+                del self._begun[request.request_id]
                 decoding.cancel()
             stop.set_result(None)
             planned.cancel()

@@ -18,6 +18,8 @@ TURN_REQUESTS = "host-*.jsonl"  # one of each host of agents
 # Of folders that hold several run folders.
 COMPARISON = "compare.json"
 FIDELITY = "fidelity.json"
+# Of the folder of `scout bench policies`.
+POLICIES = "policies.json"
 
 
 def turn_journal(run_dir: Path, allocator: str) -> Path:

@@ -254,6 +254,16 @@ class Summary(Document):
     relay: dict[str, int] = {}
 
 
+class Bound(Document):
+    """What no allocator can exceed in a run: met in percent, delivered quality; each by itself.
+
+    See `allocator.bench.hindsight`.
+    """
+
+    compliance: float
+    delivered_quality: float
+
+
 class ComparedRun(Document):
     """One run of a comparison; `point` has the value of every key that was swept."""
 
@@ -404,3 +414,65 @@ class WorkloadSummary(Document):
     context_tokens: WorkloadLengths
     output_tokens: WorkloadLengths
     blocks_seen_before: float | None
+
+
+class PolicyCell(Document):
+    """One cell of `scout bench policies`.
+
+    Attributes:
+        prompts: whether prompts may be sent, beside caches.
+        cloud_load: worker time that prompts alone would take, as a share of what there is.
+    """
+
+    uplink: str
+    workload: str
+    prompts: bool
+    cloud_load: float
+    loss_percent: float
+
+    def name(self) -> str:
+        """For tables and messages."""
+        modes = "prompts" if self.prompts else "caches"
+        loss = f", loss {self.loss_percent:g} %" if self.loss_percent else ""
+        return f"{self.uplink}, {self.workload}, {modes}, {self.cloud_load:g}{loss}"
+
+
+class PolicyScore(Document):
+    """Of one policy in one run: met in percent of the scheduled requests, and mean delivered quality."""
+
+    met: float
+    delivered: float
+
+
+class PolicyUnit(Document):
+    """One run: a cell, by its place in the list, with one seed; policies that can't serve the cell are left out."""
+
+    cell: int
+    seed: int
+    requests: int
+    scores: dict[str, PolicyScore]
+    bound: Bound | None
+
+
+class PolicyBench(Document):
+    """`policies.json`: the runs of `scout bench policies` that have been made so far, in the order of cell and seed.
+
+    Attributes:
+        judged: the policy that is compared with the trivial ones.
+        files: users' own uplinks and workloads, by the names that cells use.
+    """
+
+    command: str
+    machine: Machine
+    judged: str
+    trivial: list[str]
+    policies: list[str]
+    duration_s: float
+    seeds: list[int]
+    files: dict[str, str]
+    cells: list[PolicyCell]
+    units: list[PolicyUnit]
+
+    def planned(self) -> int:
+        """How many runs there will be."""
+        return len(self.cells) * len(self.seeds)

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli import benches, compare, dashboard, demo, experiments, model_benches, models, problems, runs, scenarios
+from cluster.cli import (
+    benches,
+    compare,
+    dashboard,
+    demo,
+    experiments,
+    model_benches,
+    models,
+    policy_bench,
+    problems,
+    runs,
+    scenarios,
+)
 
 app = typer.Typer(
     name="scout",
@@ -44,6 +56,7 @@ BENCHES: tuple[Callable[..., Any], ...] = (
     benches.links,
     benches.cycles,
     benches.allocator,
+    policy_bench.policies,
     benches.simulate,
     model_benches.codec,
     model_benches.scoring,

@@ -63,6 +63,11 @@ class TraceChannel(Channel):
             self._changes, self._length_s = parse_mahimahi(lines, self.path, self.bin_ms)
         return self
 
+    @property
+    def length_s(self) -> float:
+        """After which it begins again, with `loop`."""
+        return self._length_s
+
     def changes_within(self, end_s: float) -> float:
         laps = max(1.0, end_s / self._length_s) if self.loop else 1.0
         return laps * len(self._changes)
