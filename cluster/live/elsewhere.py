@@ -1,7 +1,10 @@
 """A process on another node than the station: how it takes part in the link and in the station's time."""
 
 import asyncio
+import os
 import platform
+import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +30,8 @@ PINGS, FIRST_PINGS = 10, 30
 SOON_S, LATER_S = 2.0, 10.0  # between two checks, until drift is known and afterwards
 SLOWER_MS = 10.0  # a round trip that has grown by so much has slowed down
 BAD_IN_A_ROW = 2
+LEASE_S = 10.0  # a process that has heard nothing from the station for so long belongs to no run any more
+LEASE_CHECK_S = 2.0
 WORTH = 3.0  # a sample of the clock whose round trip is so many times the least isn't
 
 Connect = Callable[[int, int], Awaitable[Any]]
@@ -73,7 +78,7 @@ async def connected_host(scenario: Scenario, agent_ids: Sequence[int], connect: 
 
 async def listen(member: Membership, worker: int) -> Accept:
     """A worker's place in the emulated cloud, taken from another node."""
-    await InStep(member, StationLink(member.relay, worker)).begin()
+    await _join(member, worker)
     standing = Standing(member.relay, worker)
     await standing.open()
     return standing.accept
@@ -81,8 +86,40 @@ async def listen(member: Membership, worker: int) -> Accept:
 
 async def open_host(scenario: Scenario, agent_ids: Sequence[int], member: Membership) -> AgentHost:
     """A host on another node."""
-    await InStep(member, StationLink(member.relay, ANY, agent_ids[0])).begin()
+    await _join(member, agent=agent_ids[0])
     return await connected_host(scenario, agent_ids, member.relay.connect)
+
+
+async def _join(member: Membership, worker: int = ANY, agent: int = 0) -> None:
+    """Have this process be part of the run for as long as it hears of the station. Raises OSError."""
+    await InStep(member, StationLink(member.relay, worker, agent)).begin()
+    _KEPT.add(asyncio.create_task(_end_with(StationLink(member.relay, worker, agent))))
+
+
+async def _end_with(station: StationLink) -> None:
+    await until_unheard(station)
+    print(f"the station was not heard of for {LEASE_S:g} s: process {os.getpid()} ends itself", file=sys.stderr)
+    os._exit(1)
+
+
+async def until_unheard(station: StationLink) -> None:
+    """Return once the station hasn't answered for `LEASE_S`: by then it has given this process up.
+
+    Args:
+        station: a connection for this alone, since measuring the network's speed occupies one for long.
+    """
+    failing_since_s: float | None = None
+    while failing_since_s is None or time.monotonic() - failing_since_s < LEASE_S:
+        await asyncio.sleep(LEASE_CHECK_S)
+        tried_s = time.monotonic()
+        try:
+            async with asyncio.timeout(LEASE_CHECK_S):
+                if failing_since_s is not None or not station.is_open:
+                    await station.open()
+                await station.clock(1)
+            failing_since_s = None
+        except (OSError, EOFError, TimeoutError):
+            failing_since_s = tried_s if failing_since_s is None else failing_since_s
 
 
 class InStep:
@@ -104,8 +141,7 @@ class InStep:
         await self._station.open()
         await self._look(FIRST_PINGS)
         self._clock.drive(asyncio.get_running_loop())
-        keeping = asyncio.create_task(self._keep())
-        _KEPT.add(keeping)
+        _KEPT.add(asyncio.create_task(self._keep()))
 
     async def _keep(self) -> None:
         while True:

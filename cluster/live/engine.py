@@ -95,8 +95,6 @@ class LiveEngine:
 
     async def run(self) -> RunResult:
         """All turns, or as many as could be had; the journals hold the records."""
-        if self._others is not None:
-            self._watch(self._others.relay_pid, "the station's relay died")
         for pid in children(os.getpid(), "gcs_server"):
             self._watch(pid, "Ray's GCS died")
         keeper: Keeper | None = None
@@ -126,7 +124,7 @@ class LiveEngine:
         problems = await self._unless_halted(keeper.start_missing())
         if self.result.turns:
             self.result.problems += problems
-            for lack in left(parts):
+            for lack in left(parts, spread=self._others is not None):
                 self.stop(lack)
         elif problems:
             self.stop(problems[0])

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from cluster.live.health import until_silent
+from cluster.live.other_nodes import OtherNodes
 from cluster.live.parts import LiveParts, Process
 from cluster.live.pool import Pool
 from cluster.processes import ended
@@ -24,7 +25,9 @@ from netem.helper.session import LinkSession, LinkUnavailable
 
 READY_TIMEOUT_S = 120.0
 MODELS_TIMEOUT_S = 900.0  # to load them, and on a GPU to compile how they decode
-ALLOCATOR, HELPER = Part("allocator"), Part("helper")
+ALLOCATOR, HELPER, RELAY = Part("allocator"), Part("helper"), Part("relay")
+NEEDED = (ALLOCATOR, HELPER, RELAY)  # for any request to get through
+IN_A_THREAD = (HELPER, RELAY)
 CANT_START = (RayError, LinkUnavailable, LinkLost, LinkRefused, TimeoutError)
 
 
@@ -56,6 +59,8 @@ class Keeper:
         self._revivals: dict[Part, asyncio.Task[Process | None]] = {}
         self.deaths: Counter[Part] = Counter()
         self._take(self._helper())
+        if pool.others is not None:
+            self._take(self._relay(pool.others))
 
     async def start_missing(self) -> list[str]:
         """Start the parts that aren't there: all before the first turn, later those that died.
@@ -64,14 +69,13 @@ class Keeper:
         started, if any.
         """
         problems = []
-        if self._parts.helper is None:
-            if self._pool.spread:  # the relay goes by the link that is lost
-                return [f"{HELPER} died"]
+        for part in self._missing_link():
             try:
-                self._take(await self._start(HELPER))
+                self._take(await self._start(part))
             except CANT_START as error:
-                return [f"{HELPER} can't be started: {in_words(error)}"]
-            await self._parts.relinked()
+                return [f"{part} can't be started: {in_words(error)}"]
+            if part == HELPER:
+                await self._parts.relinked()
         workers, hosts = self._missing()
         actors = {part: self._pool.create(part) for part in (*workers, *hosts)}  # they come up side by side
         for group in (workers, hosts):  # workers listen first; hosts then connect
@@ -107,7 +111,7 @@ class Keeper:
         revivals = list(self._revivals.items())
         self._revivals.clear()
         for part, revival in revivals:
-            if part != HELPER:  # which is started in a thread
+            if part not in IN_A_THREAD:
                 revival.cancel()
         await asyncio.gather(*[revival for _, revival in revivals], return_exceptions=True)
         if (allocator := self._parts.allocator) is not None:
@@ -132,6 +136,13 @@ class Keeper:
         await asyncio.wait([revival])
         return None if revival.cancelled() else revival.result()
 
+    def _missing_link(self) -> list[Part]:
+        """Helper and relay; the relay ends with the link that it goes by."""
+        missing = [HELPER] if self._parts.helper is None else []
+        if self._pool.others is not None and (missing or self._parts.relay is None):
+            missing.append(RELAY)
+        return missing
+
     def _missing(self) -> tuple[list[Part], list[Part]]:
         """Workers and hosts."""
         workers = [Part("worker", number) for number, there in enumerate(self._parts.workers) if there is None]
@@ -143,6 +154,10 @@ class Keeper:
         if part == HELPER:
             await asyncio.to_thread(self._link.restart)
             return self._helper()
+        if part == RELAY:
+            assert self._pool.others is not None
+            await asyncio.to_thread(self._pool.others.restart_relay)
+            return self._relay(self._pool.others)
         return await self._started(part, self._pool.create(part, settings))
 
     async def _started(self, part: Part, actor: ActorHandle) -> Process:
@@ -160,6 +175,9 @@ class Keeper:
                 await client.used_bytes()
 
         return Process(HELPER, self._link.pid, None, ping)
+
+    def _relay(self, others: OtherNodes) -> Process:
+        return Process(RELAY, others.relay_pid, None, others.ask_relay)
 
     def _take(self, process: Process) -> None:
         self._parts.put(process.part, process)
@@ -195,9 +213,9 @@ class Keeper:
             if part.kind == "worker":
                 self._tell_allocator("worker_lost", part.number)
             wanted = turn.account.died(part, f"{process.place} {cause}")
-            if wanted and not (part == HELPER and self._pool.spread):
+            if wanted:
                 self._revivals[part] = asyncio.create_task(self._revive(part, turn))
-            elif part in (ALLOCATOR, HELPER):
+            elif part in NEEDED:
                 turn.lose(f"{part} died")
         process.gone.set()
 
@@ -213,7 +231,7 @@ class Keeper:
                 await self._parts.relinked()
         except CANT_START as error:
             turn.account.failed(part, in_words(error))
-            if part in (ALLOCATOR, HELPER):
+            if part in NEEDED:
                 turn.lose(f"{part} can't be started again: {in_words(error)}")
             return None
         if part.kind == "worker":
@@ -257,7 +275,9 @@ def in_words(error: BaseException) -> str:
     return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"
 
 
-def left(parts: LiveParts) -> Sequence[str]:
+def left(parts: LiveParts, spread: bool) -> Sequence[str]:
     """What a turn can't be played without and isn't there, in words."""
-    lists = (("host of agents", parts.hosts), ("cloud worker", parts.workers), ("helper of the link", [parts.helper]))
+    lists = [("host of agents", parts.hosts), ("cloud worker", parts.workers), ("helper of the link", [parts.helper])]
+    if spread:
+        lists.append(("relay", [parts.relay]))
     return [f"no {name} is left" for name, processes in lists if not parts.living(processes)]

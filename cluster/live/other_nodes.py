@@ -45,10 +45,22 @@ class OtherNodes:
         self._scenario = scenario
         self._layout = layout
         self._session = session
-        self._relay = relay.address
-        self.relay_pid = relay.pid
+        self._relay_session, self._relay = relay, relay.address
         self._peak_mbps = scenario.peak_mbps
         self._examined: dict[str, Examined] = {}
+
+    @property
+    def relay_pid(self) -> int:
+        """The relay's process, on this node."""
+        return self._relay_session.pid
+
+    async def ask_relay(self) -> None:
+        """Get an answer from the relay. Raises OSError."""
+        await self._relay.status()
+
+    def restart_relay(self) -> None:
+        """See `RelaySession.restart`."""
+        self._relay_session.restart()
 
     def is_remote(self, spot: Spot) -> bool:
         """Whether an actor at this spot takes part by the relay."""

@@ -78,7 +78,7 @@ class LiveParts:
 
     Attributes:
         hosts, workers: by number; None for one that isn't there.
-        allocator: of the turn that is on; helper. None for one that isn't there.
+        allocator: of the turn that is on; helper; relay, if there are other nodes. None for one that isn't there.
         allocator_actor: of the turn's last allocator, which may have died.
         told, policy: what the turn's allocator has been told.
     """
@@ -89,6 +89,7 @@ class LiveParts:
         self.allocator: Process | None = None
         self.allocator_actor: Any = None
         self.helper: Process | None = None
+        self.relay: Process | None = None
         self._client = client
         self._host_of = host_of
         self._nothing = Snapshot(0.0, 0, 0, (0.0,) * workers, (0.0,) * len(host_of))
@@ -128,6 +129,8 @@ class LiveParts:
                     self.allocator_actor = process.actor
             case "helper":
                 self.helper = process
+            case "relay":
+                self.relay = process
 
     def get(self, part: Part) -> Process | None:
         """The process that a part is now."""
@@ -138,6 +141,8 @@ class LiveParts:
                 return self.workers[self.index(part)]
             case "allocator":
                 return self.allocator
+            case "relay":
+                return self.relay
         return self.helper
 
     async def set_channel(self, mbps: float) -> None:
@@ -200,7 +205,8 @@ class LiveParts:
         for agent_id in self._cut:
             await self._client.set_connected(agent_id, False)
         reason = f"{Part('helper')} died"
-        await answers({worker: worker.actor.relink.remote() for worker in self.living(self.workers)})
+        here = [worker for worker in self.living(self.workers) if worker.elsewhere is None]  # others go by the relay
+        await answers({worker: worker.actor.relink.remote() for worker in here})
         await answers({each: each.actor.relink.remote() for each in self.living([self.allocator])})
         await answers({host: host.actor.relink.remote(reason) for host in self.living(self.hosts)})
 

@@ -24,7 +24,11 @@ from netem.helper.client import LinkClient
 
 
 class Pool:
-    """Creates a scenario's actors; their `start` is for the caller to await."""
+    """Creates a scenario's actors; their `start` is for the caller to await.
+
+    Attributes:
+        others: the nodes beside this one, if any have actors of the run.
+    """
 
     def __init__(
         self,
@@ -38,7 +42,7 @@ class Pool:
         self._ray = ray_session
         self._placement = placement
         self._link_path = link_path
-        self._others = others
+        self.others = others
 
     def parts(self, client: LinkClient) -> LiveParts:
         """The parts of a run, none of which is there yet."""
@@ -58,21 +62,16 @@ class Pool:
         s, spot = self._scenario, self._placement.worker(number)
         make, receive = partial(make_worker, s, models=True), partial(make_reception, s)
         listen: Callable[[], Awaitable[Accept]] = partial(here.listen, self._link_path, number)
-        if self._others is not None and self._others.is_remote(spot):
-            listen = self._others.listen(number)
+        if self.others is not None and self.others.is_remote(spot):
+            listen = self.others.listen(number)
         return self._ray.start(WorkerActor, spot, make, receive, listen)
 
     def _create_host(self, number: int) -> ActorHandle:
         s, spot = self._scenario, self._placement.host(number)
         open_host: Callable[[], Awaitable[AgentHost]] = partial(here.open_host, s, s.hosts[number], self._link_path)
-        if self._others is not None and self._others.is_remote(spot):
-            open_host = self._others.open_host(number)
+        if self.others is not None and self.others.is_remote(spot):
+            open_host = self.others.open_host(number)
         return self._ray.start(HostActor, spot, open_host)
-
-    @property
-    def spread(self) -> bool:
-        """Whether parts are on other nodes."""
-        return self._others is not None
 
     def elsewhere(self, part: Part) -> NodeAffinitySchedulingStrategy | None:
         """What puts a task on the node of a part, if that isn't this one."""
@@ -82,5 +81,5 @@ class Pool:
         spot = (
             self._placement.host(self._scenario.host_of[part.number]) if host else self._placement.worker(part.number)
         )
-        remote = self._others is not None and self._others.is_remote(spot)
+        remote = self.others is not None and self.others.is_remote(spot)
         return self._ray.on(spot.node_id) if remote else None

@@ -17,7 +17,7 @@ from netem.wire import MAX_RATE_MBPS
 
 MAX_STEPS = 100
 LONGEST_S = 3600.0
-PartKind = Literal["host", "worker", "allocator", "helper"]
+PartKind = Literal["host", "worker", "allocator", "helper", "relay"]
 EventKind = Literal["intervention", "fault", "recovery"]
 
 
@@ -33,6 +33,7 @@ class Part(NamedTuple):
             "worker": f"worker {self.number}",
             "allocator": "the allocator",
             "helper": "the link's helper process",
+            "relay": "the station's relay",
         }
         return names[self.kind]
 
@@ -278,7 +279,7 @@ class _PartEvent(TurnEvent):
         there = {"host": agents, "worker": workers}.get(self.part, 1)
         if self.number < there:
             return None
-        if self.part in ("allocator", "helper"):
+        if self.part not in ("host", "worker"):
             return f"number {self.number}: there is one {self.part}"
         kind = "agent" if self.part == "host" else self.part
         return f"no {kind} {self.number}; there are {there}, from 0 on"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,7 +15,7 @@ from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
-from cluster.scenario.events import AnyEvent, SetAllocator, SetUplink, TurnEvent, schedule
+from cluster.scenario.events import AnyEvent, Freeze, Kill, SetAllocator, SetUplink, TurnEvent, schedule
 from cluster.scenario.placing import ClusterSettings
 from cluster.scenario.recovery import RecoverySettings
 from cluster.scenario.shipped import find_scenario
@@ -314,6 +314,17 @@ class Scenario(Settings):
         raise IndexError(agent_id)
 
     @property
+    def is_spread(self) -> bool:
+        """Whether any agent or worker is on another node than the station."""
+        ends = list(accumulate(group.count for group in self.agents.groups))
+        return any(self.is_relayed(end - 1) for end in ends)
+
+    def is_relayed(self, agent_id: int) -> bool:
+        """Whether any of an agent's connections goes by the station's relay."""
+        station = self.cluster.station if self.cluster is not None else None
+        return any(node not in (None, station) for node in (self.cloud.node, self.node_of(agent_id)))
+
+    @property
     def peak_mbps(self) -> float:
         """The channel's highest rate in a turn, events included: link-layer Mbit/s."""
         turn_s = self.schedule()[-1].intended_s + self.request_timeout_ms / 1e3
@@ -468,6 +479,8 @@ class Scenario(Settings):
         latest_s = event.between[1] if event.between else event.at_s or 0.0
         if latest_s > last_s:
             return f"{latest_s:g} s is after the turn's end: its last request ends by {last_s:g} s"
+        if isinstance(event, Kill | Freeze) and event.part == "relay" and not self.is_spread:
+            return "there is no relay: neither agents nor workers are on another node than the station"
         if isinstance(event, SetAllocator):
             for allocator in self.allocators:
                 other = allocator.model_copy(update={"policy": event.policy, "label": event.policy})

@@ -106,7 +106,10 @@ class SimulatedEngine:
         await allocator.report(s.first_mbps)
         await allocator.peek(s.first_mbps)
         epoch_s = asyncio.get_running_loop().time()
-        parts = SimulatedParts(link, helper, client, workers, host, uplinks, s.hosts, settings.policy, s.first_mbps)
+        relayed = [agent_id for agent_id in agents if s.is_relayed(agent_id)] if s.cluster is not None else []
+        parts = SimulatedParts(
+            link, helper, client, workers, host, uplinks, s.hosts, relayed, settings.policy, s.first_mbps
+        )
         context = TurnContext(s, settings, turn, parts, epoch_s)
         parts.restarts = Restarts(
             Recoveries(s.recovery, context.record),

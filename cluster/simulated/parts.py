@@ -45,6 +45,7 @@ class SimulatedParts:
 
     Args:
         hosts: the agents that share a process in a live run, and so die and freeze together.
+        relayed: the agents whose connections go by the relay in a live run over several nodes.
         policy: the allocator's; first_mbps: what it has been told of the channel.
 
     Attributes:
@@ -62,6 +63,7 @@ class SimulatedParts:
         host: AgentHost,
         uplinks: Sequence[FluidUplink],
         hosts: Sequence[range],
+        relayed: Sequence[int],
         policy: str,
         first_mbps: float,
     ) -> None:
@@ -69,6 +71,7 @@ class SimulatedParts:
         self._client = client
         self._workers = workers
         self._host, self._uplinks, self._hosts = host, uplinks, hosts
+        self._relayed = [uplinks[agent_id] for agent_id in relayed]
         self._policy = policy
         self._dead: set[Part] = set()
         self._frozen: dict[Part, float] = {}  # since when
@@ -105,6 +108,9 @@ class SimulatedParts:
             for agent_id in self._agents_with(part.number):
                 self._client.freeze_agent(agent_id)
                 self._uplinks[agent_id].stall("frozen")
+        elif part.kind == "relay":
+            for uplink in self._relayed:
+                uplink.stall("relay")
         else:
             self._freezable(part).freeze()
         self.restarts.spawn(self._notice(part, since_s))
@@ -115,6 +121,9 @@ class SimulatedParts:
             raise EventRefused(f"{part} isn't frozen any more")
         if part.kind == "host":
             self._thaw_host(part)
+        elif part.kind == "relay":
+            for uplink in self._relayed:
+                uplink.resume("relay")
         else:
             self._freezable(part).thaw()
 
@@ -155,11 +164,15 @@ class SimulatedParts:
                 self._host.relink(reason)
                 for worker in self._workers:
                     worker.forget()
+            case "relay":
+                for uplink in self._relayed:
+                    uplink.stall("relay")
+                    uplink.close(reason)
         if self._frozen.pop(part, None) is not None and part.kind == "host":
             self._thaw_host(part)
         if self.restarts.account.died(part, cause):
             self.restarts.spawn(self._start_again(part))
-        elif part.kind in ("allocator", "helper"):
+        elif part.kind in ("allocator", "helper", "relay"):
             self.restarts.end_turn(reason)
 
     async def _start_again(self, part: Part) -> None:
@@ -180,6 +193,9 @@ class SimulatedParts:
                 self._helper.thaw()
                 for uplink in self._uplinks:
                     uplink.resume(f"{part} died")
+            case "relay":
+                for uplink in self._relayed:
+                    uplink.resume("relay")
         self.restarts.account.back(part)
 
     async def _start_allocator(self) -> None:

@@ -17,6 +17,8 @@ import sys
 from netem.helper.client import LinkClient, LinkLost
 from netem.relay.server import BACKLOG, BUFFER_BYTES, Relay
 
+PATIENCE_S = 20.0  # with a helper that is being started again
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m netem.relay", description=__doc__)
@@ -46,7 +48,9 @@ def listen(host: str, port: int) -> socket.socket:
 async def _serve(arguments: argparse.Namespace, token: bytes) -> None:
     listener = listen(arguments.host, arguments.port)
     with listener:
-        relay = Relay(await LinkClient.open(arguments.socket), token, arguments.limit)
+        link = await LinkClient.open(arguments.socket, PATIENCE_S)
+        await link.used_bytes()  # answered once the link is built
+        relay = Relay(link, token, arguments.limit)
         serving = asyncio.create_task(relay.run(listener))
         lost = asyncio.create_task((await LinkClient.open(arguments.socket)).until_lost())
         ended = asyncio.Event()

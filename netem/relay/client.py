@@ -152,6 +152,11 @@ class StationLink:
         self._sock: socket.socket | None = None
         self._lock = asyncio.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` has succeeded, and `close` has not been called since."""
+        return self._sock is not None
+
     async def open(self) -> None:
         """Connect, again if it was before. Raises OSError."""
         self.close()

@@ -14,7 +14,7 @@ from netem.helper.session import LinkUnavailable
 from netem.relay.client import RelayAddress
 from netem.relay.protocol import new_token
 
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 40.0  # more than the relay waits for the helper
 STOP_TIMEOUT_S = 5.0
 
 
@@ -28,12 +28,28 @@ class RelaySession:
 
     def __init__(self, link_path: str, host: str, limit: int, port: int = 0) -> None:
         """Start it beside the helper that listens at `link_path`, for `limit` connections. Raises LinkUnavailable."""
-        token = new_token()
-        command = [sys.executable, "-m", "netem.relay", "--socket", link_path, "--host", host]
-        command += ["--port", str(port), "--limit", str(limit)]
+        self._command = [sys.executable, "-m", "netem.relay", "--socket", link_path, "--host", host]
+        self._command += ["--limit", str(limit)]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the relay runs)
+        token = new_token()
+        self.address = RelayAddress(host, self._spawn(token, port), token)
+
+    def restart(self) -> None:
+        """Start another relay in place of one that has ended, at the same port and with the same token.
+
+        Those who take part find it there. Blocks until it is ready, which takes as long as there is no helper.
+
+        Raises:
+            LinkUnavailable: it can't be started.
+        """
+        self._process.wait(STOP_TIMEOUT_S)
+        self._close_pipes()
+        self._spawn(self.address.token, self.address.port)
+
+    def _spawn(self, token: bytes, port: int) -> int:
+        """Start the process; the port that it listens at. Raises LinkUnavailable."""
         self._process = subprocess.Popen(
-            command,
+            [*self._command, "--port", str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -45,8 +61,8 @@ class RelaySession:
         except BaseException:
             self.stop()
             raise
-        self.address = RelayAddress(host, ready["port"], token)
         self.pid: int = ready["pid"]
+        return ready["port"]
 
     def _begin(self, token: bytes) -> dict:
         assert self._process.stdin and self._process.stdout
@@ -68,16 +84,19 @@ class RelaySession:
 
     def stop(self) -> None:
         """End it, and all that goes through it. Idempotent."""
-        assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._close_pipes()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
         self._log.close()
+
+    def _close_pipes(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

@@ -21,8 +21,15 @@ class Station:
         self.sample, self.mbps, self.lost = ClockSample(0.0, 1e-4), 1000.0, False
         self.reports: list[dict[str, Any]] = []
         self.opened = 0
+        self.away = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.opened > 0
 
     async def open(self) -> None:
+        if self.away:
+            raise ConnectionRefusedError
         self.opened += 1
         self.lost = False
 
@@ -100,3 +107,20 @@ async def test_it_connects_again(process: InStep, station: Station) -> None:
     async with asyncio.timeout(10):
         while station.opened < 2 or not station.reports:
             await asyncio.sleep(0.005)
+
+
+async def test_a_process_that_hears_nothing_of_the_station_ends_but_not_before(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elsewhere, "LEASE_CHECK_S", 0.01)
+    monkeypatch.setattr(elsewhere, "LEASE_S", 0.3)
+    lease = asyncio.create_task(elsewhere.until_unheard(cast(StationLink, station)))
+    await asyncio.sleep(0.05)
+    station.lost = station.away = True  # a relay that is started again
+    await asyncio.sleep(0.05)
+    station.away = False
+    await asyncio.sleep(0.5)
+    assert not lease.done() and station.opened == 2
+    station.lost = station.away = True
+    async with asyncio.timeout(10):
+        await lease
