@@ -103,6 +103,7 @@ class Keeper:
             self._take(await self._start(ALLOCATOR, settings))
         except CANT_START as error:
             raise NotStarted(f"{ALLOCATOR} can't be started: {in_words(error)}") from None
+        self._tell_of_lost_workers()
         self._turn = KeptTurn(settings, Recoveries(self._scenario.recovery, record), lose)
 
     async def end_turn(self) -> None:
@@ -167,7 +168,10 @@ class Keeper:
         except BaseException:
             ray.kill(actor)  # or it would be there twice
             raise
-        return Process(part, pid, actor, actor.ping.remote, self._pool.elsewhere(part))
+        process = Process(part, pid, actor, actor.ping.remote, self._pool.elsewhere(part))
+        if process.elsewhere is not None and self._pool.others is not None:
+            process.node = self._pool.others.name_of(process.elsewhere.node_id)
+        return process
 
     def _helper(self) -> Process:
         async def ping() -> None:
@@ -243,11 +247,15 @@ class Keeper:
         """Tell a new allocator what the one before knew: channel and workers; the hosts tell it their requests."""
         told, actor = self._parts.told, allocator.actor
         await actor.recall.remote(list(told.reports_mbps), told.peek_mbps)
-        for number, worker in enumerate(self._parts.workers):
-            if worker is None:
-                actor.worker_lost.remote(number)
+        self._parts.put(ALLOCATOR, allocator)
+        self._tell_of_lost_workers()
         for host in self._parts.living(self._parts.hosts):
             host.actor.replace_allocator.remote(actor)
+
+    def _tell_of_lost_workers(self) -> None:
+        for number, worker in enumerate(self._parts.workers):
+            if worker is None:
+                self._tell_allocator("worker_lost", number)
 
     def _tell_allocator(self, method: str, *arguments: Any) -> None:
         if self._parts.allocator is not None:

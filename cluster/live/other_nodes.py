@@ -62,6 +62,10 @@ class OtherNodes:
         """See `RelaySession.restart`."""
         self._relay_session.restart()
 
+    def name_of(self, node_id: str) -> str:
+        """A node as messages name it."""
+        return str(self._layout.nodes[node_id])
+
     def is_remote(self, spot: Spot) -> bool:
         """Whether an actor at this spot takes part by the relay."""
         return spot.node_id is not None and spot.node_id != self._layout.station.node_id

@@ -31,7 +31,7 @@ class Process:
     Attributes:
         pid: on its own node; actor: its Ray handle, if it has one.
         ping: asks it for an answer.
-        elsewhere: puts a task on its node, if that is another one than this.
+        elsewhere: puts a task on its node, if that is another one than this; node: the name of that.
         frozen: whether an event has stopped it.
         gone: set when it has ended and is no part of the run any more.
         watch: waits for that.
@@ -42,6 +42,7 @@ class Process:
     actor: Any
     ping: Callable[[], Awaitable[object]]
     elsewhere: NodeAffinitySchedulingStrategy | None = None
+    node: str = field(default_factory=socket.gethostname)
     frozen: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
@@ -49,8 +50,7 @@ class Process:
     @property
     def place(self) -> str:
         """Its process and node, for messages."""
-        node = f"node {self.elsewhere.node_id}" if self.elsewhere else socket.gethostname()
-        return f"process {self.pid} on {node}"
+        return f"process {self.pid} on {self.node}"
 
     def signal(self, signum: signal.Signals) -> None:
         """Raises EventRefused: it has ended, or isn't ours. Of a process elsewhere, that is found out too late."""

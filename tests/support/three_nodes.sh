@@ -8,6 +8,7 @@
 #   RATE=20mbit                   the network of node b is that slow
 #   PYTHON=.venv/bin/python       whose ray
 #   DASHBOARD=true                with the job API
+#   CUT_WHEN=FILE                 the cable of node c is pulled as soon as FILE is there (on the machine itself)
 set -u
 python=${PYTHON:-python3}
 work=$(mktemp -d /tmp/three-nodes.XXXXXX)
@@ -95,4 +96,8 @@ import logging, time, ray
 ray.init(log_to_driver=False, logging_level=logging.ERROR)
 while sum(node["Alive"] for node in ray.nodes()) < 3: time.sleep(0.1)
 ' || { tail -n 5 "$work"/?.log >&2; exit 1; }
+if [ -n "${CUT_WHEN:-}" ]; then
+  (until [ -e "$CUT_WHEN" ]; do sleep 0.1; done; nsenter -t "$lan" -n ip link set vc down) &
+  starts+=($!)
+fi
 on a "$@"

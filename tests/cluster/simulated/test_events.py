@@ -11,7 +11,7 @@ from agents.record import Status
 from cluster.run_folder.ledger import assemble
 from cluster.run_folder.result import RunResult
 from cluster.scenario.events import EVENTS
-from cluster.scenario.schema import Scenario
+from cluster.scenario.schema import DocumentError, Scenario
 from cluster.simulated.engine import SimulatedEngine
 from tests.support.commands import CONFIGS
 
@@ -182,6 +182,32 @@ def test_allocator_and_helper_are_replaced_and_requests_in_flight_are_answered(
     texts = [text for at_s, _, text in recorded(result) if at_s >= gone_s]
     assert texts[-1].endswith("is back after 0.5 s") and "died" in texts[-2]
     assert ("not answered for 1 s" in texts[-2]) == (kind == "freeze")
+
+
+@pytest.mark.parametrize("kind", ["kill", "freeze"])
+def test_without_a_relay_only_agents_of_other_nodes_wait(scenario: Write, kind: str) -> None:
+    groups = [SMALL["groups"][0] | {"count": 2, "node": "edge"}, SMALL["groups"][0] | {"count": 2}]
+    event = {"kind": kind, "part": "relay", "at_s": AT_S} | ({"for_s": 60} if kind == "freeze" else {})
+    loaded, result = play(
+        scenario,
+        event,
+        agents={"groups": groups},
+        cluster={"nodes": {"edge": {"labels": {"site": "b"}}}},
+        recovery={"silent_s": 1, "restart_s": 1},
+        deadline_ms=5000,
+    )
+    rows = ledger(loaded, result)
+    assert (rows.status != Status.FAILED).all()
+    gone_s, back_s = AT_S + 0.1, AT_S + (2 if kind == "freeze" else 1)
+    ended_s = rows.intended_s + rows.latency_ms / 1e3
+    meanwhile = rows[(ended_s > gone_s) & (ended_s < back_s) & (rows["mode"].astype(str) != "local")]
+    assert len(meanwhile) and (meanwhile.agent_id >= 2).all()
+    assert [text for _, _, text in recorded(result)][-1].startswith("the station's relay is back after 1.0 s")
+
+
+def test_there_is_a_relay_only_between_nodes(scenario: Write) -> None:
+    with pytest.raises(DocumentError, match="there is no relay: neither agents nor workers are on another node"):
+        play(scenario, {"kind": "kill", "part": "relay", "at_s": AT_S})
 
 
 def test_a_worker_frozen_for_long_is_replaced_and_its_queue_handed_on(scenario: Write) -> None:
