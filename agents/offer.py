@@ -93,4 +93,6 @@ def _option(
     if mode.is_local:
         return ModeOption(mode, size_bytes, edge_ms + decode_ms, 0.0, quality)
     prefill_ms = profile.cloud_prefill_of(mode, lengths)
-    return ModeOption(mode, size_bytes, edge_ms, prefill_ms + decode_ms, quality, prefill_ms, profile.name)
+    work = profile.generation_of(mode, lengths)
+    cloud_ms = prefill_ms + decode_ms
+    return ModeOption(mode, size_bytes, edge_ms, cloud_ms, quality, prefill_ms, profile.name, generation=work)

@@ -5,7 +5,8 @@ Choose a mode for every request so that
 - the uplink suffices: a request that meets its deadline in a mode needs at least
   `wire_bytes * 8 / (time left - edge_ms - cloud_ms)`, a transfer in flight at least `bytes_left * 8 / (time left)`;
 - cloud time suffices, where it is modelled: for every deadline d, the cloud work of the requests due by d is at most
-  the time that the workers have until then, and nothing starts before the first worker is free (EDF feasibility);
+  the time that the workers have until then, and nothing starts before the first worker is free (EDF feasibility). Of
+  requests that are served side by side, the work is what each adds;
 - as much weight as possible meets its deadline, and after that the weighted quality of what does is highest.
 
 Times that end in `_s` are absolute, in seconds on one clock: the running event loop's in a run, any other in a problem
@@ -14,7 +15,7 @@ by itself. Every answer is planned for `due_s`, its deadline less the planning m
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from kvcache.modes import Mode
 
@@ -36,6 +37,9 @@ class ModeOption:
         quality: of the answer, if it is used.
         cloud_prefill_ms: part of `cloud_ms` that can't be shared with other requests of a batch.
         decoder: requests with an equal decoder can be decoded together.
+        added_ms: what it adds to the work of a cloud worker, where that isn't `cloud_ms` because requests are served
+            side by side.
+        generation: what a worker that batches by iteration must know of it; the dispatcher's business alone.
     """
 
     mode: Mode
@@ -45,6 +49,13 @@ class ModeOption:
     quality: float
     cloud_prefill_ms: float = 0.0
     decoder: Hashable = 0
+    added_ms: float | None = None
+    generation: Any = field(default=None, compare=False)
+
+    @property
+    def work_ms(self) -> float:
+        """What it takes of the workers' time."""
+        return self.cloud_ms if self.added_ms is None else self.added_ms
 
     def latency_ms(self, mbps: float) -> float:
         """Predicted time from the assignment to the answer at a rate of `mbps` Mbit/s, empty queues assumed."""
@@ -160,6 +171,8 @@ class Problem:
         transfers: those in flight on the uplink; a policy must not change them.
         workers_free_s: for each cloud worker, when it will have done the work promised to it, inf if it is lost; None
             if cloud time is not modelled (as in the papers).
+        workers_begin_s: when each can begin with another request, where that is sooner because it serves several side
+            by side.
         on_infeasible: the fate of a request that can't meet its deadline: answered on the edge (`local`, where it is
             offered), or late, by the mode that sends least, on the rate that the others leave.
         now_s: the moment of the decision.
@@ -172,6 +185,7 @@ class Problem:
     workers_free_s: tuple[float, ...] | None = None
     on_infeasible: OnInfeasible = "local"
     now_s: float = 0.0
+    workers_begin_s: tuple[float, ...] | None = None
 
     def starts_in_ms(self, request: Request) -> float:
         """Time until the request's own work can begin; 0 if it asks now."""
@@ -200,8 +214,9 @@ class Problem:
 
     @property
     def cloud_free_in_ms(self) -> float:
-        """When the first worker is free; 0 if cloud time is not modelled."""
-        return max(0.0, min(self.workers_free_s) - self.now_s) * 1e3 if self.workers_free_s else 0.0
+        """When the first worker can begin with another request; 0 if cloud time is not modelled."""
+        begin_s = self.workers_begin_s or self.workers_free_s
+        return max(0.0, min(begin_s) - self.now_s) * 1e3 if begin_s else 0.0
 
     def cloud_budget_ms(self, until_ms: float) -> float:
         """Worker time from now until then that isn't promised; inf if cloud time is not modelled."""

@@ -8,18 +8,18 @@ import ray
 
 from cloud.reception import Reception
 from cloud.sockets import Accept
-from cloud.worker import Worker
+from cloud.worker import AnyWorker
 from models.memory import peak_memory_mb
 
 
 @ray.remote
 class WorkerActor:
-    """Serves one `Worker` on connections that `listen` takes inside the actor's own process."""
+    """Serves one worker on connections that `listen` takes inside the actor's own process."""
 
     def __init__(
         self,
-        make: Callable[[], Worker],
-        receive: Callable[[Worker], Reception],
+        make: Callable[[], AnyWorker],
+        receive: Callable[[AnyWorker], Reception],
         listen: Callable[[], Awaitable[Accept]],
     ) -> None:
         self._make = make

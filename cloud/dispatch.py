@@ -1,10 +1,18 @@
 """Which worker a request goes to, and when each worker will be free."""
 
 import math
+from dataclasses import replace
+from typing import Protocol
 
 from allocator.online.interfaces import NO_WORKER, CloudJob
+from allocator.problem import ModeOption
+from cloud.batching import ContinuousBatch, ContinuousBatching, Later
 from cloud.schedule import Schedule
 from models.clock import now_s
+from models.generation import Generation
+
+# Slowdowns by others of a batch are told apart in such steps: equal options are looked up instead of solved anew.
+SLOWER = 0.05
 
 
 class LeastLoaded:
@@ -18,12 +26,17 @@ class LeastLoaded:
 
     Args:
         batch: the most requests that a worker serves together.
+        batching: how workers batch, if they do so by iteration.
     """
 
-    def __init__(self, workers: int, batch: int = 1) -> None:
+    def __init__(self, workers: int, batch: int = 1, batching: ContinuousBatching | None = None) -> None:
         self._batch = batch
-        self._copies: list[_WorkerCopy | None] = [_WorkerCopy(batch) for _ in range(workers)]  # None: lost
-        self._chosen: dict[int, _WorkerCopy] = {}
+        self._batching = batching
+        self._copies: list[_Copy | None] = [self._new_copy() for _ in range(workers)]  # None: lost
+        self._chosen: dict[int, _Copy] = {}
+
+    def _new_copy(self) -> "_Copy":
+        return _WorkerCopy(self._batch) if self._batching is None else _ContinuousCopy(self._batching)
 
     def choose(self, request_id: int, job: CloudJob) -> int:
         """See `Dispatcher`."""
@@ -69,17 +82,140 @@ class LeastLoaded:
     def restored(self, worker: int) -> None:
         """See `Dispatcher`."""
         if self._copies[worker] is None:
-            self._copies[worker] = _WorkerCopy(self._batch)
+            self._copies[worker] = self._new_copy()
 
     def free_in_ms(self) -> tuple[float, ...]:
         """See `Dispatcher`."""
         at_s = now_s()
         return tuple([math.inf if copy is None else copy.free_in_ms(at_s) for copy in self._copies])
 
-    def schedule(self, worker: int) -> Schedule[int] | None:
+    def begin_in_ms(self) -> tuple[float, ...] | None:
+        """See `Dispatcher`."""
+        if self._batching is None:
+            return None
+        at_s = now_s()
+        return tuple([math.inf if copy is None else copy.begin_in_ms(at_s) for copy in self._copies])
+
+    def loaded(self, option: ModeOption) -> ModeOption:
+        """See `Dispatcher`. Only of a batch is a request served among others."""
+        if self._batching is None or option.generation is None or not option.cloud_ms:
+            return option
+        at_s, generation = now_s(), option.generation
+        alive = [copy for copy in self._copies if copy is not None]
+        if not alive:
+            return option
+        least = min(alive, key=lambda copy: copy.free_in_ms(at_s))
+        slower = (
+            max(0.0, least.serve_ms(generation, at_s) / generation.alone_ms() - 1) if generation.alone_ms() else 0.0
+        )
+        cloud_ms = option.cloud_ms * (1 + SLOWER * math.ceil(slower / SLOWER - 1e-6))
+        return replace(option, cloud_ms=cloud_ms, added_ms=generation.added_ms(self._batching.slots))
+
+    def schedule(self, worker: int) -> Schedule[int] | ContinuousBatch[int] | None:
         """What the worker is thought to serve and to have queued; None if it is lost."""
         copy = self._copies[worker]
         return None if copy is None else copy.as_of(now_s())
+
+
+class _Copy(Protocol):
+    """What is known of one worker, and the requests that are on their way to it. See `LeastLoaded`'s methods."""
+
+    def promise(self, request_id: int, job: CloudJob) -> None: ...
+
+    def arrived(self, request_id: int, at_s: float) -> None: ...
+
+    def done(self, request_id: int, gave_up: bool, at_s: float) -> None: ...
+
+    def as_of(self, at_s: float) -> Schedule[int] | ContinuousBatch[int]: ...
+
+    def predict(self, request_id: int, arrives_s: float, at_s: float) -> float: ...
+
+    def free_in_ms(self, at_s: float) -> float: ...
+
+    def begin_in_ms(self, at_s: float) -> float: ...
+
+    def serve_ms(self, generation: Generation, at_s: float) -> float:
+        """About how long a sequence takes among those that the worker serves now."""
+        ...
+
+
+class _ContinuousCopy:
+    """The batch of one worker as far as it is known, and the requests that are on their way to it.
+
+    It ends requests by itself, when their last token is there: so their answers need not be told.
+    """
+
+    def __init__(self, rules: ContinuousBatching) -> None:
+        self._batch: ContinuousBatch[int] = ContinuousBatch(rules)
+        self._promised: dict[int, CloudJob] = {}
+        self._promised_ms = 0.0
+        self._arrives_s: dict[int, float] = {}  # as last predicted
+        self._ready_s: dict[int, float] = {}  # of those whose last token is made in the step that is on
+
+    def promise(self, request_id: int, job: CloudJob) -> None:
+        if self._batch.rules.too_long(job.generation) is None:
+            self._promised[request_id] = job
+            self._promised_ms += job.generation.added_ms(self._batch.rules.slots)
+
+    def arrived(self, request_id: int, at_s: float) -> None:
+        if job := self._take_promise(request_id):
+            self._advance(at_s)
+            self._batch.add(request_id, job.generation, job.deadline_s, at_s)
+
+    def done(self, request_id: int, gave_up: bool, at_s: float) -> None:
+        if self._take_promise(request_id) or gave_up:
+            return  # what was given up is served all the same
+        self._advance(at_s)
+        self._ready_s.pop(request_id, None)
+        self._batch.remove(request_id)
+
+    def as_of(self, at_s: float) -> ContinuousBatch[int]:
+        self._advance(at_s)
+        return self._batch
+
+    def predict(self, request_id: int, arrives_s: float, at_s: float) -> float:
+        self._advance(at_s)
+        if request_id in self._ready_s:
+            return self._ready_s[request_id]
+        if request_id in self._promised:
+            self._arrives_s[request_id] = arrives_s
+        elif request_id not in self._batch:
+            return at_s  # it has ended, and its answer is on the way
+        later = [
+            Later(when_s, number, (job := self._promised[number]).generation, job.deadline_s)
+            for number, when_s in self._arrives_s.items()
+        ]
+        return self._batch.ready_s(request_id, at_s, later)
+
+    def free_in_ms(self, at_s: float) -> float:
+        self._advance(at_s)
+        return self._batch.work_ms(at_s) + self._promised_ms
+
+    def begin_in_ms(self, at_s: float) -> float:
+        self._advance(at_s)
+        return self._batch.begin_in_ms(at_s, len(self._promised))
+
+    def serve_ms(self, generation: Generation, at_s: float) -> float:
+        self._advance(at_s)
+        return self._batch.serve_ms(generation)
+
+    def _advance(self, at_s: float) -> None:
+        self._batch.advance(at_s)
+        self._batch.take_admitted()
+        if self._ready_s:
+            self._ready_s = {number: end_s for number, end_s in self._ready_s.items() if end_s > at_s}
+        for served in self._batch.take_done(math.inf):
+            if served.end_s > at_s:
+                self._ready_s[served.item] = served.end_s
+
+    def _take_promise(self, request_id: int) -> CloudJob | None:
+        self._arrives_s.pop(request_id, None)
+        job = self._promised.pop(request_id, None)
+        if job is not None:
+            self._promised_ms -= job.generation.added_ms(self._batch.rules.slots)
+            if not self._promised:  # rounding errors don't add up
+                self._promised_ms = 0.0
+        return job
 
 
 class _WorkerCopy:
@@ -156,6 +292,12 @@ class _WorkerCopy:
         if self._queue_ms is None or (self._batch > 1 and begin_s != self._begin_s):  # batches change with time
             self._queue_ms, self._begin_s = schedule.queue_ms(begin_s, self._promised), begin_s
         return (begin_s - at_s) * 1e3 + self._queue_ms
+
+    def begin_in_ms(self, at_s: float) -> float:
+        return self.free_in_ms(at_s)
+
+    def serve_ms(self, generation: Generation, at_s: float) -> float:
+        return generation.alone_ms()
 
     def _take_promise(self, request_id: int) -> CloudJob | None:
         self._arrives_s.pop(request_id, None)

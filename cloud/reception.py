@@ -18,7 +18,7 @@ from cloud.frames import (
 )
 from cloud.runtime import BadBody, Body, UnknownModel
 from cloud.sockets import Accept, close_socket
-from cloud.worker import Job, QueueFull, Worker
+from cloud.worker import AnyWorker, Job, QueueFull
 from models.clock import now_s
 
 # Replies are a few dozen bytes. A peer that doesn't read them for this long would delay the whole queue.
@@ -33,7 +33,7 @@ class Reception:
     for requests cut short by their agent.
     """
 
-    def __init__(self, worker: Worker, max_body_bytes: int, max_connections: int) -> None:
+    def __init__(self, worker: AnyWorker, max_body_bytes: int, max_connections: int) -> None:
         self._worker = worker
         self._max_body_bytes = max_body_bytes
         self._max_connections = max_connections
@@ -90,7 +90,7 @@ class Reception:
 class _Connection:
     """One agent's connection."""
 
-    def __init__(self, sock: socket.socket, worker: Worker, max_body_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, worker: AnyWorker, max_body_bytes: int) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock

@@ -7,6 +7,7 @@ from allocator.online.interfaces import CloudJob
 from cloud.frames import Header
 from kvcache.modes import Mode
 from models.clock import sleep_ms
+from models.generation import Generation
 from models.profiles import ModelProfile
 
 
@@ -94,6 +95,11 @@ class ProfileCloud:
         profile, mode = self._of(header)
         prefill_ms = profile.cloud_prefill_of(mode, header.lengths)
         return CloudJob(header.deadline_s, prefill_ms, profile.decode_of(mode, header.lengths), decoder=header.model)
+
+    def generation_of(self, header: Header) -> Generation:
+        """What a checked request asks of a worker that batches by iteration."""
+        profile, mode = self._of(header)
+        return profile.generation_of(mode, header.lengths)
 
     def receive(self, header: Header) -> Discarded:
         return Discarded()

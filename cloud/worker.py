@@ -1,11 +1,14 @@
-"""A cloud worker: queues requests, serves them batch by batch, and holds hedges until their last safe moment.
+"""A cloud worker: queues requests, serves them, and holds hedges until their last safe moment.
+
+`Worker` serves closed batches; `cloud.continuous` has one whose batches change with every step.
 
 It knows nothing of sockets: live, `cloud.reception` passes it what arrives; simulated, the fluid link does.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +48,8 @@ class QueueFull(Exception):
     """The worker has no room for another request."""
 
 
-class Worker:
-    """One queue, and a runtime that serves it by `cloud.schedule`.
+class AnyWorker(ABC):
+    """One queue, whoever serves it.
 
     `counts` has `served`, `forgotten` (still queued when a turn ended or the link was lost), `refused_queue_full`,
     `refused_unservable`, `unanswered` (the agent had gone), `hedges_held`, `hedges_served` and `hedges_dropped` (there
@@ -54,21 +57,38 @@ class Worker:
 
     Args:
         queue_limit: the most requests that wait, and the most hedges that are held; further ones are refused.
-        batch: the most requests that are decoded together.
     """
 
-    def __init__(self, runtime: CloudRuntime, queue_limit: int, batch: int = 1) -> None:
+    def __init__(self, runtime: CloudRuntime, queue_limit: int) -> None:
         self.runtime = runtime
         self.counts: Counter[str] = Counter()
-        self.schedule: Schedule[Job] = Schedule(batch)
         self._queue_limit = queue_limit
-        self._filled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._holds: Holds[Job] = Holds()
         self._queued_hedges: dict[Hashable, Job] = {}
         self._served_from_hedge: set[Hashable] = set()
         self._check: asyncio.TimerHandle | None = None
+
+    @abstractmethod
+    async def serve_queue(self) -> None:
+        """Serve queued requests until cancelled."""
+
+    @abstractmethod
+    def _enqueue(self, job: Job) -> bool:
+        """Whether there was room in the queue."""
+
+    @abstractmethod
+    def _dequeue(self, job: Job) -> None:
+        """Take a job out of the queue, if it is there."""
+
+    @abstractmethod
+    def _clear(self) -> int:
+        """Empty the queue; returns how many jobs it had."""
+
+    @abstractmethod
+    def _busy_until_s(self, deadline_s: float) -> float:
+        """When a job with this deadline would begin if it waited any longer, plus a margin."""
 
     async def submit(self, job: Job) -> None:
         """A whole request has arrived: queue it instead of its hedge, and send its receipt.
@@ -116,12 +136,66 @@ class Worker:
     def forget(self) -> None:
         """Forget all queued requests; those in service go on."""
         self._holds = Holds()
-        if forgotten := self.schedule.clear():
+        if forgotten := self._clear():
             self.counts["forgotten"] += forgotten
         self._queued_hedges.clear()
 
+    async def _stop_transfer(self, job: Job) -> None:
+        """Tell the agent, by a receipt that names the hedge's mode, to stop sending the cache."""
+        try:
+            await job.reply(Kind.RECEIPT, job.header, _receipt(job))
+        except OSError:
+            pass
+
+    async def _refuse(self, job: Job, error: Unservable) -> None:
+        self.counts["refused_unservable"] += 1
+        try:
+            await job.reply(Kind.REFUSAL, job.header, CloudStages(job.received_s, text=f"unservable: {error}"))
+        except OSError:
+            self.counts["unanswered"] += 1
+
+    def _drop_queued_hedge(self, key: Hashable) -> None:
+        if hedge := self._queued_hedges.pop(key, None):
+            self._dequeue(hedge)
+
+    def _take_hedges(self, jobs: Iterable[Job]) -> None:
+        """These jobs begin to be served: a request whose hedge is among them is dropped when it arrives."""
+        hedges = {job.key for job in jobs if self._queued_hedges.pop(job.key, None)}
+        if hedges:
+            self._served_from_hedge |= hedges
+            self.counts["hedges_served"] += len(hedges)
+
+    def _release_due(self) -> None:
+        """Queue the hedges that have reached their last safe moment, and set a timer for the next one."""
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+        if not len(self._holds):
+            return
+        for job in self._holds.due(self._busy_until_s):
+            if self._enqueue(job):
+                self._queued_hedges[job.key] = job
+            else:
+                self.counts["hedges_dropped"] += 1
+        start_s = self._holds.next_start_s()
+        if start_s is not None:
+            # Before that, only new work can make a hedge due, and this method is called for all new work.
+            self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)
+
+
+class Worker(AnyWorker):
+    """Serves its queue by `cloud.schedule`, batch by batch.
+
+    Args:
+        batch: the most requests that are decoded together.
+    """
+
+    def __init__(self, runtime: CloudRuntime, queue_limit: int, batch: int = 1) -> None:
+        super().__init__(runtime, queue_limit)
+        self.schedule: Schedule[Job] = Schedule(batch)
+        self._filled = asyncio.Event()
+
     async def serve_queue(self) -> None:
-        """Serve queued requests until cancelled."""
         while True:
             while not len(self.schedule):
                 self._filled.clear()
@@ -136,11 +210,7 @@ class Worker:
 
     def _next_batch(self) -> list[Job]:
         jobs = self.schedule.begin(now_s())
-        # From now on a request whose hedge is among them is dropped when it arrives.
-        hedges = {job.key for job in jobs if self._queued_hedges.pop(job.key, None)}
-        if hedges:
-            self._served_from_hedge |= hedges
-            self.counts["hedges_served"] += len(hedges)
+        self._take_hedges(jobs)
         return jobs
 
     async def _serve(self, jobs: list[Job]) -> None:
@@ -177,51 +247,20 @@ class Worker:
             except OSError:
                 self.counts["unanswered"] += 1
 
-    async def _stop_transfer(self, job: Job) -> None:
-        """Tell the agent, by a receipt that names the hedge's mode, to stop sending the cache."""
-        try:
-            await job.reply(Kind.RECEIPT, job.header, _receipt(job))
-        except OSError:
-            pass
-
-    async def _refuse(self, job: Job, error: Unservable) -> None:
-        self.counts["refused_unservable"] += 1
-        try:
-            await job.reply(Kind.REFUSAL, job.header, CloudStages(job.received_s, text=f"unservable: {error}"))
-        except OSError:
-            self.counts["unanswered"] += 1
-
     def _enqueue(self, job: Job) -> bool:
-        """Whether there was room in the queue."""
         if len(self.schedule) >= self._queue_limit:
             return False
         self.schedule.add(job, self.runtime.job_of(job.header))
         self._filled.set()
         return True
 
-    def _drop_queued_hedge(self, key: Hashable) -> None:
-        if hedge := self._queued_hedges.pop(key, None):
-            self.schedule.remove(hedge)
+    def _dequeue(self, job: Job) -> None:
+        self.schedule.remove(job)
 
-    def _release_due(self) -> None:
-        """Queue the hedges that have reached their last safe moment, and set a timer for the next one."""
-        if self._check is not None:
-            self._check.cancel()
-            self._check = None
-        if not len(self._holds):
-            return
-        for job in self._holds.due(self._busy_until_s):
-            if self._enqueue(job):
-                self._queued_hedges[job.key] = job
-            else:
-                self.counts["hedges_dropped"] += 1
-        start_s = self._holds.next_start_s()
-        if start_s is not None:
-            # Before that, only new work can make a hedge due, and this method is called for all new work.
-            self._check = asyncio.get_running_loop().call_at(start_s - HOLD_MARGIN_S, self._release_due)
+    def _clear(self) -> int:
+        return self.schedule.clear()
 
     def _busy_until_s(self, deadline_s: float) -> float:
-        """When a job with this deadline would begin if it waited any longer, plus a margin."""
         at_s = now_s()
         other_ms = self.schedule.before_ms(deadline_s, at_s)
         left_ms = self.schedule.left_ms(at_s)

@@ -17,11 +17,12 @@ from allocator.online.service import Allocator, Rules
 from allocator.policies import make_policy
 from allocator.policies.base import decided
 from allocator.problem import AgentInfo, ModeOption
+from cloud.continuous import ContinuousWorker
 from cloud.dispatch import LeastLoaded
 from cloud.frames import MAX_HEDGE_BYTES
 from cloud.reception import Reception
 from cloud.runtime import CloudRuntime, ProfileCloud
-from cloud.worker import Worker
+from cloud.worker import AnyWorker, Worker
 from cluster.scenario.schema import AllocatorSettings, Scenario
 from models.profiles import ModelProfile
 
@@ -56,7 +57,7 @@ def make_allocator(
         ],
         make_policy(settings.policy),
         estimator.model_copy(deep=True),
-        LeastLoaded(scenario.cloud.workers, scenario.cloud.batch),
+        LeastLoaded(scenario.cloud.workers, scenario.cloud.batch, scenario.cloud.batching),
         link,
         Rules(
             cloud_time=settings.cloud_time,
@@ -91,8 +92,10 @@ def make_terms(scenario: Scenario, settings: AllocatorSettings) -> Terms:
     )
 
 
-def make_worker(scenario: Scenario, models: bool = False) -> Worker:
+def make_worker(scenario: Scenario, models: bool = False) -> AnyWorker:
     """A cloud worker, wherever its requests come from; `models` as above."""
+    if scenario.cloud.batching is not None:
+        return ContinuousWorker(ProfileCloud(scenario.models), scenario.cloud.queue_limit, scenario.cloud.batching)
     runtime: CloudRuntime = ProfileCloud(scenario.models)
     if models and scenario.real_models:
         from cloud.model_cloud import ModelCloud  # torch and transformers are loaded where models run, nowhere else
@@ -103,7 +106,7 @@ def make_worker(scenario: Scenario, models: bool = False) -> Worker:
     return Worker(runtime, scenario.cloud.queue_limit, scenario.cloud.batch)
 
 
-def make_reception(scenario: Scenario, worker: Worker) -> Reception:
+def make_reception(scenario: Scenario, worker: AnyWorker) -> Reception:
     """The worker's connections, which take this scenario's requests and nothing larger."""
     largest = max(
         payload_bytes(profile, mode, scenario.context, scenario.longest)
@@ -119,7 +122,7 @@ def make_reception(scenario: Scenario, worker: Worker) -> Reception:
         # Each agent keeps one connection; while it replaces a broken one, the old one may linger. One that is opened
         # per request stays until its answer, and so many may wait for theirs.
         max_connections=2 * len(scenario.agent_profiles)
-        + (0 if warm else scenario.cloud.queue_limit + scenario.cloud.batch)
+        + (0 if warm else scenario.cloud.queue_limit + scenario.cloud.at_a_time)
         + 16,
     )
 

@@ -1,5 +1,6 @@
 """Profiles: payload bytes, stage times and quality of every operating mode of a model, where no model itself runs."""
 
+import math
 import os
 from collections.abc import Iterable
 from functools import cache, cached_property
@@ -21,9 +22,12 @@ from configs.reading import FileRefused, read_text
 from configs.settings import Settings
 from configs.yaml_text import YamlRefused, YamlText
 from kvcache.modes import Mode, parse_mode
-from models.lengths import DeviceTimes, Lengths, LengthTimes
+from models.generation import Generation
+from models.lengths import DeviceTimes, Lengths, LengthTimes, Tokens
 
 MAX_PROFILE_BYTES = 2**20
+# Of a context of a profile that doesn't say: about what the papers' answers are asked of.
+UNKNOWN_TOKENS = 170
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
 
@@ -93,6 +97,9 @@ class ModelProfile(Settings):
     name: str = Field(description="`<file>/<model>`, as the scenario calls it; no two in one have the same")
     kv_bytes: int = Field(gt=0, description="the full cache; the weight of `model_aware` shares")
     tokens: int | None = Field(default=None, gt=0, description="context length behind kv_bytes, where known")
+    answer_tokens: Tokens = Field(
+        default=32, description="of the answers behind decode_ms; counted by batching workers"
+    )
     edge_prefill_ms: Milliseconds
     quality_basis: str = Field(description="what 100 means")
     mixed_int4_plan: list[str] | None = Field(default=None, min_length=1, description="the quantizer of every layer")
@@ -113,6 +120,11 @@ class ModelProfile(Settings):
         if self.lengths is not None and self.tokens is None:
             raise ValueError("`lengths` needs `tokens`, the context behind payload_bytes and encode_ms")
         return self
+
+    @property
+    def own_lengths(self) -> Lengths:
+        """Of requests that have no lengths of their own."""
+        return Lengths(self.tokens or UNKNOWN_TOKENS, self.answer_tokens)
 
     @cached_property
     def _codes(self) -> dict[Mode, int]:
@@ -156,6 +168,30 @@ class ModelProfile(Settings):
         if not lengths:
             return self.modes[mode].decode_ms
         return self._answers(mode).decode_of(lengths.context_tokens * mode.retention, lengths.output_tokens)
+
+    def generation_of(self, mode: Mode, lengths: Lengths | None = None) -> Generation:
+        """What a mode asks of a cloud worker that batches by iteration; alone it takes `cloud_prefill_of` and
+        `decode_of`, if it is prefilled in one piece.
+
+        The time of a prefill is spread over the kept positions. The profile's own lengths are `tokens` (170 if it
+        doesn't say) and `answer_tokens`, whose steps and prefilled positions all take equally long.
+        """
+        context, output = lengths or self.own_lengths
+        attended = context * mode.retention
+        kept = max(1, math.ceil(attended))
+        prefill_ms = self.modes[mode].cloud_prefill_ms
+        if lengths:
+            times = self._answers(mode)
+            spread = context / kept
+            token_ms, pair_ms = times.prefill_token_ms * spread, times.prefill_pair_ns * 1e-6 * spread * spread
+            step_ms, position_ms, start_ms = times.step_ms, times.step_position_us * 1e-3, times.prefill_ms
+        else:
+            step_ms, position_ms, start_ms, pair_ms = self.modes[mode].decode_ms / output, 0.0, 0.0, 0.0
+            # Where nothing is prefilled, tokens whose positions were lost are decoded again.
+            token_ms = prefill_ms / kept or step_ms
+        of = self.name, self.modes[mode].cloud
+        costs = start_ms, token_ms, pair_ms, step_ms, position_ms
+        return Generation(of, kept, output, not prefill_ms, attended, *costs)
 
     def compute_ms(self, mode: Mode, lengths: Lengths | None = None) -> float:
         """All compute of a mode in ms, edge and cloud, without transfer and queueing."""

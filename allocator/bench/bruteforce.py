@@ -31,7 +31,7 @@ def brute_force(problem: Problem) -> tuple[float, float]:
             in_time = not waits or problem.cloud_free_in_ms + option.cloud_ms <= due_ms * (1 + ROUNDING)
             mbps = option.least_mbps(problem.time_left_ms(request))
             if in_time and mbps < float("inf"):
-                cloud_ms = [option.cloud_ms if due_ms <= until_ms else 0.0 for until_ms in deadlines_ms]
+                cloud_ms = [option.work_ms if due_ms <= until_ms else 0.0 for until_ms in deadlines_ms]
                 row.append([mbps, *cloud_ms, request.weight, request.weight * option.quality])
         rows.append(row)
     if np.prod([float(len(row)) for row in rows]) > _MOST_CHOICES:

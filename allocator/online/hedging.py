@@ -130,7 +130,7 @@ def _expected(
                 option = net_of[request.request_id]
             met_now += request.weight
             quality_now += request.weight * option.quality
-            cloud_ms += option.cloud_ms
+            cloud_ms += option.work_ms
         budget_ms = problem.cloud_budget_ms(max(problem.due_in_ms(request) for request in problem.requests))
         kept = min(1.0, budget_ms / cloud_ms) if cloud_ms else 1.0
         met += count * kept * met_now

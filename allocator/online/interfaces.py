@@ -2,7 +2,9 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from allocator.problem import ModeOption
 
 NO_WORKER = -1
 
@@ -20,12 +22,14 @@ class CloudJob:
         prefill_ms: worker time that the request needs alone.
         decode_ms: worker time that it can share with other requests of the same decoder.
         decoder: requests with an equal decoder can be decoded in one batch.
+        generation: see `ModeOption`.
     """
 
     deadline_s: float
     prefill_ms: float
     decode_ms: float
     decoder: Hashable = 0
+    generation: Any = None
 
     @property
     def cost_ms(self) -> float:
@@ -77,6 +81,14 @@ class Dispatcher(Protocol):
 
     def free_in_ms(self) -> tuple[float, ...]:
         """For each worker, how long it needs for the requests chosen for it, were all there already; inf if lost."""
+        ...
+
+    def begin_in_ms(self) -> tuple[float, ...] | None:
+        """For each worker, when it can begin with one more request; None: when it is free."""
+        ...
+
+    def loaded(self, option: ModeOption) -> ModeOption:
+        """The option as the worker with the least work left would serve it among its other requests."""
         ...
 
 

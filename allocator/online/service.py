@@ -309,7 +309,13 @@ class Allocator:
             busy = {transfer.agent_id for transfer in self._transfers} | {asker.agent_id}
             requests += [_as_of(now_s, request, busy) for request in _next_of_each_agent(self._announced.values())]
         self._transfers.advance(now_s, self._grants_mbps)
-        free_s = tuple(now_s + ms / 1e3 for ms in self._dispatcher.free_in_ms()) if self._rules.cloud_time else None
+        free_s = begin_s = None
+        if self._rules.cloud_time:
+            free_s = tuple(now_s + ms / 1e3 for ms in self._dispatcher.free_in_ms())
+            begin_in_ms = self._dispatcher.begin_in_ms()
+            if begin_in_ms is not None:
+                begin_s = tuple(now_s + ms / 1e3 for ms in begin_in_ms)
+                requests = [replace(r, options=tuple(map(self._dispatcher.loaded, r.options))) for r in requests]
         return Problem(
             self._estimate_mbps,
             self._agents,
@@ -318,6 +324,7 @@ class Allocator:
             free_s,
             self._rules.on_infeasible,
             now_s,
+            begin_s,
         )
 
     def _shares(self, now_s: float) -> dict[int, float]:
@@ -395,7 +402,7 @@ def _as_of(now_s: float, request: Request, busy: set[int]) -> Request:
 
 def _job(request: Request, option: ModeOption) -> CloudJob:
     prefill_ms, decode_ms = option.cloud_prefill_ms, option.cloud_ms - option.cloud_prefill_ms
-    return CloudJob(request.deadline_s, prefill_ms, decode_ms, option.decoder)
+    return CloudJob(request.deadline_s, prefill_ms, decode_ms, option.decoder, option.generation)
 
 
 def _now_s() -> float:

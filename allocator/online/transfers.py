@@ -144,10 +144,10 @@ class Transfers:
             return
         latest_s, longest_s = math.inf, 0.0
         for transfer in sorted(self._by_worker[worker].values(), key=lambda t: (-t.planned_s, -t.request_id)):
-            service_s = transfer.option.cloud_ms / 1e3
-            latest_s = min(transfer.planned_s, latest_s) - service_s
+            service_s, work_s = transfer.option.cloud_ms / 1e3, transfer.option.work_ms / 1e3
+            latest_s = min(transfer.planned_s, latest_s - work_s + service_s) - service_s
             transfer.due_s = latest_s - longest_s
-            longest_s = max(service_s, longest_s)
+            longest_s = max(work_s, longest_s)
 
 
 def _due_before(transfer: Transfer, behind: Request, now_s: float) -> Transfer:

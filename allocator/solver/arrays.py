@@ -21,6 +21,7 @@ class _Table(NamedTuple):
     kbit: list[float]
     busy_ms: list[float]
     cloud_ms: list[float]
+    work_ms: list[float]
     quality: list[float]
 
 
@@ -34,7 +35,7 @@ class Rows:
     Attributes:
         need_mbps: (options, rows) least rate that meets the deadline; inf if it is more than the uplink, or if the
             first worker is free too late.
-        cloud_ms: (options, rows).
+        cloud_ms: (options, rows) of workers' time.
         quality: (options, rows) times the row's weight.
         weight: (rows,).
         uplink_mbps: with the tolerance that predicted times are allowed.
@@ -71,7 +72,7 @@ class Rows:
 def rows_of(problem: Problem) -> Rows:
     """The arrays of a problem."""
     requests, transfers = problem.requests, problem.transfers
-    kbit, busy_ms, cloud_ms, quality = _options(problem)
+    kbit, busy_ms, cloud_ms, work_ms, quality = _options(problem)
     due_s = np.array([r.due_s for r in requests] + [t.due_s for t in transfers], dtype=float)
     starts_s = np.array([r.starts_s for r in requests] + [t.starts_s for t in transfers], dtype=float)
     late_ms = (due_s - np.maximum(problem.now_s, starts_s)) * 1e3
@@ -90,12 +91,15 @@ def rows_of(problem: Problem) -> Rows:
         deadline_ms[: len(requests)] = (due_s[: len(requests)] - problem.now_s) * 1e3
         latest_ms = deadline_ms * (1 + ROUNDING)
         need[(cloud_ms > 0) & (problem.cloud_free_in_ms + cloud_ms > latest_ms)] = np.inf
-        stage, budget = _stages(problem, deadline_ms, np.where(np.isfinite(need), cloud_ms, 0.0).max(axis=0))
-    return Rows(need, cloud_ms, quality * weight, weight, uplink_mbps, stage, budget)
+        stage, budget = _stages(problem, deadline_ms, np.where(np.isfinite(need), work_ms, 0.0).max(axis=0))
+    return Rows(need, work_ms, quality * weight, weight, uplink_mbps, stage, budget)
 
 
-def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
-    """kbit, busy_ms, cloud_ms and quality, each (options, rows). Options that a row lacks have infinite `busy_ms`."""
+def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """kbit, busy_ms, cloud_ms, work_ms and quality, each (options, rows).
+
+    Options that a row lacks have infinite `busy_ms`.
+    """
     offered = [request.options for request in problem.requests]
     keys = list(map(id, offered))
     distinct = dict(zip(keys, offered, strict=True))
@@ -105,16 +109,16 @@ def _options(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
     layers = max((len(table.kbit) for table in tables), default=1)
     n, rows = len(of_request), len(of_request) + len(problem.transfers)
     spread = []
-    for name, padding in zip(_Table._fields, (0.0, np.inf, 0.0, 0.0), strict=True):
+    for name, padding in zip(_Table._fields, (0.0, np.inf, 0.0, 0.0, 0.0), strict=True):
         columns = [getattr(table, name) for table in tables]
         padded = np.array([[*c, *[padding] * (layers - len(c))] for c in columns]).reshape(-1, layers)
         values = np.full((layers, rows), padding)
         values[:, :n] = padded.T.take(of_request, axis=1)
         spread.append(values)
-    kbit, busy_ms, cloud_ms, quality = spread
+    kbit, busy_ms, cloud_ms, work_ms, quality = spread
     kbit[0, n:] = [transfer.bytes_left * 8e-3 for transfer in problem.transfers]
     busy_ms[0, n:] = 0.0
-    return kbit, busy_ms, cloud_ms, quality
+    return kbit, busy_ms, cloud_ms, work_ms, quality
 
 
 def _table(options: tuple[ModeOption, ...]) -> _Table:
@@ -127,6 +131,7 @@ def _table(options: tuple[ModeOption, ...]) -> _Table:
             [o.wire_bytes * 8e-3 for o in options],
             [o.edge_ms + o.cloud_ms for o in options],
             [o.cloud_ms for o in options],
+            [o.work_ms for o in options],
             [o.quality for o in options],
         )
     return table

@@ -75,15 +75,16 @@ def enumerate_choices(problem: Problem) -> Solution | None:
 def _candidates(problem: Problem, request: Request, uplink_mbps: float, budget_ms: float) -> list[_Candidate]:
     """The options that can be in time if nobody else asks, without those that another beats in every candidate."""
     time_left_ms, weight = problem.time_left_ms(request), request.weight
-    longest_ms = float("inf")
+    longest_ms = most_ms = float("inf")
     if problem.workers_free_s is not None:
         due_ms = problem.due_in_ms(request) * (1 + ROUNDING)
-        longest_ms = min(budget_ms, due_ms - problem.cloud_free_in_ms)
+        longest_ms, most_ms = due_ms - problem.cloud_free_in_ms, budget_ms
     possible = []
     for option in request.options:
         mbps = option.least_mbps(time_left_ms)
-        if mbps <= uplink_mbps and (option.cloud_ms <= longest_ms or not option.cloud_ms):
-            possible.append(_Candidate(mbps, option.cloud_ms, weight, weight * option.quality, option))
+        in_time = (option.cloud_ms <= longest_ms and option.work_ms <= most_ms) or not option.cloud_ms
+        if mbps <= uplink_mbps and in_time:
+            possible.append(_Candidate(mbps, option.work_ms, weight, weight * option.quality, option))
     possible.sort(key=lambda candidate: (-candidate.quality, candidate.mbps, candidate.cloud_ms))
     candidates: list[_Candidate] = []
     for candidate in possible:

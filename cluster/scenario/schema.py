@@ -15,6 +15,7 @@ from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
+from cloud.batching import ContinuousBatching
 from cluster.scenario.events import AnyEvent, Freeze, Kill, SetAllocator, SetUplink, TurnEvent, schedule
 from cluster.scenario.placing import ClusterSettings
 from cluster.scenario.recovery import RecoverySettings
@@ -105,11 +106,20 @@ class CloudSettings(Settings):
     workers: int = Field(default=1, ge=1, le=MAX_WORKERS, description="cloud workers in the pool; live at most 64")
     queue_limit: int = Field(default=64, ge=1, le=100_000, description="requests waiting at one worker")
     batch: int = Field(default=1, ge=1, le=64, description="requests of one model that a worker decodes together")
+    batching: ContinuousBatching | None = Field(
+        default=None,
+        description="by iteration, as inference servers do it; default: closed batches of `batch` requests",
+    )
     num_cpus: Fraction = Field(default=0.1, description="CPUs that Ray reserves for each worker")
     num_gpus: Fraction = Field(default=0.0, description="GPUs that Ray reserves for each worker, where there are GPUs")
     node: str | None = Field(
         default=None, description="where they are, of cluster.nodes; default: where the run is started"
     )
+
+    @property
+    def at_a_time(self) -> int:
+        """The most requests that a worker serves at a time."""
+        return self.batch if self.batching is None else self.batching.slots
 
 
 class AllocatorSettings(Settings):
@@ -438,10 +448,32 @@ class Scenario(Settings):
         if not arrivals:
             yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
             return
+        if self.cloud.batching is not None:
+            yield from self._unbatchable(self.cloud.batching, arrivals)
         last_s = arrivals[-1].intended_s + self.request_timeout_ms / 1e3
         for i, event in enumerate(self.events):
             if problem := self._problem_of(event, last_s):
                 yield ("events", i), problem
+
+    def _unbatchable(
+        self, batching: ContinuousBatching, arrivals: Sequence[Arrival]
+    ) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Why workers can't batch by iteration."""
+        if self.cloud.batch != 1:
+            yield (
+                ("cloud", "batch"),
+                "is for closed batches; with `batching`, `slots` says how many are served at a time",
+            )
+        if self.real_models:
+            yield ("cloud", "batching"), "real models are served in closed batches: leave it out, and set `batch`"
+        lengths = {arrival.lengths for arrival in arrivals}
+        own = [profile.own_lengths for profile in self.models] if None in lengths else []
+        needed = max(sum(size) for size in [*own, *lengths] if size is not None)
+        if batching.kv_tokens is not None and needed > batching.blocks_tokens:
+            yield (
+                ("cloud", "batching", "kv_tokens"),
+                f"{batching.kv_tokens} positions are fewer than the longest request's {needed} of context and answer",
+            )
 
     def _misplaced(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Nodes that are named and don't exist."""

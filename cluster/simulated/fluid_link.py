@@ -308,7 +308,7 @@ class FluidUplink:
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
             if kind is not Kind.RECEIPT:
                 end()
-            self._comes(delivery.receipt if kind is Kind.RECEIPT else delivery.answer, stages)
+            self._take(delivery, kind, stages)
 
         began_s = now_s()
         to.connect(key, lose)
@@ -360,6 +360,13 @@ class FluidUplink:
         """As `FluidLink.carry`, with lost bytes retransmitted."""
         again = 1 / (1 - self._path.loss)
         return await self._link.carry(self._agent_id, size_bytes * again, until, window) / again
+
+    def _take(self, delivery: Delivery, kind: Kind, stages: CloudStages) -> None:
+        """A worker's reply to a request."""
+        if kind is Kind.REFUSAL:
+            _fail(delivery, Refused(stages.text))
+        else:
+            self._comes(delivery.receipt if kind is Kind.RECEIPT else delivery.answer, stages)
 
     def _comes(self, future: "asyncio.Future[CloudStages]", stages: CloudStages) -> None:
         """A reply comes down, after the path's delay."""

@@ -9,7 +9,7 @@ from agents.agent import Adjustment
 from agents.host import AgentHost
 from allocator.online.service import Allocator, Snapshot
 from allocator.policies import make_policy
-from cloud.worker import Worker
+from cloud.worker import AnyWorker
 from cluster.recovery import Recoveries, Told, silent
 from cluster.scenario.events import EventRefused, Part
 from cluster.simulated.fluid_link import FluidLink, FluidUplink
@@ -29,7 +29,7 @@ class Restarts:
     """
 
     account: Recoveries
-    make_worker: Callable[[], Worker]
+    make_worker: Callable[[], AnyWorker]
     make_allocator: Callable[[str], Allocator]
     silent_s: float
     restart_s: float

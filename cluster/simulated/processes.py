@@ -10,7 +10,7 @@ from agents.uplink import ConnectionLost
 from allocator.online.interfaces import Link
 from allocator.online.service import Allocator
 from allocator.problem import Plan, Request
-from cloud.worker import Job, Worker
+from cloud.worker import AnyWorker, Job
 from models.clock import sleep_ms
 
 
@@ -36,13 +36,13 @@ class SimulatedWorker(Freezable):
     Frozen, it receives and serves nothing; what is sent to it arrives when it runs again.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: AnyWorker) -> None:
         super().__init__()
         self._counted: Counter[str] = Counter()
         self._lost: dict[Hashable, Callable[[ConnectionLost], None]] = {}
         self.start(worker)
 
-    def start(self, worker: Worker) -> None:
+    def start(self, worker: AnyWorker) -> None:
         """Begin to serve, for the first time or after `kill`."""
         self._worker = worker
         self.died: ConnectionLost | None = None
@@ -67,15 +67,15 @@ class SimulatedWorker(Freezable):
         self._lost.pop(key, None)
 
     def withdraw(self, key: Hashable) -> None:
-        """See `Worker`."""
+        """See `AnyWorker`."""
         self._worker.withdraw(key)
 
     def hold(self, job: Job) -> None:
-        """See `Worker`."""
+        """See `AnyWorker`."""
         self._worker.hold(job)
 
     async def submit(self, job: Job) -> None:
-        """See `Worker`. Raises also ConnectionLost."""
+        """See `AnyWorker`. Raises also ConnectionLost."""
         await self.running.wait()
         if self.died is not None:
             raise self.died
@@ -94,7 +94,7 @@ class SimulatedWorker(Freezable):
             notify(self.died)
 
     def forget(self) -> None:
-        """See `Worker`."""
+        """See `AnyWorker`."""
         self._worker.forget()
 
 

@@ -14,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allocator.online.interfaces import NO_WORKER, CloudJob
+from allocator.problem import ModeOption
+from cloud.batching import ContinuousBatch, ContinuousBatching
+from cloud.continuous import ContinuousWorker
 from cloud.dispatch import LeastLoaded
 from cloud.frames import CloudStages, Header, Kind
 from cloud.runtime import ProfileCloud
-from cloud.worker import Job, QueueFull, Worker
+from cloud.schedule import Schedule
+from cloud.worker import AnyWorker, Job, QueueFull, Worker
 from models.clock import now_s, sleep_ms, sleep_until
 from models.profiles import ModelProfile
 from tests.support.virtual import virtually
@@ -247,17 +251,24 @@ class Pool:
     """
 
     workers: int
-    batch: int
-    alive: dict[int, tuple[Worker, "asyncio.Task[None]"]] = field(default_factory=dict)
+    batch: int | ContinuousBatching
+    alive: dict[int, tuple[AnyWorker, "asyncio.Task[None]"]] = field(default_factory=dict)
     on_the_way: dict[int, tuple[int, CloudJob]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dispatcher = LeastLoaded(self.workers, self.batch)
+        if isinstance(self.batch, int):
+            self.dispatcher = LeastLoaded(self.workers, self.batch)
+        else:
+            self.dispatcher = LeastLoaded(self.workers, batching=self.batch)
         for number in range(self.workers):
             self.start(number)
 
     def start(self, number: int) -> None:
-        worker = Worker(ProfileCloud(PROFILES), queue_limit=4, batch=self.batch)
+        worker: AnyWorker
+        if isinstance(self.batch, int):
+            worker = Worker(ProfileCloud(PROFILES), queue_limit=4, batch=self.batch)
+        else:
+            worker = ContinuousWorker(ProfileCloud(PROFILES), queue_limit=4, rules=self.batch)
         self.alive[number] = worker, asyncio.create_task(worker.serve_queue())
 
     async def lose(self, at_ms: int, worker: int, for_ms: int, number: int) -> None:
@@ -276,7 +287,8 @@ class Pool:
         mode = list(PROFILES[ask.model].modes.values())[ask.mode]
         # Off by fractions that no sum of times has: whether a job is lost must not hang on rounding.
         deadline_s = now_s() + (ask.travel_ms + mode.cloud_prefill_ms + mode.decode_ms + ask.slack_ms + 0.5) / 1e3
-        job = CloudJob(deadline_s, mode.cloud_prefill_ms, mode.decode_ms, ask.model)
+        work = PROFILES[ask.model].generation_of(list(PROFILES[ask.model].modes)[ask.mode])
+        job = CloudJob(deadline_s, mode.cloud_prefill_ms, mode.decode_ms, ask.model, work)
         to = self.dispatcher.choose(number, job)
         assert (to == NO_WORKER) == (not self.alive)
         if to == NO_WORKER:
@@ -314,7 +326,12 @@ class Pool:
                 assert believed is None and free_in_ms[number] == math.inf
                 continue
             assert believed is not None
-            own = self.alive[number][0].schedule
+            worker = self.alive[number][0]
+            if isinstance(worker, ContinuousWorker):
+                self.check_batch(number, worker, free_in_ms[number])
+                continue
+            assert isinstance(worker, Worker) and isinstance(believed, Schedule)
+            own = worker.schedule
             assert believed.serving == [job.key for job in own.serving]
             assert believed.queued == [job.key for job in own.queued]
             begin_s = max(at_s, own.busy_until_s)
@@ -322,11 +339,30 @@ class Pool:
             expected_ms = own.left_ms(at_s) + own.queue_ms(begin_s, later)
             assert free_in_ms[number] == pytest.approx(expected_ms, abs=1e-6)
 
+    def check_batch(self, number: int, worker: ContinuousWorker, free_in_ms: float) -> None:
+        """A worker looks when something happens, the dispatcher when asked: both have made the same steps then."""
+        believed = self.dispatcher.schedule(number)
+        assert isinstance(believed, ContinuousBatch)
+        worker.batch.advance(now_s())
+        assert believed.running == [job.key for job in worker.batch.running]
+        assert believed.waiting == [job.key for job in worker.batch.waiting]
+        coming = [job for to, job in self.on_the_way.values() if to == number]
+        expected_ms = worker.batch.work_ms(now_s()) + sum(
+            job.generation.added_ms(believed.rules.slots) for job in coming
+        )
+        assert free_in_ms == pytest.approx(expected_ms, abs=1e-6)
+
+
+BATCHING = [
+    ContinuousBatching(slots=3, step_tokens=64, chunk_tokens=32),
+    ContinuousBatching(slots=2, order="fcfs", kv_tokens=16 * 27),
+]
+
 
 @settings(deadline=None)
-@given(st.lists(asks, max_size=14), losses, st.integers(1, 3), st.sampled_from([1, 1, 2, 3]))
+@given(st.lists(asks, max_size=14), losses, st.integers(1, 3), st.sampled_from([1, 1, 2, 3, *BATCHING, *BATCHING]))
 def test_the_picture_is_the_worker_s_state(
-    asked: list[Ask], lost: list[tuple[int, int, int]], workers: int, batch: int
+    asked: list[Ask], lost: list[tuple[int, int, int]], workers: int, batch: int | ContinuousBatching
 ) -> None:
     """Random arrivals, deadlines, costs, decoders, batches, give-ups, full queues and deaths. Fails on 06bf9f5."""
 
@@ -347,5 +383,35 @@ def test_the_picture_is_the_worker_s_state(
         assert [free_ms for free_ms in pool.dispatcher.free_in_ms() if free_ms != math.inf] == [0] * len(pool.alive)
         for _, serving in pool.alive.values():
             serving.cancel()
+
+    virtually(main)
+
+
+def test_a_batch_costs_what_it_adds() -> None:
+    """A worker with free slots begins at once, and is free when what its requests add is done."""
+
+    async def main() -> None:
+        profile, (cache, prompt) = PROFILES[0], PROFILES[0].modes
+        pool = LeastLoaded(2, batching=ContinuousBatching(slots=2))
+        options = {
+            mode: ModeOption(
+                mode, 1000, 0, entry.cloud_prefill_ms + entry.decode_ms, 1, generation=profile.generation_of(mode)
+            )
+            for mode, entry in profile.modes.items()
+        }
+        jobs = {mode: CloudJob(9.0, 0, 0, generation=option.generation) for mode, option in options.items()}
+        assert (pool.loaded(options[prompt]).cloud_ms, pool.loaded(options[prompt]).work_ms) == (37 + 62, 37 + 62 / 2)
+        assert [pool.choose(number, jobs[prompt]) for number in range(3)] == [0, 1, 0]
+        assert pool.begin_in_ms() == (0, 0), "nothing has come yet that has an end"
+        assert pool.free_in_ms() == pytest.approx((2 * 68, 68))
+        for number in range(3):
+            pool.arrived(number)
+        await asyncio.sleep(0.090)
+        assert pool.begin_in_ms() == (pytest.approx(2 * 37 + 62 - 90, abs=2), 0)
+        assert pool.predict(0, 0.0) == pytest.approx(0.136)
+        beside = pool.loaded(options[cache])
+        assert beside.cloud_ms == pytest.approx(62, abs=4), "in step with a slower one"
+        await asyncio.sleep(0.1)
+        assert pool.free_in_ms() == (0, 0) and pool.begin_in_ms() == (0, 0)
 
     virtually(main)

@@ -10,7 +10,7 @@ from typing import Self
 from cloud.frames import FrameReader, Header
 from cloud.reception import Reception
 from cloud.sockets import accepting
-from cloud.worker import Worker
+from cloud.worker import AnyWorker
 from models.profiles import ModelProfile
 
 ANSWER_TIMEOUT_S = 10.0
@@ -31,8 +31,8 @@ HEDGED_PROFILE = ModelProfile.model_validate(
 
 @asynccontextmanager
 async def serving(
-    worker: Worker, max_body_bytes: int, max_connections: int = 8
-) -> AsyncIterator[tuple[Worker, tuple[str, int]]]:
+    worker: AnyWorker, max_body_bytes: int, max_connections: int = 8
+) -> AsyncIterator[tuple[AnyWorker, tuple[str, int]]]:
     """(worker, its address) while it serves."""
     reception = Reception(worker, max_body_bytes=max_body_bytes, max_connections=max_connections)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -1,0 +1,72 @@
+"""Workers that batch by iteration, end to end on virtual time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from agents.record import STAGES
+from cluster.run_folder.ledger import assemble
+from cluster.scenario.schema import Scenario
+from cluster.scenario.yaml_document import DocumentError
+from cluster.simulated.engine import SimulatedEngine
+
+Write = Callable[..., Path]
+BUSY: dict[str, Any] = {
+    "arrivals": {"kind": "poisson", "rate_per_s": 4.0, "duration_s": 20},
+    "agents": {"groups": [{"profile": "tiny-profiles.yaml/small", "count": 4}], "backlog_limit": 500},
+    "uplink": {"channel": {"kind": "constant", "mbps": 1000}},
+    "allocators": ["deadline", "equal"],
+    "on_infeasible": "late",
+}
+CONTINUOUS = {"kind": "continuous", "slots": 16}
+
+
+def rows_of(path: Path) -> pd.DataFrame:
+    loaded = Scenario.load(path)
+    rows = assemble(SimulatedEngine(loaded).run().turns, loaded, "lost")
+    assert len(rows) == len(loaded.schedule()) * len(loaded.allocators)
+    assert not rows.reason.eq("lost").any()
+    return rows
+
+
+def test_what_overloads_closed_batches_is_little_for_continuous_ones(scenario: Write) -> None:
+    closed = rows_of(scenario(**BUSY, cloud={"workers": 1, "batch": 16, "queue_limit": 1000}))
+    path = scenario(**BUSY, cloud={"workers": 1, "batching": CONTINUOUS, "queue_limit": 1000})
+    continuous = rows_of(path)
+    for policy in ("deadline", "equal"):
+        before, now = (rows[rows.allocator == policy] for rows in (closed, continuous))
+        assert now.status.eq("met").mean() >= before.status.eq("met").mean()
+        assert now.cloud_queue_ms.mean() < before.cloud_queue_ms.mean() / 2
+        stages = [name for name in now if name.endswith("_ms") and name.removesuffix("_ms") in STAGES]
+        sums = now[stages].sum(axis=1)
+        assert (sums - now.latency_ms).abs().max() < 1e-6
+    pd.testing.assert_frame_equal(continuous, rows_of(path))
+
+
+def test_workers_that_die_or_freeze_lose_no_request(scenario: Write) -> None:
+    events = [
+        {"kind": "kill", "part": "worker", "number": 0, "at_s": 4},
+        {"kind": "freeze", "part": "worker", "number": 1, "at_s": 9, "for_s": 1.5},
+    ]
+    rows = rows_of(scenario(**BUSY, cloud={"workers": 2, "batching": CONTINUOUS}, events=events))
+    assert rows.status.isin(["met", "late"]).mean() > 0.95
+    frozen = rows[(rows.worker == 1) & rows.intended_s.between(9.0, 9.3)]
+    assert len(frozen) and (frozen.latency_ms.dropna() > 1000).all()
+
+
+@pytest.mark.parametrize(
+    ("cloud", "message"),
+    [
+        ({"batch": 4, "batching": CONTINUOUS}, "cloud.batch: is for closed batches; with `batching`, `slots` says"),
+        ({"batching": CONTINUOUS | {"kv_tokens": 40}}, "40 positions are fewer than the longest request's 202"),
+        ({"batching": CONTINUOUS | {"step_tokens": 8}}, "slots: 16 sequences need as many step_tokens, not 8"),
+        ({"batching": CONTINUOUS | {"order": "lifo"}}, "cloud.batching.order"),
+        ({"batching": {"kind": "static"}}, "cloud.batching.kind"),
+    ],
+)
+def test_what_can_t_be_batched_is_refused(scenario: Write, cloud: dict[str, Any], message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        Scenario.load(scenario(cloud=cloud))
