@@ -102,6 +102,10 @@ class ModelEdge:
         first = self._prefill(max(range(len(self.examples)), key=lambda number: len(self.examples[number].context)))
         if any(mode.is_local for mode in modes):
             first.answer()
+        if self.model.loaded.device.type == "cuda":
+            for mode in self.plans:
+                for _ in first.buffers(mode):
+                    pass
 
     async def prefill(self, request_id: int, lengths: Lengths | None = None) -> "ModelWork":
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._prefill, request_id)
@@ -154,12 +158,16 @@ class ModelWork:
     async def encode(self, mode: Mode, edge_ms: float) -> BytesPayload | StreamedPayload:
         if mode in self._questions:
             return BytesPayload(self._questions[mode])
-        edge = self._edge
-        handover = CachePayload(self._prefilled.handover(self._kept.get(mode)), self._prefilled.last_token)
-        buffers = write_cache(handover, edge.plans[mode], edge.model.loaded.fingerprint)
-        payload = StreamedPayload(self.sizes[mode], buffers, edge.thread)
+        payload = StreamedPayload(self.sizes[mode], self.buffers(mode), self._edge.thread)
         await payload.begin()
         return payload
+
+    def buffers(self, mode: Mode) -> Iterator[memoryview]:
+        """The body of a cache mode; what it keeps is gathered as it is packed."""
+        edge, prefilled = self._edge, self._prefilled
+        handover = CachePayload(prefilled.handover(), prefilled.last_token)
+        keep = prefilled.positions(self._kept.get(mode))
+        return write_cache(handover, edge.plans[mode], edge.model.loaded.fingerprint, keep)
 
     async def decode(self, edge_ms: float) -> str:
         return await asyncio.get_running_loop().run_in_executor(self._edge.thread, self.answer)

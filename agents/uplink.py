@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -23,6 +22,7 @@ from cloud.frames import (
     small_frame,
 )
 from cloud.sockets import close_socket
+from kvcache.crc32 import crc32
 from models.clock import now_s
 
 Stop = asyncio.Future[None] | None
@@ -221,7 +221,7 @@ class _Connection:
             if header.chunked and (delivery.receipt.done() or (stop is not None and stop.done())):
                 held += LENGTH.pack(0)
                 break
-            checksum = zlib.crc32(piece, checksum)
+            checksum = crc32(piece, checksum)
             if header.chunked:
                 held += LENGTH.pack(len(piece))
             held += piece

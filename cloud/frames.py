@@ -28,12 +28,12 @@ withdraws the rest.
 
 import math
 import struct
-import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
+from kvcache.crc32 import crc32
 from models.lengths import MAX_TOKENS, Lengths
 
 MAGIC = b"SCUT"
@@ -106,7 +106,7 @@ class Header:
             self.deadline_s if self.kind in WITH_DEADLINE else 0.0,
             *(self.lengths or (0, 0)),
         )
-        return fields + CRC.pack(zlib.crc32(fields))
+        return fields + CRC.pack(crc32(fields))
 
     @classmethod
     def unpack(cls, raw: bytes, max_body_bytes: int) -> Self:
@@ -123,7 +123,7 @@ class Header:
             raise FrameError("magic", f"not a Scout frame: it begins with {magic!r}")
         if version != VERSION:
             raise FrameError("version", f"frame version {version}; this side speaks {VERSION}")
-        if zlib.crc32(fields) != checksum:
+        if crc32(fields) != checksum:
             raise FrameError("header_checksum", "header checksum differs")
         if kind not in KINDS or flags not in (0, CHUNKED) or reserved or (flags and kind != Kind.REQUEST):
             raise FrameError("header", f"kind {kind} with flags {flags}, reserved field {reserved} is not allowed")
@@ -187,7 +187,7 @@ class FrameReader:
                 if received == 0:
                     raise FrameError("truncated", f"connection closed {left + chunk} bytes before the end of a body")
                 piece = self._buffer[:received]
-                checksum = zlib.crc32(piece, checksum)
+                checksum = crc32(piece, checksum)
                 sink(piece)
                 chunk -= received
         if CRC.unpack(await self._exactly(CRC.size))[0] != checksum:
@@ -215,7 +215,7 @@ class FrameReader:
 def small_frame(header: Header, body: bytes = b"") -> bytes:
     """A whole frame with a small body."""
     assert header.body_bytes == len(body)
-    return header.pack() + body + CRC.pack(zlib.crc32(body))
+    return header.pack() + body + CRC.pack(crc32(body))
 
 
 STAGES = struct.Struct("<dddddB")

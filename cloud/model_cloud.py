@@ -15,7 +15,7 @@ from cloud.runtime import BadBody, Body, Discarded, ProfileCloud, UnknownModel, 
 from kvcache.errors import WireError
 from kvcache.modes import QUANTIZER_NAMES, Mode
 from kvcache.wire import Limits
-from models.hf.bodies import CacheBody, CachePayload, QuestionBody, QuestionPayload
+from models.hf.bodies import CacheBody, CachePayload, QuestionBody, QuestionPayload, write_cache
 from models.hf.cloud import CloudModel, CloudModels
 from models.hf.decode import Start
 from models.hf.pair import examples_of, plan_for, specs_of
@@ -168,3 +168,14 @@ class _Served:
             start = model.prefill_prune(tokens, 1, None, self._settings.max_new_tokens).start
             for size in range(1, batch + 1):
                 model.answers([start] * size)
+            if model is self._edge and model.loaded.device.type == "cuda":
+                self._receive_once(start)
+
+    def _receive_once(self, start: Start) -> None:
+        """Unpack a cache of every plan, because kernels are compiled for the first."""
+        edge = self._edge.loaded
+        for plan in dict.fromkeys(self._plans.values()):
+            body = CacheBody({edge.fingerprint: edge.geometry}, Limits(), None, 0, edge.device)
+            for buffer in write_cache(CachePayload(start.cache, start.token), plan, edge.fingerprint):
+                body.feed(buffer)
+            body.finish()

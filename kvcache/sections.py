@@ -45,11 +45,11 @@ def checked_section(head: bytes, index: int, shape: Shape) -> Section:
         raise WireError(f"the checksum of the section of layer {index} differs", "checksum")
     if number != index or reserved or code not in CODES:
         raise WireError(f"layer {number} in scheme {code}, where layer {index} should come", "bad_layer")
-    scheme = CODES[code]
-    for size, (least, most) in zip((key_bytes, value_bytes), _sizes(code, shape), strict=True):
-        if not least <= size <= most:
-            raise WireError(f"layer {index}: {size} bytes for {shape} in {scheme.name}", "bad_layer")
-    return Section(index, scheme, key_bytes, value_bytes, checksum)
+    (least_keys, most_keys), (least_values, most_values) = _sizes(code, shape)
+    if not (least_keys <= key_bytes <= most_keys and least_values <= value_bytes <= most_values):
+        sizes = f"{key_bytes} and {value_bytes} bytes"
+        raise WireError(f"layer {index}: {sizes} for {shape} in {CODES[code].name}", "bad_layer")
+    return Section(index, CODES[code], key_bytes, value_bytes, checksum)
 
 
 @lru_cache(maxsize=256)

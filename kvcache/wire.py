@@ -15,6 +15,7 @@ from torch import Tensor
 from kvcache.cache import DTYPES, Geometry, KVCache
 from kvcache.crc32 import crc32
 from kvcache.errors import WireError
+from kvcache.fused import AVAILABLE as FUSED
 from kvcache.plans import plan_of
 from kvcache.positions import (
     MAX_POSITIONS,
@@ -27,14 +28,8 @@ from kvcache.positions import (
 from kvcache.quantizers import QUANTIZERS, QuantizeError
 from kvcache.sections import CRC, SECTION_BYTES, Section, checked_section
 
-FUSED = False  # whether kernels pack and unpack whole caches on a GPU
-if torch.cuda.is_available():
-    try:
-        from kvcache.fused import codec, receiving, sending
-    except ImportError:  # Triton isn't installed
-        pass
-    else:
-        FUSED = True
+if FUSED:
+    from kvcache.fused import codec, receiving, sending
 
 MAGIC = b"SCKV"
 VERSION = 1
@@ -87,6 +82,7 @@ def encode(
         rows = cache.rows_of(keep)
     elif keep is not None:
         cache = cache.keep(keep)
+    packed = sending.start(cache.layers, tuple(QUANTIZERS[name].code for name in names), rows) if fused else None
     positions = cache.positions if keep is None else keep.cpu()
     form, raw = write_positions(positions, cache.length)
     head = HEADER.pack(
@@ -104,17 +100,18 @@ def encode(
         len(raw),
     )
     yield memoryview(head + CRC.pack(crc32(raw, crc32(head))) + raw)
-    packed = sending.sections(cache.layers, tuple(QUANTIZERS[name].code for name in names), rows) if fused else None
+    if packed is not None:
+        for index, (usable, header, keys, values) in enumerate(packed):
+            if not usable:
+                QUANTIZERS[names[index]].encode(*cache.layers[index])  # raises
+            yield memoryview(header)
+            yield keys
+            yield values
+        return
     for index, (name, layer) in enumerate(zip(names, cache.layers, strict=True)):
         scheme = QUANTIZERS[name]
-        if packed is not None:
-            usable, keys, values, checksum = next(packed)
-            if not usable:
-                scheme.encode(*layer)  # raises
-        else:
-            keys, values = (part.cpu().numpy().data for part in scheme.encode(*layer))
-            checksum = crc32(values, crc32(keys))
-        yield memoryview(Section(index, scheme, len(keys), len(values), checksum).header())
+        keys, values = (part.cpu().numpy().data for part in scheme.encode(*layer))
+        yield memoryview(Section(index, scheme, len(keys), len(values), crc32(values, crc32(keys))).header())
         yield keys
         yield values
 

@@ -1,6 +1,7 @@
 """`scout bench` of model code: the codec, prefill with scores, decoding. Only a running command loads torch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
@@ -28,16 +29,36 @@ MIN_TOKENS = 32  # a query of 24 tokens, and a context of which a quarter can be
 
 
 def codec(quick: Quick = False, device: CodecDevice = "auto", as_json: Json = False) -> None:
-    """Measure the speed of packing and unpacking caches by quantizer, relative to a memory copy. Takes seconds."""
+    """Measure the speed of packing and unpacking caches by quantizer, relative to a memory copy.
+
+    On a GPU with Triton: fused kernels relative to an eager copy on it, sending and receiving relative to its pinned
+    link. Takes seconds, on a GPU a minute.
+    """
     result = ResultStream(as_json)
     where = _device(device)
+    import torch
+
     from kvcache.bench import bench_codec, codec_table
+    from kvcache.fused import AVAILABLE as FUSED
     from reports.machine import describe_machine
 
-    rows = bench_codec(quick, where)
+    on_gpu = where == "cuda" or (where is None and torch.cuda.is_available())
+    rows = [] if where == "cuda" and FUSED else bench_codec(quick, "cpu" if FUSED else where)
+    document: dict[str, object] = {"quick": quick, "rows": rows}
+    tables = [partial(codec_table, rows)] if rows else []
+    if on_gpu and FUSED:
+        from kvcache.fused.bench import bench_fused, fused_table
+
+        fused = bench_fused(quick)
+        document["fused"] = fused
+        tables.append(partial(fused_table, fused))
     machine = describe_machine()
-    document = {"machine": machine, "quick": quick, "rows": rows}
-    result.write(document, lambda: console.print(codec_table(rows, machine.line())))
+
+    def show() -> None:
+        for table in tables:
+            console.print(table(machine.line()))
+
+    result.write({"machine": machine, **document}, show)
 
 
 def scoring(

@@ -1,13 +1,13 @@
 """Whole caches packed and unpacked by a kernel launch for each quantizer, and the CRC-32 of their sections.
 
 What the CPU does for a call competes with microseconds of the GPU: what depends on the shape alone is kept in a
-`Layout`, everything that a call's kernels need goes up in one copy, and compiled kernels are called directly.
+`Layout`, and everything that a call's kernels need goes up in one copy.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from kvcache.cache import DTYPES
 from kvcache.crc32 import ONE, conditioning, multiply, power
 from kvcache.fused import kernels
+from kvcache.fused.launching import Numbers, call, items_of, power_of_two, row_of, upload
 from kvcache.quantizers import CODES, Quantizer, Scheme
 from kvcache.quantizers.as_is import AsIs
 from kvcache.quantizers.base import Shape
@@ -32,8 +33,6 @@ VALUES = {"pack": 4096, "unpack": 2048}
 WARPS = {"pack": 4, "unpack": 4, "checksums": 4}
 CHANNEL_WARPS = {"pack": 2, "unpack": 8}  # where a program has a whole group of positions
 
-Table = np.ndarray[Any, np.dtype[np.int64]]
-
 
 class Job(NamedTuple):
     """A kernel's part of a cache: its name, its rows of the table, and the alignment of its bytes in an image."""
@@ -44,7 +43,7 @@ class Job(NamedTuple):
     aligned: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Layout:
     """Where the sections of a cache are in an image, and what kernels need to know of that.
 
@@ -52,17 +51,15 @@ class Layout:
         offsets, key_bytes, nbytes: of each section: where its keys begin, which its values follow at once.
         order: the segments (2 * layer, plus 1 for values) in the order of the table.
         template: int64 [segments, COLUMNS], the table without addresses and strides.
-        checks: int64 [sections, 4], the table of `kernels.checksums`.
         image_bytes: of the image.
     """
 
     offsets: list[int]
     key_bytes: list[int]
     nbytes: list[int]
-    order: Table
-    template: Table
+    order: Numbers
+    template: Numbers
     jobs: tuple[Job, ...]
-    checks: Table
     image_bytes: int
 
 
@@ -73,17 +70,30 @@ class Packed:
     Attributes:
         image: uint8, the sections' keys and values as they go on the wire, each section at its offset.
         results: int32 [3 * layers]: 1 for segments that couldn't be quantized; then sections' CRC-32, by `checksum`.
-        checks: the layout's, on the device.
+        launch: packs once more.
     """
 
     layout: Layout
     image: Tensor
     results: Tensor
-    checks: Tensor
+    launch: Callable[[], None]
 
     def checksum(self) -> None:
         """Compute the CRC-32 of each section, without waiting for it."""
-        _checksum(self.layout, self.image, self.checks, self.results[2 * len(self.layout.offsets) :])
+        checks = _checks(self.layout, self.image.device)
+        _checksum(self.layout, self.image, checks, self.results[2 * len(self.layout.offsets) :])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Unpacked:
+    """An unpacked cache: [2 * sections, kv_heads, positions, head_dim], keys, then values of each section.
+
+    Attributes:
+        launch: unpacks once more.
+    """
+
+    tensors: Tensor
+    launch: Callable[[], None]
 
 
 def suits(scheme: Scheme, head_dim: int) -> bool:
@@ -114,18 +124,22 @@ def layout_of(codes: tuple[int, ...], shape: Shape, received: bool = False) -> L
         segments.setdefault(scheme.values, []).append((offsets[i] + key_bytes[i], 2 * i + 1))
     jobs, first = [], 0
     for quantizer, found in segments.items():
-        aligned = _power_of_two(int(np.bitwise_or.reduce([offset for offset, _ in found])) | 2 * shape[0] | ALIGN)
+        aligned = power_of_two(int(np.bitwise_or.reduce([offset for offset, _ in found])) | 2 * shape[0] | ALIGN)
         jobs.append(Job(quantizer, first, len(found), aligned))
         first += len(found)
     template = np.zeros((first, COLUMNS), np.int64)
     template[:, 3:] = [row for found in segments.values() for row in found]
+    return Layout(offsets, key_bytes, nbytes, template[:, 4].copy(), template, tuple(jobs), at)
+
+
+@lru_cache(maxsize=256)
+def checks_of(layout: Layout) -> Numbers:
+    """The table of `kernels.checksums`, int64 [sections, 4]; by itself, because powers take a while."""
     checks = [
         (offset, size, power(32 - 8 * (-size % CHUNK_BYTES)), conditioning(size))
-        for offset, size in zip(offsets, nbytes, strict=True)
+        for offset, size in zip(layout.offsets, layout.nbytes, strict=True)
     ]
-    return Layout(
-        offsets, key_bytes, nbytes, template[:, 4].copy(), template, tuple(jobs), np.array(checks, np.int64), at
-    )
+    return np.array(checks, np.int64)
 
 
 def pack(layers: Sequence[tuple[Tensor, Tensor]], codes: tuple[int, ...], rows: Tensor | None = None) -> Packed:
@@ -143,66 +157,65 @@ def pack(layers: Sequence[tuple[Tensor, Tensor]], codes: tuple[int, ...], rows: 
     image = torch.empty(-(-layout.image_bytes // ALIGN) * ALIGN, dtype=torch.uint8, device=first.device)
     tensors = [tensor for layer in layers for tensor in layer]
     strides = [tensor.stride() for tensor in tensors]
-    kinds = set(strides)
-    if any(stride[2] != 1 for stride in kinds):
+    if any(stride[2] != 1 for stride in strides):
         tensors = [tensor.contiguous() for tensor in tensors]
         strides = [tensor.stride() for tensor in tensors]
-        kinds = set(strides)
-    places = np.zeros((len(tensors), 3), np.int64)
-    places[:, 0] = [tensor.data_ptr() for tensor in tensors]
-    places[:, 1:] = strides[0][:2] if len(kinds) == 1 else [stride[:2] for stride in strides]
-    size, common = first.element_size(), np.bitwise_or.reduce(places)
-    items = _power_of_two(int(common[0]) // size | int(common[1] | common[2]) | ALIGN // size)
-    zeros = np.zeros((3 * len(layers) + 1) // 2, np.int64)
-    table, results, checks, picked = _upload(layout, places, zeros, layout.checks, rows, first.device)
-    arguments = (table if picked is None else picked, image, results.view(torch.int32))
-    _launch("pack", layout, table, arguments, shape, first.dtype, items, (picked is not None,))
-    return Packed(layout, image, arguments[2][: 3 * len(layers)], checks)
+    count = 3 * len(layers)
+    used = layout.template.size
+    end = used + (count + 1) // 2
+    row, numbers = row_of(end + (0 if rows is None else len(rows)), first.device)
+    table = numbers[:used].reshape(-1, COLUMNS)
+    table[:] = layout.template
+    addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+    table[:, 0] = addresses[layout.order]
+    if strides.count(strides[0]) == len(strides):
+        by_head, by_position, _ = strides[0]
+        table[:, 1], table[:, 2], common = by_head, by_position, by_head | by_position
+    else:
+        table[:, 1:3] = np.array(strides, np.int64)[layout.order, :2]
+        common = int(np.bitwise_or.reduce(table[:, 1] | table[:, 2]))
+    items = items_of(addresses, common, first.element_size())
+    if rows is not None:
+        numbers[end:] = rows.numpy()
+    there = upload(row, first.device)
+    results = there.view(torch.int32)[2 * used : 2 * used + count]
+    arguments = (there if rows is None else there[end:], image, results)
+    launch = partial(_launch, "pack", layout, there, arguments, shape, first.dtype, items, (rows is not None,))
+    launch()
+    return Packed(layout, image, results, launch)
 
 
 def unpack(
     layout: Layout, image: Tensor, flags: Tensor, dtype: torch.dtype, shape: Shape,
     expected: tuple[list[int], Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Unpacked:  # fmt: skip
     """Unpack sections of an image, and check them, without waiting for either.
 
     Args:
         flags: int32, zeros; gets 1 for segments with scales that no encoder writes.
         expected: the sections' CRC-32, and int32, zeros, which get another value for sections that have another CRC-32.
-
-    Returns:
-        [2 * sections, *shape]: keys, then values of each section.
     """
-    out = torch.empty((len(layout.order), *shape), dtype=dtype, device=image.device)
+    segments, size = len(layout.order), dtype.itemsize * math.prod(shape)
+    out = torch.empty((segments, *shape), dtype=dtype, device=image.device)
     _, n, head_dim = shape
-    places = np.empty((len(out), 3), np.int64)
-    places[:, 0] = np.arange(out.data_ptr(), out.data_ptr() + max(1, out.nbytes), max(1, out[0].nbytes))[: len(out)]
-    places[:, 1:] = n * head_dim, head_dim
-    items = _power_of_two(n * head_dim | head_dim | ALIGN // dtype.itemsize)
-    checks = layout.checks
+    addresses = out.data_ptr() + size * np.arange(segments, dtype=np.int64)
+    used = layout.template.size
+    row, numbers = row_of(used + (0 if expected is None else 4 * len(layout.offsets)), image.device)
+    table = numbers[:used].reshape(-1, COLUMNS)
+    table[:] = layout.template
+    table[:, 0] = addresses[layout.order]
+    table[:, 1], table[:, 2] = n * head_dim, head_dim
+    items = items_of(addresses, n * head_dim | head_dim, dtype.itemsize)
     if expected is not None:
-        checks = checks.copy()
+        checks = numbers[used:].reshape(-1, 4)
+        checks[:] = checks_of(layout)
         checks[:, 3] ^= expected[0]
-    table, _, on_device, _ = _upload(layout, places, np.zeros(0, np.int64), checks, None, image.device)
+    there = upload(row, image.device)
     if expected is not None:
-        _checksum(layout, image, on_device, expected[1])
-    _launch("unpack", layout, table, (image, flags), shape, dtype, items, ())
-    return out
-
-
-def _upload(
-    layout: Layout, places: Table, zeros: Table, checks: Table, rows: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Copy to the device, at once: the table of segments at their places, zeros, checks, rows; each int64, one row."""
-    table = layout.template.copy()
-    table[:, :3] = places[layout.order]
-    parts = [table.ravel(), zeros, checks.ravel()]
-    if rows is not None:
-        parts.append(rows.numpy())
-    there = _to_device(np.concatenate(parts), device)
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    picked = None if rows is None else there[ends[2] :]
-    return there, there[ends[0] : ends[1]], there[ends[1] : ends[2]], picked
+        _checksum(layout, image, there[used:], expected[1])
+    launch = partial(_launch, "unpack", layout, there, (image, flags), shape, dtype, items, ())
+    launch()
+    return Unpacked(out, launch)
 
 
 def _launch(
@@ -214,26 +227,26 @@ def _launch(
     if not heads * n:
         return
     for job in layout.jobs:
-        name, rows, warps, constants = _kernel(action, job.quantizer, head_dim, DTYPES.index(dtype))
+        kernel, rows, warps, constants = _kernel(action, job.quantizer, head_dim, DTYPES.index(dtype))
         rows_of_job = table[job.first * COLUMNS :] if job.first else table
         grid = (-(-n // rows), heads, job.segments)
-        _call(name, grid, (rows_of_job, *arguments, n), (*constants, items, job.aligned, *last), warps)
+        call(kernel, grid, (rows_of_job, *arguments, n), (*constants, items, job.aligned, *last), warps)
 
 
 @lru_cache(maxsize=256)
-def _kernel(action: str, quantizer: Quantizer, head_dim: int, kind: int) -> tuple[str, int, int, tuple[int, ...]]:
-    """The kernel's name, the positions of a program, its warps, and its first constants."""
+def _kernel(action: str, quantizer: Quantizer, head_dim: int, kind: int) -> tuple[Any, int, int, tuple[int, ...]]:
+    """The kernel, the positions of a program, its warps, and its first constants."""
     if isinstance(quantizer, Symmetric):
         half = head_dim // 2
         wide = 1 << (half - 1).bit_length()
         grouped = quantizer.group is not None
         rows = quantizer.group or max(1, VALUES[action] // (2 * wide))
         warps = (CHANNEL_WARPS if grouped else WARPS)[action]
-        name = f"{action}_channels" if grouped else f"{action}_tokens"
-        return name, rows, warps, (kind, quantizer.bits, head_dim, half, wide, rows)
+        kernel = getattr(kernels, f"{action}_channels" if grouped else f"{action}_tokens")
+        return kernel, rows, warps, (kind, quantizer.bits, head_dim, half, wide, rows)
     wide = 1 << (head_dim - 1).bit_length()
     rows = max(1, VALUES[action] // wide)
-    return f"{action}_as_is", rows, WARPS[action], (kind, head_dim, wide, rows)
+    return getattr(kernels, f"{action}_as_is"), rows, WARPS[action], (kind, head_dim, wide, rows)
 
 
 def _checksum(layout: Layout, image: Tensor, checks: Tensor, sums: Tensor) -> None:
@@ -245,33 +258,23 @@ def _checksum(layout: Layout, image: Tensor, checks: Tensor, sums: Tensor) -> No
     chunk_powers = _chunk_powers(image.device, max(256, 1 << (chunks - 1).bit_length()))
     aligned = 4 if layout.offsets[0] else ALIGN
     arguments = (checks, image, lane_powers, chunk_powers, sums)
-    _call("checksums", (chunks, len(layout.offsets), 1), arguments, (powers, LANES, STEPS, aligned), WARPS["checksums"])
+    call(
+        kernels.checksums,
+        (chunks, len(layout.offsets), 1),
+        arguments,
+        (powers, LANES, STEPS, aligned),
+        WARPS["checksums"],
+    )
 
 
 def launch_export(numbers: Tensor, host: Tensor) -> None:
     """Write int32 to pinned host memory, without waiting for it."""
-    _call("export", (1, 1, 1), (numbers, host, len(numbers)), (1 << (len(numbers) - 1).bit_length(),), 1)
+    call(kernels.export, (1, 1, 1), (numbers, host, len(numbers)), (1 << (len(numbers) - 1).bit_length(),), 1)
 
 
-_compiled: dict[tuple[Any, ...], Any] = {}
-
-
-def _call(
-    name: str, grid: tuple[int, int, int], arguments: tuple[Any, ...], constants: tuple[Any, ...], warps: int
-) -> None:
-    """Call a kernel; after its first call without Triton's dispatch, which takes longer than many a kernel.
-
-    That is right because arguments of one place are always of one type, and kernels aren't specialized to their values.
-    """
-    device = arguments[0].device
-    key = (name, device, constants, warps)
-    kernel = _compiled.get(key)
-    with _on(device):
-        if kernel is not None:
-            kernel[grid](*arguments, *constants)
-        else:
-            function = getattr(kernels, name)
-            _compiled[key] = function[grid](*arguments, *constants, num_warps=warps, enable_fp_fusion=False)
+@lru_cache(maxsize=256)
+def _checks(layout: Layout, device: torch.device) -> Tensor:
+    return torch.from_numpy(checks_of(layout)).to(device)
 
 
 @lru_cache(maxsize=8)
@@ -297,15 +300,3 @@ def _signed(numbers: list[int]) -> np.ndarray[Any, Any]:
 
 def _to_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
-
-
-def _power_of_two(number: int) -> int:
-    """The largest power of two that divides a number."""
-    return number & -number
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Kernels launch on this device."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

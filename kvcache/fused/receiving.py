@@ -7,18 +7,20 @@ from kvcache.cache import Geometry, KVCache
 from kvcache.crc32 import crc32
 from kvcache.errors import WireError
 from kvcache.fused.codec import ALIGN, layout_of, suits, unpack
-from kvcache.fused.sending import copy_stream
-from kvcache.quantizers import QuantizeError
+from kvcache.fused.sending import copy_stream, queuing_on
+from kvcache.quantizers import CODES, QuantizeError
 from kvcache.sections import SECTION, SECTION_BYTES, Section, checked_section
 
 SLICE_BYTES = 2**24  # about the sections of one copy; kernels run on one slice while the next is being copied
+STAGES = 2**21, 2**23  # bytes of pageable memory that are collected for a copy: of the first, and of later ones
 PINNED_BYTES = 2**20  # from so many bytes in a row on it pays to ask whether they are in pinned memory
 
 
 class Intake:
     """Takes the sections of a cache, in pieces of any size. Errors come at the latest with `cache`.
 
-    Pieces in pinned memory are copied to the GPU as they are; others are collected first, about SLICE_BYTES of them.
+    Pieces in pinned memory are copied to the GPU as they are. Others are collected in pinned memory first; one stage is
+    filled while the one before is being copied.
     """
 
     def __init__(self, geometry: Geometry, positions: Tensor, length: int, device: torch.device) -> None:
@@ -29,6 +31,7 @@ class Intake:
         self._cache: KVCache | None = None  # whole, but not checked
         self._results = torch.zeros(3 * geometry.layers, dtype=torch.int32, device=device)
         self._staged, self._got = torch.empty(0, dtype=torch.uint8), 0
+        self._copied: torch.cuda.Event | None = None  # by the last copy
 
     def feed(self, piece: memoryview) -> None:
         """Take the next bytes; the caller may reuse their memory afterwards. Raises WireError."""
@@ -45,7 +48,7 @@ class Intake:
     def cache(self) -> KVCache:
         """The whole cache, checked. Raises WireError."""
         if self._got:
-            self._take_staged()
+            self._take_staged(last=True)
         count = self._geometry.layers
         if self._cache is None:
             raise WireError(f"the cache ends in layer {self._next} of {count}", "truncated")
@@ -62,38 +65,43 @@ class Intake:
 
     def _stage(self, piece: memoryview) -> int:
         """Collect bytes; returns how many. Those of whole sections go to the GPU when there is no room for more."""
-        if not len(self._staged):
-            self._staged = torch.empty(SLICE_BYTES, dtype=torch.uint8, pin_memory=True)
         if self._got == len(self._staged):
             self._take_staged()
-        if self._got == len(self._staged):  # no whole section: its header, checked, says how much room it needs
-            section = checked_section(bytes(self._view()[:SECTION_BYTES]), self._next, self._shape)
-            larger = torch.empty(SECTION_BYTES + section.nbytes, dtype=torch.uint8, pin_memory=True)
-            larger[: self._got] = self._staged
-            self._staged = larger
         size = min(len(piece), len(self._staged) - self._got)
         self._staged.numpy().data[self._got : self._got + size] = piece[:size]
         self._got += size
         return size
 
-    def _view(self) -> memoryview:
-        return self._staged.numpy().data[: self._got]
-
-    def _take_staged(self) -> None:
-        used = self._take(self._staged[: self._got], self._view())
+    def _take_staged(self, last: bool = False) -> None:
+        """Start on the staged sections; what is left of them begins a larger stage."""
+        before, view = self._copied, self._staged.numpy().data[: self._got]
+        used = self._start_whole(self._staged[: self._got], view)
         left = self._got - used
-        self._staged[:left] = self._staged[used : self._got].clone()
-        self._got = left
+        room = min(STAGES[1], max(STAGES[0], 2 * len(self._staged)))
+        if left and not used and not last:  # not even one section: its header, checked, says how much room it needs
+            room = SECTION_BYTES + checked_section(bytes(view[:SECTION_BYTES]), self._next, self._shape).nbytes
+        if last and not left:
+            self._got = 0
+            return
+        if before is not None:
+            before.synchronize()  # so that no more than two stages are in use
+        stage = torch.empty(max(room, left + 1), dtype=torch.uint8, pin_memory=True)
+        stage.numpy().data[:left] = view[used:]
+        self._staged, self._got = stage, left
 
     def _take(self, host: Tensor, view: memoryview) -> int:
-        """Start on the whole sections at the beginning of a pinned tensor, `view`; returns their bytes."""
-        used = 0
+        """Copy the whole sections at the beginning of a pinned tensor, `view`; returns their bytes."""
         try:
-            while (end := self._whole(view, used)) > used:
-                self._start(host[used:end], view[used:end])
-                used = end
+            return self._start_whole(host, view)
         finally:
             copy_stream(self._device).synchronize()
+
+    def _start_whole(self, host: Tensor, view: memoryview) -> int:
+        """Start on the whole sections at the beginning of a pinned tensor, `view`; returns their bytes."""
+        used = 0
+        while (end := self._whole(view, used)) > used:
+            self._start(host[used:end], view[used:end])
+            used = end
         return used
 
     def _whole(self, view: memoryview, begin: int) -> int:
@@ -110,17 +118,17 @@ class Intake:
     def _start(self, host: Tensor, view: memoryview) -> None:
         """Copy, check and unpack a slice, without waiting for it."""
         stream, current = copy_stream(self._device), torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(stream):
+        with queuing_on(stream, current):
             image = torch.empty(-(-len(view) // ALIGN) * ALIGN, dtype=torch.uint8, device=self._device)
             image[: len(view)].copy_(host, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record(stream)
+            self._copied = torch.cuda.Event()
+            self._copied.record(stream)
         sections, at = list[Section](), 0
         while at < len(view):
             head = bytes(view[at : at + SECTION_BYTES])
             sections.append(checked_section(head, self._next + len(sections), self._shape))
             at += SECTION_BYTES + sections[-1].nbytes
-        current.wait_event(copied)
+        current.wait_event(self._copied)
         image.record_stream(current)
         self._unpack(sections, image, view)
         self._next += len(sections)
@@ -128,14 +136,14 @@ class Intake:
             self._cache = KVCache(tuple(self._layers), self._positions, self._length)
 
     def _unpack(self, sections: list[Section], image: Tensor, view: memoryview) -> None:
-        schemes = {section.scheme for section in sections}
-        if all(suits(scheme, self._shape[2]) for scheme in schemes):
-            layout = layout_of(tuple(section.scheme.code for section in sections), self._shape, received=True)
+        codes = tuple(section.scheme.code for section in sections)
+        if all(suits(CODES[code], self._shape[2]) for code in set(codes)):
+            layout = layout_of(codes, self._shape, received=True)
             if not any(offset % 4 for offset in layout.offsets):
                 sums = self._results[2 * self._geometry.layers + self._next :]
                 expected = [section.checksum for section in sections], sums
                 flags = self._results[2 * self._next :]
-                tensors = unpack(layout, image, flags, self._geometry.dtype, self._shape, expected).unbind()
+                tensors = unpack(layout, image, flags, self._geometry.dtype, self._shape, expected).tensors.unbind()
                 self._layers += zip(tensors[::2], tensors[1::2], strict=True)
                 return
         at = 0

@@ -1,15 +1,21 @@
 """The sections of a cache on a GPU, packed there at once, and copied to host memory while checksums are computed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from kvcache.fused.codec import Packed, launch_export, pack
+from kvcache.fused.codec import Layout, launch_export, pack
+from kvcache.quantizers import CODES
+from kvcache.sections import Section
 
 # Of a copy: what goes out first needn't wait for the rest.
-PIECES, LEAST_BYTES, MOST_BYTES = 4, 2**21, 2**24
+PIECES, LEAST_BYTES, MOST_BYTES = 4, 2**22, 2**24
+
+Copy = tuple[int, torch.cuda.Event]  # the bytes up to there are in host memory once the event has happened
+Sent = tuple[bool, bytes, memoryview, memoryview]
 
 
 @lru_cache(maxsize=16)
@@ -18,53 +24,82 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def sections(
-    layers: tuple[tuple[Tensor, Tensor], ...], codes: tuple[int, ...], rows: Tensor | None
-) -> Iterator[tuple[bool, memoryview, memoryview, int]]:
-    """Yield each layer as soon as it is in host memory: whether its values could be quantized, keys, values, CRC-32.
+@contextmanager
+def queuing_on(stream: torch.cuda.Stream, current: torch.cuda.Stream) -> Iterator[None]:
+    """`torch.cuda.stream(stream)`; faster on the current device, because its current stream is known."""
+    if current.device.index != torch.cuda.current_device():
+        with torch.cuda.stream(stream):
+            yield
+        return
+    torch.cuda.set_stream(stream)
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(current)
 
-    The memory is pinned and pooled by PyTorch; it is free again once no view of it is left. Arguments as for `pack`.
+
+def start(layers: tuple[tuple[Tensor, Tensor], ...], codes: tuple[int, ...], rows: Tensor | None) -> Iterator[Sent]:
+    """Start packing and copying now; returns an iterator over layers, each as soon as it is in host memory.
+
+    It yields whether the layer's values could be quantized, its section's header, keys, values. The memory is pinned
+    and pooled by PyTorch; it is free again once no view of it is left. Arguments as for `pack`.
     """
     packed = pack(layers, codes, rows)
-    layout = packed.layout
     host = torch.empty(len(packed.image), dtype=torch.uint8, pin_memory=True)
-    copies = iter(_copies(packed, host))
+    copies = _start_copies(packed.image, host)
     packed.checksum()
-    found = _numbers(packed.results)
+    return _sections(packed.layout, codes, host, copies, Export(packed.results))
+
+
+def _sections(
+    layout: Layout, codes: tuple[int, ...], host: Tensor, copies: list[Copy], export: "Export"
+) -> Iterator[Sent]:
+    count = len(codes)
+    found = export.numbers()
     view = host.numpy().data
-    ready = -1
-    for i, begin in enumerate(layout.offsets):
-        middle, end = begin + layout.key_bytes[i], begin + layout.nbytes[i]
-        while ready < end and (copy := next(copies, None)) is not None:
+    sent = []  # all of them while the bytes are still being copied
+    for i, (code, begin, keys, both) in enumerate(
+        zip(codes, layout.offsets, layout.key_bytes, layout.nbytes, strict=True)
+    ):
+        header = Section(i, CODES[code], keys, both - keys, found[2 * count + i] & 0xFFFFFFFF).header()
+        middle, end = begin + keys, begin + both
+        sent.append((not (found[2 * i] or found[2 * i + 1]), header, view[begin:middle], view[middle:end]))
+    ready, coming = -1, iter(copies)
+    for one, begin, both in zip(sent, layout.offsets, layout.nbytes, strict=True):
+        while ready < begin + both and (copy := next(coming, None)) is not None:
             ready, event = copy
             event.synchronize()
-        usable = not (found[2 * i] or found[2 * i + 1])
-        yield usable, view[begin:middle], view[middle:end], found[2 * len(layers) + i] & 0xFFFFFFFF
+        yield one
 
 
-def _copies(packed: Packed, host: Tensor) -> list[tuple[int, torch.cuda.Event]]:
-    """Start all copies; returns how far each goes, and its event."""
-    stream = copy_stream(packed.image.device)
-    stream.wait_stream(torch.cuda.current_stream(packed.image.device))
+def _start_copies(image: Tensor, host: Tensor) -> list[Copy]:
+    stream, current = copy_stream(image.device), torch.cuda.current_stream(image.device)
+    stream.wait_stream(current)
     started = []
     piece = min(MOST_BYTES, max(LEAST_BYTES, -(-len(host) // PIECES)))
-    with torch.cuda.stream(stream):
+    with queuing_on(stream, current):
         for begin in range(0, len(host), piece):
             end = min(len(host), begin + piece)
-            host[begin:end].copy_(packed.image[begin:end], non_blocking=True)
+            host[begin:end].copy_(image[begin:end], non_blocking=True)
             event = torch.cuda.Event()
             event.record(stream)
             started.append((end, event))
-    packed.image.record_stream(stream)
+    image.record_stream(stream)
     return started
 
 
-def _numbers(results: Tensor) -> list[int]:
-    """The numbers, once they are there; a copy would queue behind those of the cache."""
-    host = torch.empty(len(results), dtype=torch.int32, pin_memory=True)
-    launch_export(results, host)
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(results.device))
-    event.synchronize()
-    numbers: list[int] = host.tolist()
-    return numbers
+class Export:
+    """Numbers on their way to the CPU; a copy would queue behind those of the cache."""
+
+    def __init__(self, results: Tensor) -> None:
+        """Start: int32, one row."""
+        self._host = torch.empty(len(results), dtype=torch.int32, pin_memory=True)
+        launch_export(results, self._host)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(results.device))
+
+    def numbers(self) -> list[int]:
+        """The numbers, once they are there."""
+        self._event.synchronize()
+        numbers: list[int] = self._host.tolist()
+        return numbers

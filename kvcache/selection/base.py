@@ -112,24 +112,34 @@ def budget_of(context: int, retention: float) -> int:
 class ColumnMeans:
     """The mean attention of each context position, over heads, layers and the rows from `first_row` on.
 
-    With `last_layer`, each layer replaces the earlier ones.
+    With `last_layer`, each layer replaces the earlier ones. On a GPU, sums come instead of rows, unless a subclass
+    overrides `add` or `add_sums`.
     """
 
     def __init__(self, context: int, first_row: int, last_layer: bool = False) -> None:
-        self._context, self._first_row, self._last_layer = context, first_row, last_layer
+        self._context, self.first_row, self._last_layer = context, first_row, last_layer
         self._sums: Tensor | None = None
         self._rows = 0  # heads x rows in the sums
         self._layer = -1
 
     def add(self, layer: int, probabilities: Tensor, first_row: int) -> None:
-        wanted = probabilities[:, max(0, self._first_row - first_row) :, : self._context]
-        if not wanted.shape[1]:
-            return
+        wanted = probabilities[:, max(0, self.first_row - first_row) :, : self._context]
+        if wanted.shape[1]:
+            self.add_sums(layer, wanted.sum((0, 1)), wanted.shape[0] * wanted.shape[1])
+
+    def add_sums(self, layer: int, sums: Tensor, rows: int) -> None:
+        """Add what rows sum up to, instead of `add` with these rows.
+
+        Args:
+            sums: float32 [columns], over the rows from position `first_row` on; missing columns are zeros.
+            rows: how many these are, over all heads and layers of this call.
+        """
         if self._sums is None or (self._last_layer and layer != self._layer):
-            self._sums = torch.zeros(self._context, dtype=torch.float32, device=probabilities.device)
+            self._sums = torch.zeros(self._context, dtype=torch.float32, device=sums.device)
             self._rows = 0
-        self._sums[: wanted.shape[2]] += wanted.sum((0, 1))
-        self._rows += wanted.shape[0] * wanted.shape[1]
+        sums = sums[: self._context]
+        self._sums[: len(sums)] += sums
+        self._rows += rows
         self._layer = layer
 
     def scores(self) -> Tensor:

@@ -2,13 +2,14 @@
 
 Models are loaded with the attention function registered here. While `collecting`, it stores the last queries of every
 layer; their rows of the attention matrices are computed afterwards, many layers at once. Within each layer, these small
-operations would be bound by kernel launches: at a thousand tokens, half as long as the rest of the prefill.
+operations would be bound by kernel launches: at a thousand tokens, half as long as the rest of the prefill. On a GPU
+with Triton, `kvcache.fused` sums the columns of all layers without storing rows, for collectors that take sums.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kvcache.fused import AVAILABLE as FUSED
 from kvcache.selection import Selection
+from kvcache.selection.base import Collector, ColumnMeans
 from kvcache.selection.rows import row_chunks
+
+if FUSED:
+    from kvcache.fused import scoring as fused_scoring
 
 ATTENTION = "scout"
 """The name under which transformers knows this attention function."""
@@ -25,6 +31,9 @@ ATTENTION = "scout"
 LONG_TAIL = 1024  # rows; longer demands are served layer by layer, since all queries take more memory than the cache
 LONG = 2048  # tokens; longer prefills are compute-bound, and copies of the tails let the rest be freed
 MAX_ELEMENTS = 2**24  # of probabilities at a time: 64 MB in float32 stay near a GPU's cache
+
+Saved = tuple[int, Tensor, Tensor]
+"""A layer, its queries [1, heads, m, head_dim], at least those of the tail, and its keys [1, kv_heads, n, head_dim]."""
 
 
 class Scoring:
@@ -44,7 +53,7 @@ class Scoring:
         self._later = {name: d for name, d in demands.items() if 0 < d.tail <= LONG_TAIL}
         self._tail = max((d.tail for d in self._later.values() if not d.last_layer), default=0)
         self._last_tail = max((d.tail for d in self._later.values()), default=0)
-        self._saved: list[tuple[int, Tensor, Tensor]] = []  # layer, queries (at least those of the tail), keys
+        self._saved: list[Saved] = []
         self._scale = 1.0
 
     def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
@@ -57,7 +66,8 @@ class Scoring:
             raise ValueError(f"scoring {self._length} tokens, not {tuple(query.shape)} on {tuple(keys.shape)}")
         for name, demand in self._at_once.items():
             if not demand.last_layer or layer == self._layers - 1:
-                self._add([name], layer, query[0, :, -demand.tail :], keys[0], scale)
+                self._scale = scale
+                self._add([name], [(layer, query, keys)], demand.tail)
         tail = self._tail if layer < self._layers - 1 else self._last_tail
         if tail:
             self._saved.append((layer, query if self._length <= LONG else query[:, :, -tail:].clone(), keys))
@@ -71,28 +81,46 @@ class Scoring:
             if not names:
                 continue
             tail = max(self._later[name].tail for name in names)
-            per_layer = saved[0][1].shape[1] * tail * self._length
-            step = max(1, MAX_ELEMENTS // per_layer)
-            for begin in range(0, len(saved), step):
-                some = saved[begin : begin + step]
-                keys = torch.cat([keys for _, _, keys in some], 1)
-                if self._length <= LONG:  # one launch for all layers, though it copies more than the tails
-                    query = torch.cat([query for _, query, _ in some], 1)[:, :, -tail:]
-                else:
-                    query = torch.cat([query[:, :, -tail:] for _, query, _ in some], 1)
-                self._add(names, some[-1][0], query[0], keys[0], self._scale)
+            self._add(names, saved, tail)
         self._saved.clear()
         return {name: collector.scores() for name, collector in self._collectors.items()}
 
-    def _add(self, names: list[str], layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
-        """Pass the rows of these queries to the collectors.
+    def _add(self, names: list[str], saved: list[Saved], tail: int) -> None:
+        """Pass the attention of the last `tail` queries to collectors: as sums by fused kernels, else as rows."""
+        if FUSED and saved[0][1].is_cuda and fused_scoring.suits(saved[0][1], saved[0][2]):
+            fused = {name: c for name in names if takes_sums(c := self._collectors[name])}
+            if fused:
+                self._add_sums(fused, saved, tail)
+            names = [name for name in names if name not in fused]
+        if names:
+            self._add_rows(names, saved, tail)
 
-        Several layers are concatenated, as if `layer` had all their heads: collectors average over both.
-        """
-        first = self._length - query.shape[1]
-        for row, probabilities in row_chunks(query, keys, scale, first, MAX_ELEMENTS):
-            for name in names:
-                self._collectors[name].add(layer, probabilities, row)
+    def _add_sums(self, collectors: dict[str, ColumnMeans], saved: list[Saved], tail: int) -> None:
+        first = {name: max(c.first_row, self._length - tail) for name, c in collectors.items()}
+        first_rows = sorted(set(first.values()))
+        queries, keys = [query for _, query, _ in saved], [keys for _, _, keys in saved]
+        sums = fused_scoring.column_sums(queries, keys, tail, self._scale, first_rows)
+        rows = len(saved) * queries[0].shape[1]
+        for name, collector in collectors.items():
+            collector.add_sums(saved[-1][0], sums[first_rows.index(first[name])], rows * (self._length - first[name]))
+
+    def _add_rows(self, names: list[str], saved: list[Saved], tail: int) -> None:
+        """Several layers are concatenated, as if the last one had all their heads: collectors average over both."""
+        step = max(1, MAX_ELEMENTS // (saved[0][1].shape[1] * tail * self._length))
+        for begin in range(0, len(saved), step):
+            some = saved[begin : begin + step]
+            keys = torch.cat([keys[0] for _, _, keys in some])
+            query = torch.cat([query[0, :, -tail:] for _, query, _ in some])
+            for row, probabilities in row_chunks(query, keys, self._scale, self._length - tail, MAX_ELEMENTS):
+                for name in names:
+                    self._collectors[name].add(some[-1][0], probabilities, row)
+
+
+def takes_sums(collector: Collector) -> TypeGuard[ColumnMeans]:
+    """Whether sums of rows are as good as the rows for a collector."""
+    if not isinstance(collector, ColumnMeans):
+        return False
+    return type(collector).add is ColumnMeans.add and type(collector).add_sums is ColumnMeans.add_sums
 
 
 _SCORING: ContextVar[Scoring | None] = ContextVar("scoring", default=None)

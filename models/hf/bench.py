@@ -1,5 +1,6 @@
 """The cost of scoring during prefill, and decode time relative to the memory bound; with random weights."""
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ LENGTHS = (170, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 QUICK_LENGTHS = (170, 1024, 2048, 8192, 32_768)
 QUERY = 24  # tokens, of the length
 RETENTION = 0.25
-SCORED = ("q2c", "snapkv")
+SCORED = ("q2c", "q2c_pooled", "snapkv", "h2o")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ class ScoringRun:
     tokens: int
     plain_ms: float
     q2c_added: float
+    q2c_pooled_added: float
     snapkv_added: float
+    h2o_added: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,7 @@ def bench_scoring(
         loaded = load_model(ModelSpec(name, "random", "bfloat16" if device == "cuda" else "float32", device))
         for length in lengths:
             times = _interleaved(loaded, length, repeats=_repeats(length, quick))
-            q2c_added, snapkv_added = (times[s] / times["plain"] - 1 for s in SCORED)
-            runs.append(ScoringRun(name, length, times["plain"], q2c_added, snapkv_added))
+            runs.append(ScoringRun(name, length, times["plain"], *(times[s] / times["plain"] - 1 for s in SCORED)))
         del loaded
         _free(device)
     return runs
@@ -176,8 +178,9 @@ def _interleaved(loaded: LoadedModel, length: int, repeats: int) -> dict[str, fl
     tokens = torch.randint(loaded.vocabulary, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     edge = EdgeModel(loaded, PlainDecoder(loaded))
     times: dict[str, list[float]] = {way: [] for way in ("plain", *SCORED)}
+    order = random.Random(0)
     for turn in range(repeats + 1):
-        for way, found in times.items():
+        for way in order.sample(list(times), len(times)):  # what ran before changes a GPU's clock rate
             loaded.model.set_attn_implementation("sdpa" if way == "plain" else ATTENTION)
             watch = Stopwatch(loaded.device)
             if way == "plain":
@@ -186,7 +189,7 @@ def _interleaved(loaded: LoadedModel, length: int, repeats: int) -> dict[str, fl
                 edge.prefill(tokens[:-QUERY], tokens[-QUERY:], [SELECTIONS[way]()])
             watch.lap()
             if turn:
-                found += watch.laps_ms()
+                times[way] += watch.laps_ms()
     return {way: median(found) for way, found in times.items()}
 
 
@@ -225,7 +228,7 @@ def scoring_table(runs: Sequence[ScoringRun], machine: str) -> Table:
     for title in ("model", "tokens", "plain SDPA ms", *(f"{s} adds" for s in SCORED)):
         table.add_column(title, justify="left" if title == "model" else "right")
     for run in runs:
-        added = f"{run.q2c_added:+.1%}", f"{run.snapkv_added:+.1%}"
+        added = (f"{getattr(run, f'{s}_added'):+.1%}" for s in SCORED)
         table.add_row(run.model, f"{run.tokens:,}", f"{run.plain_ms:,.1f}", *added)
     return table
 

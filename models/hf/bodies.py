@@ -62,10 +62,12 @@ class QuestionPayload:
     context_tokens: int = 0
 
 
-def write_cache(handover: CachePayload, plan: str | Sequence[str], fingerprint: bytes) -> Iterator[memoryview]:
-    """Encode a cache body as buffers. Raises as `kvcache.wire.encode` does."""
+def write_cache(
+    handover: CachePayload, plan: str | Sequence[str], fingerprint: bytes, keep: Tensor | None = None
+) -> Iterator[memoryview]:
+    """Encode a cache body as buffers. `keep` and what is raised: as for `kvcache.wire.encode`."""
     first = memoryview(LAST_TOKEN.pack(handover.last_token))
-    return chain([first], encode(handover.cache, plan, fingerprint))
+    return chain([first], encode(handover.cache, plan, fingerprint, keep))
 
 
 def cache_bytes(geometry: Geometry, plan: str | Sequence[str], positions: Tensor, length: int) -> int:

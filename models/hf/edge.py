@@ -42,6 +42,8 @@ class Prefilled:
     def handover(self, kept_context: Tensor | None = None) -> KVCache:
         """The cache without the prompt's last position, whole or pruned, for the cloud to decode from.
 
+        A sender needn't prune: `kvcache.wire.encode` gathers `positions(kept_context)` itself.
+
         Args:
             kept_context: int64, ascending positions of the context, by a selection; None keeps all. The query is
                 always kept.
@@ -52,7 +54,12 @@ class Prefilled:
         last = self.context + self.query - 1
         layers = tuple((keys[:, :last], values[:, :last]) for keys, values in self.cache.layers)
         cache = KVCache(layers, self.cache.positions[:last], last)
-        return cache if kept_context is None else cache.keep(with_query(kept_context, self.context, self.query))
+        positions = self.positions(kept_context)
+        return cache if positions is None else cache.keep(positions)
+
+    def positions(self, kept_context: Tensor | None) -> Tensor | None:
+        """The positions that a cache handed over keeps; None for all. Arguments and errors as for `handover`."""
+        return None if kept_context is None else with_query(kept_context, self.context, self.query)
 
 
 def with_query(kept_context: Tensor, context: int, query: int) -> Tensor:

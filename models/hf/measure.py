@@ -157,8 +157,8 @@ class _Bench:
         watch = Stopwatch(loaded.device)
         plan = self._plan if mode.quantizer == MIXED else mode.quantizer
         assert plan is not None
-        handover = CachePayload(found.handover(self._kept(found, mode)), found.last_token)
-        buffers = list(write_cache(handover, plan, loaded.fingerprint))
+        keep = found.positions(self._kept(found, mode))
+        buffers = list(write_cache(CachePayload(found.handover(), found.last_token), plan, loaded.fingerprint, keep))
         sent = sum(buffer.nbytes for buffer in buffers)
         watch.lap()
         body = CacheBody({loaded.fingerprint: loaded.geometry}, Limits(), None, sent, loaded.device)

@@ -1,22 +1,27 @@
 """Fused kernels give the bytes of the quantizers: by Triton's interpreter without a GPU, else on the GPU."""
 
+import io
+import json
 import os
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from kvcache import wire
 from kvcache.cache import DTYPES, Geometry, KVCache
 from kvcache.errors import WireError
 from kvcache.quantizers import QUANTIZERS, QuantizeError
+from kvcache.selection.rows import tail_probabilities
 from tests.kvcache.tensors import normal
 
 if find_spec("triton") is None:
@@ -43,6 +48,33 @@ def codec() -> Iterator[ModuleType]:
                 patch.setattr(codec, name, value)
             patch.setattr(codec, "VALUES", {"pack": 1024, "unpack": 1024})
         yield codec
+
+
+def _let_the_interpreter_count(patch: pytest.MonkeyPatch) -> None:
+    """NumPy from 2.4 on doesn't take arrays of one element for numbers, which Triton 3.6 does in `range`."""
+    from triton.runtime import interpreter
+
+    patched = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        patched(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
+
+
+@pytest.fixture(scope="module")
+def scoring(codec: ModuleType) -> Iterator[ModuleType]:
+    """The fused scores, likewise."""
+    from kvcache.fused import scoring
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not GPU:
+            few, many = scoring.Tile(32, 16, 4), scoring.Tile(16, 32, 4)
+            for name, value in (("FEW", few), ("MANY", many), ("SPLIT_KEYS", 32), ("PROGRAMS", 8)):
+                patch.setattr(scoring, name, value)
+            _let_the_interpreter_count(patch)
+        yield scoring
 
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the other tests run here")
@@ -101,7 +133,7 @@ def test_kernels_write_and_read_the_bytes_of_the_quantizers(
         begin = packed.layout.offsets[i]
         assert torch.equal(packed.image[begin : begin + packed.layout.nbytes[i]].cpu(), torch.cat(parts)), names[i]
     shape = tuple(kept[0][0].shape)  # type: ignore[assignment]
-    unpacked = codec.unpack(packed.layout, packed.image, packed.results, dtype, shape)
+    unpacked = codec.unpack(packed.layout, packed.image, packed.results, dtype, shape).tensors
     assert not packed.results.any()
     for i, (name, parts) in enumerate(zip(names, expected, strict=True)):
         if dtype == torch.bfloat16 and name != "bf16" and not GPU:
@@ -144,6 +176,35 @@ def test_only_suited_schemes_are_fused(codec: ModuleType) -> None:
     assert not codec.suits(QUANTIZERS["int8"], 7) and not codec.suits(QUANTIZERS["int8"], 512)
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "m", "n", "dtype"),
+    [
+        (6, 2, 32, 11, 50, torch.float32),
+        (2, 1, 24, 40, 40, torch.float32),  # all rows
+        (4, 1, 16, 1, 33, torch.float16),
+        (14, 2, 128, 32, 700, torch.bfloat16),
+        (8, 2, 96, 900, 900, torch.bfloat16),
+    ],
+)
+def test_column_sums_are_those_of_the_rows(
+    scoring: ModuleType, heads: int, kv_heads: int, head_dim: int, m: int, n: int, dtype: torch.dtype
+) -> None:
+    if not GPU and n > 100:
+        pytest.skip("too large for the interpreter, which truncates to bfloat16 besides")
+    source = torch.Generator().manual_seed(n)
+    queries = [torch.randn(1, m + 3, heads, head_dim, generator=source).to(dtype).transpose(1, 2) for _ in range(2)]
+    keys = [torch.randn(1, kv_heads, n + 5, head_dim, generator=source).to(dtype)[:, :, 2 : n + 2] for _ in range(2)]
+    scale, first_rows = head_dim**-0.5, [n - m // 2 - 1, n - m]
+    there = [[one.to(DEVICE) for one in some] for some in (queries, keys)]
+    found = scoring.column_sums(*there, m, scale, first_rows)
+    for sums, first_row in zip(found, first_rows, strict=True):
+        expected = torch.zeros(n)
+        for query, key in zip(queries, keys, strict=True):
+            rows = tail_probabilities(query[0, :, 3:].float(), key[0].float(), scale, n - m)
+            expected += rows[:, first_row - n + m :].sum((0, 1))
+        torch.testing.assert_close(sums.cpu(), expected, atol=1e-4, rtol=1e-4 if dtype == torch.float32 else 4e-3)
+
+
 def gpu_cache(
     dtype: torch.dtype = torch.bfloat16, n: int = 517, heads: int = 4, layers: int = 3
 ) -> tuple[KVCache, KVCache]:
@@ -183,6 +244,44 @@ def test_a_gpu_sends_and_receives_the_cpus_bytes(plan: Any, dtype: torch.dtype) 
             assert torch.equal(found.positions, expected.positions) and found.length == expected.length
             for one, other in zip(found.layers, expected.layers, strict=True):
                 assert same_bits(one[0], other[0]) and same_bits(one[1], other[1])
+
+
+@needs_gpu
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_kernels_of_the_first_length_serve_the_others(heads: int) -> None:
+    """So that a warm-up with any prompt leaves nothing to compile."""
+    from kvcache.fused import launching
+
+    compiled = []
+    for n in (320, 321, 1030, 4097):
+        cache = KVCache.whole(layers_of((heads, n, 128), torch.bfloat16, 3)).to("cuda")
+        for plan in ("int8", "int4_kivi", ("int4", "int8", "bf16")):
+            for keep in (None, torch.arange(0, n, 3)):
+                received(frame(cache, plan, keep), cache.geometry, 2**18)
+        compiled.append(len(launching._compiled))
+    assert compiled[1:] == compiled[:-1]
+
+
+@needs_gpu
+def test_the_bench() -> None:
+    from kvcache.fused.bench import bench_fused
+
+    rows = bench_fused(quick=True)
+    json.dumps([asdict(row) for row in rows], allow_nan=False)
+    assert {row.quantizer for row in rows} == {"int8", "int4"}
+    assert all(0 < row.send_of_link < 1.1 and 0 < row.receive_of_link < 1.1 for row in rows)
+
+
+def test_the_benchs_table(codec: ModuleType) -> None:
+    from kvcache.fused.bench import FusedSpeed, fused_table
+
+    row = FusedSpeed("a GPU", "int8", 28, [4, 512, 128], 29.36, 14.91, 0.97, 0.89, [0.81, 0.85, 0.86], 0.12, 0.1,
+                     0.5, 0.54, 0.6, 0.45, 5.1, 0.053, 3787.1, 55.3, 55.4)  # fmt: skip
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(fused_table([row], "this machine"))
+    text = console.export_text()
+    for shown in ("28x4x512", "3,787", "97%", "81%", "0.12 0.10", "0.50 54%", "0.60 45%", "this machine", "55.3 GB/s"):
+        assert shown in text
 
 
 @needs_gpu

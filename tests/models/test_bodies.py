@@ -65,6 +65,12 @@ def test_caches_come_back_however_they_are_cut(kept: int, token: int, step: int)
     torch.testing.assert_close(found.cache.layers[1][0], cache.layers[1][0].bfloat16().float())
 
 
+def test_a_sender_prunes_as_a_pruned_cache_is_sent() -> None:
+    cache, keep = KVCache.whole(random_cache(30).layers), torch.arange(3, 30, 4)
+    pruned = b"".join(write_cache(CachePayload(cache.keep(keep), 7), "int8", FINGERPRINT))
+    assert b"".join(write_cache(CachePayload(cache, 7), "int8", FINGERPRINT, keep)) == pruned
+
+
 @given(raw=st.binary(max_size=300), step=st.integers(1, 100))
 def test_garbage_is_no_question(raw: bytes, step: int) -> None:
     with pytest.raises(WireError):

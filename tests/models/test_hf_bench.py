@@ -3,7 +3,7 @@
 import torch
 
 from models.hf.attention import ATTENTION
-from models.hf.bench import bench_decode, bench_scoring, decode_table, scoring_table, weight_bytes
+from models.hf.bench import SCORED, bench_decode, bench_scoring, decode_table, scoring_table, weight_bytes
 from models.hf.loading import ModelSpec, load_model
 
 torch.set_num_threads(1)
@@ -13,7 +13,7 @@ def test_bench_scoring() -> None:
     found = bench_scoring(quick=True, device="cpu")
     assert [run.tokens for run in found] == [170, 1024]
     for run in found:
-        assert run.plain_ms > 0 and all(-1 < getattr(run, f"{name}_added") < 10 for name in ("q2c", "snapkv"))
+        assert run.plain_ms > 0 and all(-1 < getattr(run, f"{name}_added") < 10 for name in SCORED)
     assert scoring_table(found, "here").row_count == 2
 
 
