@@ -1,6 +1,8 @@
 """An edge agent: the life of its requests, from release to ledger row."""
 
 import asyncio
+import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -24,6 +26,7 @@ from netem.wire import wire_bytes
 # Before a request is sent again: long enough for the loss of a worker to be known, then until it may be back.
 RESEND_S = 0.1
 MAX_RESEND_S = 1.0
+DELAYS = 16  # of the last requests, by which an agent knows its path
 SHED = "shed: its compute alone takes longer than is left"
 
 
@@ -101,6 +104,23 @@ class Terms:
     shed: bool = False
 
 
+class PathDelay:
+    """What an agent's path takes, there and back, without queues: the least of what it took lately."""
+
+    def __init__(self) -> None:
+        self._lately: deque[float] = deque(maxlen=DELAYS)
+
+    def learn(self, ms: float) -> None:
+        """The first byte of a request and its answer took so long together."""
+        if math.isfinite(ms):
+            self._lately.append(max(0.0, ms))
+
+    @property
+    def ms(self) -> float:
+        """0 before anything is known."""
+        return min(self._lately, default=0.0)
+
+
 class Rejected(Exception):
     """The request is not served; the message is the reason."""
 
@@ -157,6 +177,7 @@ class Agent:
         self._backlog: set[int] = set()  # requests that wait for the agent's compute or uplink, or are on it
         self._queued: set[int] = set()  # those of them that wait for the uplink
         self._last_resorts = LastResorts()
+        self._away = PathDelay()
         self._begun: dict[int, asyncio.Task[str]] = {}  # answers that the edge has begun beside what is sent
 
     def adjust(self, change: Adjustment) -> None:
@@ -317,6 +338,7 @@ class Agent:
         record.decode_ms = stages.decode_ms
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
         record.answer_ms = (self._time_s() - served_s) * 1e3
+        self._away.learn(record.first_byte_ms + record.answer_ms)
         record.answered, record.answer = self.settings.profile.mode_at(stages.mode), stages.text
 
     async def _decode(self, record: Record, work: Work, option: ModeOption) -> str:
@@ -355,8 +377,10 @@ class Agent:
                 await asyncio.wait({planned, decoding}, return_when=asyncio.FIRST_COMPLETED)
                 if not planned.done() or _is_lost(planned):
                     await asyncio.wait({decoding})
-                    # An answer in hand can wait for a better one until it is due.
-                    wait_s = 0.0 if begin.done() and begin.result() else max(0.0, request.due_s - self._time_s())
+                    # An answer in hand takes no time, so it can wait for a better one, and use up half of the margin.
+                    hurried = begin.done() and begin.result()
+                    latest_s = request.deadline_s - self._margin_ms / 2e3
+                    wait_s = 0.0 if hurried else max(0.0, latest_s - self._time_s())
                     await asyncio.wait({planned}, timeout=wait_s)
                 if planned.done() and not _is_lost(planned):
                     await planned
@@ -518,8 +542,8 @@ class Agent:
         self._allocator.finish(request_id, gave_up)
 
     def _request(self, record: Record) -> Request:
-        """The request as it is announced. The planning margin is subtracted here and nowhere else."""
-        s, margin_s = self.settings, self._margin_ms / 1e3
+        """The request as it is announced. The margin, and what the path takes, are subtracted here and nowhere else."""
+        s, margin_s = self.settings, (self._margin_ms + self._away.ms) / 1e3
         due_s = self._epoch_s + record.intended_s + record.deadline_ms / 1e3 - margin_s
         options, lengths = s.options, record.lengths
         if lengths is not None:

@@ -8,7 +8,7 @@ import ray
 from allocator.online.service import Allocator, Snapshot
 from allocator.online.standing import Standing
 from allocator.policies import Policy
-from allocator.problem import Plan, Request
+from allocator.problem import Gap, Plan, Request
 
 
 @ray.remote
@@ -67,6 +67,9 @@ class AllocatorActor:
 
     async def solve_times_ms(self) -> list[float]:
         return self._allocator.solve_times_ms()
+
+    async def solve_gaps(self) -> list[Gap]:
+        return self._allocator.solve_gaps()
 
     async def mean_grants_mbps(self) -> dict[int, float]:
         return self._allocator.mean_grants_mbps()

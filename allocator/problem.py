@@ -237,6 +237,18 @@ class Choice(NamedTuple):
     meets: bool
 
 
+class Gap(NamedTuple):
+    """A certificate: the most by which a choice falls short of the optimum of its problem, as shares of a bound on it.
+
+    Attributes:
+        weight: of the weight in time.
+        quality: of the weighted quality, among choices with at least that weight in time.
+    """
+
+    weight: float
+    quality: float
+
+
 @dataclass(frozen=True, slots=True)
 class Solution:
     """A policy's answer to a problem.
@@ -245,10 +257,12 @@ class Solution:
         choices: by request id, one for every request of the problem.
         grants_mbps: by agent id, for all requests and transfers of the agent together; agents not named keep theirs.
             Policies that choose by minimum rate leave it empty: `allocator.sharing` shares the uplink for them.
+        gap: from policies that can certify one.
     """
 
     choices: Mapping[int, Choice]
     grants_mbps: Mapping[int, float] = field(default_factory=dict)
+    gap: Gap | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from reports import files
 from reports.runs import one_line
 from reports.schema import (
     AllocatorFigures,
+    Bound,
     ComparedRun,
     Comparison,
     ComparisonPoint,
@@ -126,6 +127,8 @@ def _rows(folder: Path, entry: ComparedRun, warnings: list[str]) -> list[dict[st
         warnings.append(f"{entry.folder} is INVALID, but included: " + "; ".join(summary.warnings))
     _check_ledger(run_dir, summary)
     where = {"point": json.dumps(entry.point, sort_keys=True), "seed": entry.seed, "folder": entry.folder}
+    for metric in METRICS:
+        where[f"bound_{metric}"] = np.nan if entry.bound is None else getattr(entry.bound, metric)
     return [
         where
         | s.counts()
@@ -167,7 +170,19 @@ def _point(point: str, rows: pd.DataFrame, compared: list[str], rng: np.random.G
         differences = compare([(by_name[first], by_name[second]) for first, second in pairs], rng, UNITS[metric])
         for (first, second), difference in zip(pairs, differences, strict=True):
             verdicts.append(Verdict(metric=metric, first=first, second=second, **asdict(difference)))
-    return ComparisonPoint(point=json.loads(point), seeds=rows.seed.nunique(), figures=figures, verdicts=verdicts)
+    return ComparisonPoint(
+        point=json.loads(point),
+        seeds=rows.seed.nunique(),
+        figures=figures,
+        verdicts=verdicts,
+        bound=_bound(rows[rows.allocator == order[0]]),
+    )
+
+
+def _bound(rows: pd.DataFrame) -> Bound | None:
+    """The mean bound of runs, one row each; None if one has none."""
+    means = {metric: rows[f"bound_{metric}"].mean(skipna=False) for metric in METRICS}
+    return None if any(np.isnan(mean) for mean in means.values()) else Bound(**means)
 
 
 def _interval(values: list[float], rng: np.random.Generator) -> Interval:
@@ -189,10 +204,16 @@ def comparison_tables(found: Comparison) -> Iterator[Table]:
         table.add_column("allocator", no_wrap=True)
         for name in ("scheduled = met + late + rejected + failed", "met %", "quality delivered"):
             table.add_column(name, justify="right", no_wrap=True)
+        if each.bound is not None:
+            table.add_column("regret", justify="right", no_wrap=True)
+            found_mean = f"{each.bound.compliance:.1f}", f"{each.bound.delivered_quality:.1f}"
+            table.add_row("(bound)", "", *found_mean, "")
         for name, f in each.figures.items():
             counts = f"{f.scheduled} = {f.met} + {f.late} + {f.rejected} + {f.failed}"
             shown = (f"{m.mean:.1f} [{m.low:.1f}, {m.high:.1f}]" for m in (f.compliance, f.delivered_quality))
-            table.add_row(name if name in found.compared else f"({name})", counts, *shown)
+            regret = each.regret(name)
+            below = [] if regret is None else [f"{regret[0]:.1f} / {regret[1]:.1f}"]
+            table.add_row(name if name in found.compared else f"({name})", counts, *shown, *below)
         yield table
         verdicts = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in ("in", "", "is", "Holm's p"):

@@ -83,7 +83,7 @@ def tradeoff(point: ComparisonPoint, compared: Sequence[str], number: int) -> Dr
         return pd.DataFrame(rows, columns=["allocator", "met_percent", "quality"])
 
     read = (
-        "Up and right is better; bars are 95 % intervals. Hollow marks: baselines (clairvoyant knows the present "
+        "Up and right is better; bars are 95 % intervals. Hollow marks: baselines (rate_oracle knows the present "
         f"rate).{_at(point)}"
     )
     return draw_axes(f"tradeoff_{number}", "Quality against compliance", read, draw)

@@ -16,7 +16,7 @@ from reports import comparison_figures, drawing, figures, files, metrics
 from reports.comparison import METRICS, read_comparison
 from reports.drawing import Drawn
 from reports.runs import ReportError, Run, read_run
-from reports.schema import Comparison, ComparisonPoint, Summary
+from reports.schema import Comparison, ComparisonPoint, SolveGaps, Summary
 from reports.table import rounds_shown
 from reports.terminal import printable
 
@@ -221,13 +221,21 @@ def _agents_table(run: Run) -> Table:
         met = metrics.compliance_by_agent(own)
         worst = met.idxmin()
         solve = run.allocators[str(name)].solve_ms
-        times = [_ms(solve.p50, 2), _ms(solve.p99, 2)]
+        times = [_ms(solve.p50, 2), _ms(solve.p99, 2), *_gaps(run.allocators[str(name)].solve_gaps)]
         switched = f"{figures.switch_share(own):.1f}"
         rows.append(
             [str(name), f"agent {worst}: {met.min():.1f} %", f"{jain_index(met.tolist()):.3f}", switched, *times]
         )
     columns = ["allocator", "worst agent, met", "Jain's index", "modes switched %", "solving p50 ms", "p99"]
+    columns += ["most weight proved %", "gap to the static optimum p99 %", "at most %"]
     return Table("agents", columns, rows)
+
+
+def _gaps(gaps: SolveGaps) -> list[str]:
+    """Solves that are proved to meet the most weight, and bounds on what the others' quality falls short."""
+    if gaps.met_proved is None or not gaps.curve:
+        return ["–"] * 3
+    return [f"{100 * gaps.met_proved:.1f}", f"{100 * gaps.curve[99]:.3f}", f"{100 * gaps.curve[100]:.3f}"]
 
 
 def _event_section(run: Run) -> Iterator[Section]:
@@ -273,7 +281,13 @@ def _point_table(point: ComparisonPoint, compared: Sequence[str], number: int) -
         counts = [f"{count:,}" for count in f.counts().values()]
         means = f.compliance, f.delivered_quality
         cells = [cell for m in means for cell in (f"{m.mean:.1f}", f"{m.low:.1f} to {m.high:.1f}")]
-        rows.append([name if name in compared else f"({name})", *counts, *cells])
+        regret = point.regret(name)
+        below = [] if regret is None else [f"{regret[0]:.1f}", f"{regret[1]:.1f}"]
+        rows.append([name if name in compared else f"({name})", *counts, *cells, *below])
+    if point.bound is not None:
+        columns += ["below the bound: met", "quality"]
+        met, quality = f"{point.bound.compliance:.1f}", f"{point.bound.delivered_quality:.1f}"
+        rows.append(["(bound)", *[""] * 6, met, "", quality, "", "", ""])
     return Table(f"allocators_{number}", columns, rows)
 
 

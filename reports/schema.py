@@ -143,6 +143,20 @@ class Outcomes(Document):
         return {name: getattr(self, name) for name in Outcomes.model_fields}
 
 
+class SolveGaps(Document):
+    """How far an allocator's solves were from the static optimum at most, by their certificates; shares of the bound.
+
+    Attributes:
+        solves: those with a certificate.
+        met_proved: share of them that are proved to meet as much weight as can be met.
+        curve: percentiles 0 to 100 of the quality's gap; empty without certificates.
+    """
+
+    solves: int = 0
+    met_proved: float | None = None
+    curve: list[float] = []
+
+
 class AllocatorSummary(Outcomes):
     """The figures of one allocator's turn.
 
@@ -171,6 +185,7 @@ class AllocatorSummary(Outcomes):
     reasons: dict[str, int]
     solve_ms: SolveTime = SolveTime()
     solve_curve_ms: list[float] = []
+    solve_gaps: SolveGaps = SolveGaps()
     stolen: float = 0.0
 
 
@@ -270,6 +285,7 @@ class ComparedRun(Document):
     folder: str
     seed: int
     point: dict[str, Any]
+    bound: Bound | None = None
 
 
 class ComparisonRuns(Document):
@@ -311,12 +327,20 @@ class Verdict(Interval):
 
 
 class ComparisonPoint(Document):
-    """Figures and verdicts of one combination of swept values."""
+    """Figures and verdicts of one combination of swept values; `bound`: the mean over its runs, where all have one."""
 
     point: dict[str, Any]
     seeds: int
     figures: dict[str, AllocatorFigures]
     verdicts: list[Verdict]
+    bound: Bound | None = None
+
+    def regret(self, name: str) -> tuple[float, float] | None:
+        """What an allocator is below the bound: points of met, and of delivered quality; None without a bound."""
+        if self.bound is None:
+            return None
+        f = self.figures[name]
+        return self.bound.compliance - f.compliance.mean, self.bound.delivered_quality - f.delivered_quality.mean
 
     def swept(self) -> str:
         """`key value, key value`; empty where nothing was swept."""

@@ -109,7 +109,7 @@ def _against_brute_force(rng: np.random.Generator, problems: int) -> BruteForce:
 
 def _against_optimal(rng: np.random.Generator, problems: int, most: int) -> list[AgainstOptimal]:
     """Weight and quality of `deadline` and `greedy` against `optimal`, with one budget and with two."""
-    choosers = {"deadline": solve_lexicographic, "greedy": greedy_choice}
+    choosers = {"deadline": lambda rows: solve_lexicographic(rows).choice, "greedy": greedy_choice}
     table: dict[tuple[str, bool, bool], _Gaps] = {}
     for index in range(problems):
         cloud = index % 2 == 1

@@ -27,14 +27,16 @@ from allocator.problem import ModeOption
 from allocator.solver.arrays import Floats, Ints
 
 SLOTS = 16  # of a request's time, if there is room for so many
-MAX_VARIABLES = 300_000  # beyond, slots are longer, and then there is no bound
+MAX_VARIABLES = 150_000  # beyond, slots are longer, and then there is no bound
+MAX_S = 60.0  # for each of two programs
 LEAST_SLOTS = 2
 ROUNDING = 1e-6  # share of the bound that HiGHS's tolerances stay below
+_STATUS_TIME = 1  # scipy's, for a limit reached
 _LEAST = 1e-12  # divisor instead of 0
 
 
 class TooLarge(ValueError):
-    """The run has more requests than a bound can be computed for; the message says how many."""
+    """The run has more requests than a bound can be computed for, in number or in time; the message says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def hindsight(requests: Sequence[Released], shared: Resources, whole: bool = Fal
         whole: each request has one option or none; takes exponential time, so for small runs only.
 
     Raises:
-        TooLarge: too many requests.
+        TooLarge: too many requests, or it would take too long.
         RuntimeError: HiGHS found no optimum.
     """
     if not requests:
@@ -232,10 +234,25 @@ class _Program:
             kinds = np.zeros(len(objective))
             kinds[: len(value)] = 1
             limits = LinearConstraint(self._matrix, ub=self._limits)
-            found = milp(objective, integrality=kinds, bounds=bounds, constraints=limits, options={"mip_rel_gap": 0.0})
+            found = milp(
+                objective,
+                integrality=kinds,
+                bounds=bounds,
+                constraints=limits,
+                options={"mip_rel_gap": 0.0, "time_limit": MAX_S},
+            )
         else:
             pairs = np.column_stack((np.zeros(len(objective)), self._most))
-            found = linprog(objective, A_ub=self._matrix, b_ub=self._limits, bounds=pairs, method="highs")
+            found = linprog(
+                objective,
+                A_ub=self._matrix,
+                b_ub=self._limits,
+                bounds=pairs,
+                method="highs",
+                options={"time_limit": MAX_S},
+            )
+        if found.status == _STATUS_TIME:
+            raise TooLarge(f"no bound: it takes more than {MAX_S:g} s")
         if found.x is None:
             raise RuntimeError(f"no bound: {found.message}")
         return float(-found.fun)

@@ -14,6 +14,7 @@ from allocator.policies import Policy
 from allocator.policies.base import decided
 from allocator.problem import (
     AgentInfo,
+    Gap,
     ModeOption,
     OnInfeasible,
     Plan,
@@ -95,6 +96,7 @@ class Allocator:
         self._estimate_mbps = 0.0
         self._regranting: asyncio.Task[None] | None = None
         self._solve_s: list[float] = []
+        self._gaps: list[Gap] = []
         self._take(policy)
 
     def _take(self, policy: Policy) -> None:
@@ -219,6 +221,10 @@ class Allocator:
         """How long each solve took, without applying the grants."""
         return [s * 1e3 for s in self._solve_s]
 
+    def solve_gaps(self) -> list[Gap]:
+        """The certificate of each decision about a request, from policies that certify."""
+        return self._gaps
+
     def mean_grants_mbps(self) -> dict[int, float]:
         """The mean grant of each transfer that has ended, while it was on the wire, by request id."""
         return self._transfers.mean_grants_mbps
@@ -293,6 +299,8 @@ class Allocator:
         else:
             solution = self._policy.solve(beside_transfers(problem) if self._policy.minimum_rate else problem)
         self._solve_s.append(time.perf_counter() - began_s)
+        if solution.gap is not None and asker is not None:
+            self._gaps.append(solution.gap)
         return solution, hedges
 
     def _problem(self, now_s: float, asker: Request | None) -> Problem:

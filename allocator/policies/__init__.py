@@ -36,6 +36,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     )
 }
 STATIC_PREFIX = "static_"
+RENAMED = {
+    "clairvoyant": "it knows the present rate and no future, so it is called rate_oracle now, and `scout compare` adds "
+    "it by itself; in a scenario it is {policy: deadline, label: rate_oracle, estimator: {kind: oracle}}"
+}
 ENTRY_POINTS = "scout.policies"
 
 
@@ -51,6 +55,8 @@ def make_policy(name: str) -> Policy:
     Raises:
         ValueError: no such policy or mode, or not a policy; the message says what there is.
     """
+    if name in RENAMED:
+        raise ValueError(f"no allocator {name!r}: {RENAMED[name]}")
     if name in POLICIES:
         return POLICIES[name]()
     if name.startswith(STATIC_PREFIX) and len(name) > len(STATIC_PREFIX):

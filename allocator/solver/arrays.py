@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.problem import ROUNDING, Choice, ModeOption, Problem, Solution
+from allocator.problem import ROUNDING, Choice, Gap, ModeOption, Problem, Solution
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -155,10 +155,10 @@ def _stages(problem: Problem, deadline_ms: Floats, most_ms: Floats) -> tuple[Int
     return following[stage], budget[binding]
 
 
-def solution_of(problem: Problem, choice: Ints) -> Solution:
+def solution_of(problem: Problem, choice: Ints, gap: Gap | None = None) -> Solution:
     """The solution that a choice for every row means; a request whose row is UNMET gets its fallback."""
     choices = {}
     for request, index in zip(problem.requests, choice.tolist(), strict=False):
         option = request.options[index] if index >= 0 else problem.fallback(request)
         choices[request.request_id] = Choice(option, index >= 0)
-    return Solution(choices)
+    return Solution(choices, gap=gap)

@@ -9,8 +9,9 @@ from itertools import accumulate, product
 from math import prod
 from typing import NamedTuple
 
-from allocator.problem import ROUNDING, Choice, ModeOption, Problem, Request, Solution
+from allocator.problem import ROUNDING, Choice, Gap, ModeOption, Problem, Request, Solution
 
+EXACT = Gap(0.0, 0.0)
 MOST_REQUESTS = 3
 MOST_UNCONTENDED = 16  # requests, up to which it is tried whether all can have the options that are best alone
 _MOST_COMBINATIONS = 512  # about a millisecond
@@ -109,4 +110,4 @@ def _solution(problem: Problem, combination: Sequence[_Candidate]) -> Solution:
     for request, candidate in zip(problem.requests, combination, strict=True):
         option = candidate.option or problem.fallback(request)
         choices[request.request_id] = Choice(option, candidate.option is not None)
-    return Solution(choices)
+    return Solution(choices, gap=EXACT)

@@ -7,10 +7,12 @@ cloud time is modelled, the EDF budgets; in the second problem also the weight t
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from allocator.problem import Gap
 from allocator.solver.arrays import UNMET, Floats, Ints, Rows
 from allocator.solver.edf import edf_separation
 from allocator.solver.mckp import Budget, Limits, Mckp
@@ -31,6 +33,7 @@ _USAGE_PENALTY = 1e-5
 # Weights are multiples of the least one, and met weights equal, within this share.
 _WEIGHT_TOLERANCE = 1e-9
 _LEAST = 1e-9  # divisor instead of 0
+_FLOAT_ERROR = 1e-9  # share of a bound below which sums of floats differ by themselves
 
 _PRICING_STEPS = 40  # columns; the LP is solved after 5 to 20
 _LP_GAP = 1e-5  # a hundredth of `_GAP`
@@ -93,49 +96,105 @@ class _Classes:
         return np.arange(self.count)
 
 
-def solve_lexicographic(rows: Rows) -> Ints:
-    """(rows,) the option of every row, UNMET for those that don't meet their deadline."""
+class Certified(NamedTuple):
+    """A choice and how good it is.
+
+    Attributes:
+        choice: (rows,) the option of every row, UNMET for those that don't meet their deadline.
+        weight_bound: no choice meets more weight.
+        quality_bound: no choice that meets as much weight as this one has more weighted quality.
+    """
+
+    choice: Ints
+    weight_bound: float
+    quality_bound: float
+
+    def gap(self, rows: Rows) -> Gap:
+        """What the choice falls short of the bounds, as shares of them."""
+        return Gap(*map(_short, rows.objective(self.choice), (self.weight_bound, self.quality_bound)))
+
+
+def _short(value: float, bound: float) -> float:
+    short = 1 - value / bound if bound > 0 else 0.0
+    return short if short > _FLOAT_ERROR else 0.0
+
+
+def solve_lexicographic(rows: Rows) -> Certified:
+    """A choice for all rows, with its certificate: bounds by Lagrangian relaxation."""
     choice = np.full(len(rows.weight), UNMET, dtype=np.intp)
     can = np.flatnonzero(np.isfinite(rows.need_mbps).any(axis=0))
-    if len(can):
-        found = _solve(_Classes.of(rows, can))
-        choice[can] = np.where(found == len(rows.need_mbps), UNMET, found)
-    return choice
+    if not len(can):
+        return Certified(choice, 0.0, 0.0)
+    found = _solve(_Classes.of(rows, can))
+    choice[can] = np.where(found.choice == len(rows.need_mbps), UNMET, found.choice)
+    return found._replace(choice=choice)
 
 
-def _solve(classes: _Classes) -> Ints:
+def _solve(classes: _Classes) -> Certified:
     """Options of all classes."""
     # If all are met by the options of least usage, that is the most weight.
     met: Ints = np.where(classes.offered[:-1], classes.uplink[:-1], np.inf).argmin(axis=0)
+    weight_bound = float(classes.met[0].sum())
     if classes.uplink[met, classes.index].sum() > 1 or classes.separate(met) is not None:
-        met = solve_mckp(*_weight_problem(classes)).choice
-    return solve_mckp(*_quality_problem(classes, met)).choice
+        problem = _weight_problem(classes)
+        found = solve_mckp(problem.mckp, problem.limits)
+        met = found.choice
+        weight_bound = min(weight_bound, _whole(found.bound + problem.withheld, problem.unit))
+    problem = _quality_problem(classes, met)
+    found = solve_mckp(problem.mckp, problem.limits)
+    best = np.where(classes.offered, classes.quality, 0.0).max(axis=0).sum()
+    return Certified(found.choice, weight_bound, min(float(best), found.bound + problem.withheld))
 
 
-def _weight_problem(classes: _Classes) -> tuple[Mckp, Limits]:
+def _whole(bound: float, unit: float) -> float:
+    """The greatest multiple of the unit within a bound; the bound itself if there is no unit."""
+    return unit * np.floor(bound / unit + _WEIGHT_TOLERANCE) if unit else bound
+
+
+class _Problem(NamedTuple):
+    """One of the two problems.
+
+    Attributes:
+        withheld: what the terms that break ties take at most from the value of a choice: bounds rise by that.
+        unit: of which all weights are multiples; 0 if there is none.
+    """
+
+    mckp: Mckp
+    limits: Limits
+    withheld: float
+    unit: float = 0.0
+
+
+def _weight_problem(classes: _Classes) -> _Problem:
     """Most weight, from nobody met."""
     weight, budget_ms = classes.met[0], classes.budget_ms
     unit = float(weight.min())
     multiples = np.abs(weight / unit - np.rint(weight / unit)).max() < _WEIGHT_TOLERANCE
     reward = (_SLACK_REWARD if multiples else _SLACK_REWARD_TIE) * unit
     most_ms = max(budget_ms[-1], _LEAST) if len(budget_ms) else np.inf
+    # A choice uses at most all of the uplink and of the last budget, and what its rows without a budget take.
+    free_ms = classes.cloud_ms[:, classes.stage == len(budget_ms)].max(axis=0).sum() if len(budget_ms) else 0.0
+    withheld = reward / 2 * (2 + free_ms / most_ms)
     value = classes.met - reward / 2 * (classes.uplink + classes.cloud_ms / most_ms)
     value[~classes.offered] = -np.inf
     nobody = np.full(classes.count, classes.unmet)
     mckp = Mckp(value, classes.uplink[None], np.ones(1), nobody, classes.separate)
     # Weights that are multiples of a unit differ by a unit or not at all: a gap of less than that is none.
     gap = (1 - _SLACK_REWARD - _SLACK_REWARD_TIE) * unit if multiples else 0.0
+    limits = Limits(_PRICING_STEPS, _LP_GAP, gap, 2 * gap, _cores(classes))
     if classes.count <= _FEW:
-        return mckp, Limits(_PRICING_STEPS, _LP_GAP, gap, gap, _CORES + _MORE_CORES)
-    return mckp, Limits(_PRICING_STEPS, _LP_GAP, gap, 2 * gap, _cores(classes))
+        limits = Limits(_PRICING_STEPS, _LP_GAP, gap, gap, _CORES + _MORE_CORES)
+    return _Problem(mckp, limits, withheld, unit if multiples else 0.0)
 
 
-def _quality_problem(classes: _Classes, met: Ints) -> tuple[Mckp, Limits]:
+def _quality_problem(classes: _Classes, met: Ints) -> _Problem:
     """Most quality among choices that meet the weight of `met`, from that choice."""
     early = 1 - classes.stage / max(len(classes.budget_ms), 1)
     uplink, cloud_ms = (usage / max(usage.max(), _LEAST) for usage in (classes.uplink, classes.cloud_ms))
     penalty = _USAGE_PENALTY * float(classes.quality.max())
-    value = np.where(classes.offered, classes.quality - penalty * (uplink + cloud_ms * early), -np.inf)
+    taken = penalty * (uplink + cloud_ms * early)
+    withheld = float(np.where(classes.offered, taken, 0.0).max(axis=0).sum())
+    value = np.where(classes.offered, classes.quality - taken, -np.inf)
     quality = float(value[met, classes.index].sum())
     usage, capacity = classes.uplink[None], np.ones(1)
     if (met != classes.unmet).all():
@@ -147,7 +206,7 @@ def _quality_problem(classes: _Classes, met: Ints) -> tuple[Mckp, Limits]:
         capacity = np.array([1.0, -1 + _WEIGHT_TOLERANCE])
     lp_gap = _LP_GAP if classes.count <= _MANY else _LP_GAP_MANY
     limits = Limits(_PRICING_STEPS, lp_gap, _GAP * quality, _GAP_AFTER_MISS * quality, _cores(classes))
-    return Mckp(value, usage, capacity, met, classes.separate), limits
+    return _Problem(Mckp(value, usage, capacity, met, classes.separate), limits, withheld)
 
 
 def _cores(classes: _Classes) -> tuple[tuple[int, int], ...]:

@@ -35,7 +35,7 @@ def compare(
 ) -> ComparisonResults:
     """Compare allocators over paired seeds, with confidence intervals and significance tests.
 
-    `equal`, `local_only` and `clairvoyant` (which knows the channel's present rate) are added as baselines. What isn't
+    `equal`, `local_only` and `rate_oracle` (which knows the channel's present rate) are added as baselines. What isn't
     described here is as for `run`.
 
     Args:

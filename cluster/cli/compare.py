@@ -23,7 +23,8 @@ def compare(
 ) -> None:
     """Compare allocators over paired seeds, with confidence intervals and significance tests.
 
-    `equal`, `local_only` and `clairvoyant` (which knows the channel's present rate) are added as baselines.
+    `equal`, `local_only` and `rate_oracle` (which knows the channel's present rate) are added as baselines; simulated,
+    an upper bound on what any allocator could have had stands beside them.
     """
     from cluster.api.comparisons import compare as compare_allocators
     from cluster.api.errors import Interrupted, input_errors

@@ -9,6 +9,7 @@ from allocator.bench.hindsight import Hindsight, Released, Resources, TooLarge, 
 from allocator.solver.arrays import Floats
 from cluster.scenario.schema import Scenario
 from cluster.simulated.tcp_model import AgentPath
+from reports.schema import Bound
 
 BYTES_PER_S = 125_000.0  # at 1 Mbit/s
 
@@ -34,6 +35,12 @@ def bound_of(scenario: Scenario, whole: bool = False) -> Hindsight | None:
         return hindsight(requests, Resources(carried, scenario.cloud.workers, scenario.cloud.batch), whole)
     except TooLarge:
         return None
+
+
+def percent_bound(scenario: Scenario) -> Bound | None:
+    """The bound as documents have it; None where there is none."""
+    found = bound_of(scenario)
+    return None if found is None else Bound(compliance=100 * found.met, delivered_quality=found.delivered)
 
 
 def _released(scenario: Scenario) -> Iterator[Released]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.experiments.bound import percent_bound
 from cluster.run_folder import folder as run_folder
 from cluster.scenario.explain import Where
 from cluster.scenario.schema import Scenario
@@ -17,8 +18,8 @@ from reports.schema import ComparedRun, ComparisonRuns, Summary
 MAX_RUNS = 10_000
 OURS = {"seed": "seeds", "allocators": "allocators"}
 """Keys that a comparison sets itself, and the options that say how."""
-CLAIRVOYANT = {"policy": "deadline", "label": "clairvoyant", "estimator": {"kind": "oracle"}}
-"""The near-exact policy that is told the channel's present rate: what a perfect estimator would bring."""
+RATE_ORACLE = {"policy": "deadline", "label": "rate_oracle", "estimator": {"kind": "oracle"}}
+"""The near-exact policy that is told the channel's present rate: an estimator without error, which knows no future."""
 
 Run = Callable[[Scenario, Path], Summary]
 
@@ -88,7 +89,7 @@ def plan(document: Document, allocators: Sequence[Any] | None, seeds: int, sweep
     """Every combination of the sweeps' values with as many seeds, from the scenario's own seed on.
 
     The order of allocators rotates from seed to seed, so that none always goes first. `local_only` and `equal` are
-    added as floors and `clairvoyant` (no bound) for orientation, where the scenario allows them.
+    added as floors and `rate_oracle` for orientation, where the scenario allows them.
 
     Raises:
         DocumentError: the scenario, or one of those that the sweeps make of it, is wrong; or too many runs.
@@ -118,7 +119,7 @@ def plan(document: Document, allocators: Sequence[Any] | None, seeds: int, sweep
 
 
 def _references(document: Document, base: Scenario) -> Iterator[dict[str, Any]]:
-    for entry in ({"policy": "local_only"}, {"policy": "equal"}, CLAIRVOYANT):
+    for entry in ({"policy": "local_only"}, {"policy": "equal"}, RATE_ORACLE):
         if entry.get("label", entry["policy"]) in base.allocator_names:
             continue
         try:
@@ -148,7 +149,8 @@ def run_all(
             summary = run(each.scenario, run_dir)
         except KeyboardInterrupt:
             return
-        document.runs.append(ComparedRun(folder=each.folder, seed=each.seed, point=each.point))
+        bound = percent_bound(each.scenario) if document.engine == "simulated" and not summary.partial else None
+        document.runs.append(ComparedRun(folder=each.folder, seed=each.seed, point=each.point, bound=bound))
         document.write(folder / files.COMPARISON)
         report(f"{number} of {len(planned.runs)}: {each.folder}")
         if summary.partial or stopped():

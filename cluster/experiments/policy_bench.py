@@ -11,15 +11,14 @@ from contextlib import contextmanager
 from itertools import islice, product
 from pathlib import Path
 
-from cluster.experiments.bound import bound_of
+from cluster.experiments.bound import percent_bound
 from cluster.experiments.policy_cells import Plan
 from cluster.run_folder.folder import RunFolderError, claim
 from cluster.run_folder.ledger import assemble
-from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
 from reports import files, metrics
 from reports.machine import command_line, describe_machine
-from reports.schema import Bound, DocumentUnreadable, PolicyBench, PolicyScore, PolicyUnit
+from reports.schema import DocumentUnreadable, PolicyBench, PolicyScore, PolicyUnit
 
 TRIVIAL = ("prompt_only", "equal", "local_only", "greedy")
 POLICIES = ("deadline", *TRIVIAL, "model_aware")
@@ -148,9 +147,3 @@ def _play(plan: Plan, cell: int, seed: int) -> PolicyUnit:
     return PolicyUnit(
         cell=cell, seed=seed, requests=len(scenario.schedule()), scores=scores, bound=percent_bound(scenario)
     )
-
-
-def percent_bound(scenario: Scenario) -> Bound | None:
-    """The bound as documents have it; None where there is none."""
-    found = bound_of(scenario)
-    return None if found is None else Bound(compliance=100 * found.met, delivered_quality=found.delivered)

@@ -193,6 +193,7 @@ class LiveEngine:
             turn.stolen = steal.share()
         if not self._halt.is_set():
             turn.solve_ms = await self._answer(parts.allocator_actor.solve_times_ms.remote())
+            turn.gaps = await self._answer(parts.allocator_actor.solve_gaps.remote())
             turn.mean_grants_mbps = await self._answer(parts.allocator_actor.mean_grants_mbps.remote())
             # What timed out may still be queued there; the next allocator must not pay for it.
             settled = asyncio.gather(*[worker.actor.settle.remote() for worker in parts.living(parts.workers)])

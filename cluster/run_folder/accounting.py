@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from allocator.problem import Gap
 from cluster.processes import started_at
 from cluster.run_folder import folder as run_folder
 from cluster.run_folder import ledger, timeline
@@ -14,7 +16,7 @@ from cluster.run_folder.result import RunResult, Turn
 from cluster.scenario.schema import Scenario
 from reports import files
 from reports.machine import describe_machine
-from reports.schema import AllocatorSummary, LinkUse, RunFacts, SolveTime, Summary, TimelineEvent
+from reports.schema import AllocatorSummary, LinkUse, RunFacts, SolveGaps, SolveTime, Summary, TimelineEvent
 from reports.summary import summarize
 
 INTERRUPTED = "interrupted"
@@ -106,11 +108,21 @@ def _summary(scenario: Scenario, run_dir: Path, facts: RunFacts, result: RunResu
 def _add_turn(summary: AllocatorSummary, turn: Turn) -> None:
     """Add the figures of a turn that aren't in the ledger."""
     summary.stolen = turn.stolen
+    summary.solve_gaps = _gaps(turn.gaps)
     if turn.solve_ms:
         solve_ms = pd.Series(turn.solve_ms, dtype=float)
         curve = [float(solve_ms.quantile(p / 100)) for p in PERCENTILES]
         summary.solve_ms = SolveTime(p50=curve[50], p99=curve[99])
         summary.solve_curve_ms = [float(f"{ms:.4g}") for ms in curve]
+
+
+def _gaps(gaps: list[Gap]) -> SolveGaps:
+    """The distribution of certificates."""
+    if not gaps:
+        return SolveGaps()
+    quality = np.percentile([gap.quality for gap in gaps], PERCENTILES)
+    proved = sum(gap.weight == 0 for gap in gaps) / len(gaps)
+    return SolveGaps(solves=len(gaps), met_proved=proved, curve=[float(f"{share:.4g}") for share in quality])
 
 
 def _late_starts(scenario: Scenario, allocators: dict[str, AllocatorSummary]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from agents.record import Record
+from allocator.problem import Gap
 from cluster.run_folder.timeline import Timeline
 from netem.helper.client import LinkCounters
 from reports.schema import NodeUse
@@ -16,6 +17,7 @@ class Turn:
     """What one allocator's turn left behind.
 
     Attributes:
+        gaps: the certificates of the turn's last allocator.
         mean_grants_mbps: of each request that the turn's last allocator has seen end, its agent's grant while it was on
             the wire.
         timeline: how things stood and what was done.
@@ -28,6 +30,7 @@ class Turn:
     timeline: Timeline = field(default_factory=Timeline)
     channel: ChannelLog = field(default_factory=list)
     solve_ms: list[float] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
     mean_grants_mbps: dict[int, float] = field(default_factory=dict)
     stolen: float = 0.0
     cut_short: str = ""

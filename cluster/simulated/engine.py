@@ -135,6 +135,7 @@ class SimulatedEngine:
         if not self._playing.cancelled():
             self._playing.result()
         turn.solve_ms = client.allocator.solve_times_ms()
+        turn.gaps = client.allocator.solve_gaps()
         turn.mean_grants_mbps = client.allocator.mean_grants_mbps()
         return [worker.counts for worker in workers]
 

@@ -24,3 +24,28 @@ def test_an_answer_that_the_edge_has_begun_is_not_begun_again_when_the_allocator
     assert len(turn.records) == 15 and len(turn.records) * local_ms < 4000, "the edge has time for all"
     assert {record.status for record in turn.records} == {"met"}
     assert all(record.answered is not None and record.answered.is_local for record in turn.records)
+
+
+def test_an_answer_from_a_hedge_is_waited_for_over_the_path_s_delay() -> None:
+    # Every other cache is lost to an outage; what goes ahead of it comes back over 80 ms, more than the margin.
+    outages = [[10.0 * n, 20.0] for n in range(40)]
+    outages += [[40.0 * n + 0.3, 0.02] for n in range(10)]
+    scenario = Scenario.model_validate(
+        {
+            "name": "far",
+            "deadline_ms": 5000,
+            "modes": ["mixed_int4", "prompt", "local"],
+            "allocators": ["deadline"],
+            "uplink": {
+                "channel": {"kind": "steps", "steps": sorted(outages)},
+                "shared": {"up": {"delay_ms": 40}, "down": {"delay_ms": 40}},
+            },
+            "arrivals": {"kind": "synchronized", "rounds": 20, "period_s": 20},
+            "agents": {"groups": [{"profile": "measured/qwen2.5-7b"}]},
+        }
+    )
+    (turn,) = SimulatedEngine(scenario).run().turns
+    assert {record.status for record in turn.records} == {"met"}
+    caught = [str(r.answered) for r in turn.records if str(r.mode) == "mixed_int4" and r.answered != r.mode]
+    assert len(caught) > 3
+    assert set(caught[1:]) == {"prompt"}, "once it knows what the path takes"

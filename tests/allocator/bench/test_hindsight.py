@@ -54,7 +54,7 @@ def test_time_on_the_path_is_taken_from_what_is_sent_alone() -> None:
 
 
 def test_too_many_requests_are_refused_and_none_is_none() -> None:
-    with pytest.raises(TooLarge, match="no bound for 100,000 requests; it is computed for 37,500 at most"):
+    with pytest.raises(TooLarge, match="no bound for 100,000 requests; it is computed for 18,750 at most"):
         hindsight([Released(0.0, 1.0, (option(1, 0, 1.0),))] * 100_000, steady(1000.0))
     assert hindsight([], steady(1.0)).met == 0.0
 

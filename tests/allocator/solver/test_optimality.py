@@ -65,7 +65,7 @@ def test_a_few_requests_are_solved_exactly(cloud: bool, seed: int) -> None:
 def test_deadline_is_near_optimal_and_greedy_is_no_better(cloud: bool, seed: int) -> None:
     rows = rows_of(drawn(seed, 24, cloud))
     exact = exact_choice(rows, limit_s=1.0)
-    near, greedy = solve_lexicographic(rows), greedy_choice(rows)
+    near, greedy = solve_lexicographic(rows).choice, greedy_choice(rows)
     assert rows.feasible(near) and rows.feasible(greedy)
     assert rows.objective(near)[0] == pytest.approx(rows.objective(exact.choice)[0])
     assert rows.objective(greedy)[0] <= exact.weight_bound * (1 + 1e-6)
@@ -79,7 +79,7 @@ def test_alike_rows_are_merged_and_split_again() -> None:
     transfers = tuple(Transfer(i, i, 1e6, due_s=1.0, late_s=1.0) for i in range(7))  # 8 Mbit/s each
     rows = rows_of(Problem(40.0, (), (), transfers))
     assert rows.objective(exact_choice(rows).choice) == (5, 0)
-    assert rows.objective(solve_lexicographic(rows)) == (5, 0)
+    assert rows.objective(solve_lexicographic(rows).choice) == (5, 0)
     assert rows.objective(greedy_choice(rows)) == (5, 0)
 
 
@@ -98,7 +98,7 @@ def test_many_agents_that_the_uplink_is_too_small_for(spread: float, workers: tu
     late_ms = 5350 * np.random.default_rng(0).uniform(1 - spread, 1 + spread, 1000)
     requests = tuple(Request(i, i, float(late_ms[i]) / 1e3, kinds[i % 3]) for i in range(1000))
     rows = rows_of(Problem(1000.0, (), requests, workers_free_s=workers))
-    near, greedy = solve_lexicographic(rows), greedy_choice(rows)
+    near, greedy = solve_lexicographic(rows).choice, greedy_choice(rows)
     assert rows.feasible(near)
     assert rows.objective(near)[0] >= rows.objective(greedy)[0] >= 258
     assert rows.objective(near)[1] >= 0.999 * rows.objective(greedy)[1]
@@ -113,6 +113,25 @@ def test_weights_that_are_no_multiples_of_each_other(cloud: bool) -> None:
         drawn = draw_problem(rng, 8, cloud)
         requests = tuple(replace(request, weight=float(rng.uniform(0.3, 3))) for request in drawn.requests)
         rows = rows_of(replace(drawn, requests=requests, transfers=()))
-        near = solve_lexicographic(rows)
+        near = solve_lexicographic(rows).choice
         assert rows.feasible(near)
         assert rows.objective(near)[0] >= 0.99 * rows.objective(exact_choice(rows, 1.0).choice)[0]
+
+
+@pytest.mark.parametrize("cloud", [False, True], ids=["one budget", "two budgets"])
+@fast
+@given(seed=seeds)
+def test_every_certificate_is_true(cloud: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rows_of(draw_problem(rng, int(rng.integers(4, 33)), cloud))
+    found = solve_lexicographic(rows)
+    exact = exact_choice(rows, limit_s=1.0)
+    weight, quality = rows.objective(exact.choice)
+    assert found.weight_bound >= weight * (1 - 1e-9)
+    own_weight = rows.objective(found.choice)[0]
+    if weight >= own_weight:  # what HiGHS found meets as much, so the bound is on it too
+        assert found.quality_bound >= quality * (1 - 1e-9)
+    gap = found.gap(rows)
+    assert 0 <= gap.weight < 1 and 0 <= gap.quality < 1
+    if exact.weight_bound <= weight:  # proved: the certificate says no less than what is really missing
+        assert gap.weight >= 1 - own_weight / max(weight, 1e-9) - 1e-9

@@ -49,7 +49,7 @@ def test_every_run_has_all_allocators_on_the_same_arrivals(made: Path) -> None:
         arrivals = [tuple(zip(rows.agent_id, rows.intended_s, strict=True)) for _, rows in ledger.groupby("allocator")]
         assert len(set(arrivals)) == 1
         orders.append(tuple(ledger.allocator.unique()))
-        assert {"deadline", "model_aware", "equal", "clairvoyant"} <= set(orders[-1])
+        assert {"deadline", "model_aware", "equal", "rate_oracle"} <= set(orders[-1])
     assert len(set(orders)) == 3, "none always goes first"
     seeds = {pd.read_parquet(folder / "ledger.parquet").intended_s.iloc[0] for folder in folders}
     assert len(seeds) == 3, "a seed has arrivals of its own, the same at every point of the sweep"
@@ -69,6 +69,11 @@ def test_figures_are_the_ledgers_and_come_again_from_the_folders(made: Path) -> 
         assert figures["issued"] == len(own) == sum(figures[s] for s in ("met", "late", "rejected", "failed"))
         means = [100 * (each[each.allocator == name].status == "met").mean() for each in ledgers]
         assert figures["compliance"]["mean"] == pytest.approx(sum(means) / 3)
+    for point in shown["points"]:
+        for figures in point["figures"].values():
+            assert figures["compliance"]["mean"] <= point["bound"]["compliance"]
+            assert figures["delivered_quality"]["mean"] <= point["bound"]["delivered_quality"]
+    point = shown["points"][0]
     assert {(v["first"], v["second"]) for v in point["verdicts"]} == {("deadline", "model_aware")}
     assert all(v["verdict"].startswith("too few runs") for v in point["verdicts"])
 
@@ -116,6 +121,7 @@ def test_a_run_outside_the_folder_is_not_read(compared: Path) -> None:
         ("uplink.channel.mbps=-5", "uplink.channel.mbps: -5: "),
         ("agents.groups.7.count=2", "there is no agents.groups[7] to change"),
         ("deadline=5", "deadline: unknown key"),
+        ("allocators=clairvoyant", "that is what --allocators is for"),
     ],
 )
 def test_wrong_sweeps_are_one_line(scenario: Write, tmp_path: Path, sweep: str, message: str) -> None:
@@ -124,12 +130,17 @@ def test_wrong_sweeps_are_one_line(scenario: Write, tmp_path: Path, sweep: str, 
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
+def test_the_old_name_of_the_rate_oracle_is_refused_with_the_new_one(scenario: Write) -> None:
+    with pytest.raises(DocumentError, match="called rate_oracle now, and `scout compare` adds it by itself"):
+        plan(Document.read(scenario(**BUSY)), ["clairvoyant"], 1, [])
+
+
 def test_floors_and_ceiling_only_where_the_scenario_allows_them(scenario: Write) -> None:
     document = Document.read(scenario(**BUSY))
     with_local = plan(document.changed(("modes",), ["full", "local"]), ["deadline"], 1, [])
     without = plan(document.changed(("modes",), ["full"]), ["deadline"], 1, [])
     names = [planned.runs[0].scenario.allocator_names for planned in (with_local, without)]
-    assert names == [["deadline", "local_only", "equal", "clairvoyant"], ["deadline", "equal", "clairvoyant"]]
+    assert names == [["deadline", "local_only", "equal", "rate_oracle"], ["deadline", "equal", "rate_oracle"]]
     assert with_local.compared == ["deadline"]
     swept = plan(document, ["deadline"], 1, [Sweep(("modes",), (["full"], ["full", "local"]))])
     assert [len(each.scenario.allocators) for each in swept.runs] == [3, 4], "each point has those that it allows"
@@ -158,5 +169,5 @@ def test_live_runs_are_compared_just_so(ray_head: str, scenario: Write, tmp_path
     found = json.loads(done.stdout)
     (point,) = found["points"]
     assert found["engine"] == "live" and point["seeds"] == 1
-    assert {"deadline", "equal", "clairvoyant"} <= set(point["figures"])
+    assert {"deadline", "equal", "rate_oracle"} <= set(point["figures"])
     assert all("too few runs" in verdict["verdict"] for verdict in point["verdicts"])
