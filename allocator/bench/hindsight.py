@@ -71,14 +71,18 @@ class Resources:
         carried_bytes: what the uplink has carried since time 0, at times in s (vectorized).
         workers: of the cloud.
         batch: requests that a worker decodes together: of a decode, each has to pay this part at least.
+        by_iteration: whether that holds of prefills as well, because requests join a batch at any step.
     """
 
     carried_bytes: Callable[[Floats], Floats]
     workers: int
     batch: int = 1
+    by_iteration: bool = False
 
     def work_s(self, option: ModeOption) -> float:
         """Worker time that an option takes at least."""
+        if self.by_iteration:
+            return option.cloud_ms / self.batch / 1e3
         decode_ms = option.cloud_ms - option.cloud_prefill_ms
         return (option.cloud_prefill_ms + decode_ms / self.batch) / 1e3
 

@@ -31,8 +31,10 @@ def bound_of(scenario: Scenario, whole: bool = False) -> Hindsight | None:
     def carried(at_s: Floats) -> Floats:
         return np.interp(at_s, times_s, carried_bytes)
 
+    cloud = scenario.cloud
+    shared = Resources(carried, cloud.workers, cloud.at_a_time, by_iteration=cloud.batching is not None)
     try:
-        return hindsight(requests, Resources(carried, scenario.cloud.workers, scenario.cloud.batch), whole)
+        return hindsight(requests, shared, whole)
     except TooLarge:
         return None
 

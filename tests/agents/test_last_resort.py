@@ -44,10 +44,12 @@ def test_a_hurried_answer_is_the_oldest_of_those_that_may_be_and_begins_at_once(
 
 
 async def test_the_edge_answers_when_the_cloud_has_not() -> None:
-    async with rig(deadline_ms=75) as r:  # the cloud's answer would be there after 60 ms, the edge's is due after 55
+    async with rig(
+        deadline_ms=65
+    ) as r:  # the cloud's answer would be there after 60 ms; half of the margin is left at 55
         (record,) = await r.play([0], IN_TIME)
         assert (record.status, record.mode, record.answered) == (Status.MET, FULL, LOCAL)
-        assert record.latency_ms == pytest.approx(55, abs=0.5), "it waited for the better answer until it was due"
+        assert record.latency_ms == pytest.approx(55, abs=0.5), "it waited for the better answer as long as it could"
         assert sum(getattr(record, f"{stage}_ms") for stage in STAGES) == pytest.approx(record.latency_ms, abs=0.1)
         assert record.quality_delivered == 70 and record.wire_bytes > 200_000
         assert r.connections == 1 and not r.allocator.snapshot().in_flight

@@ -59,20 +59,24 @@ def test_too_many_requests_are_refused_and_none_is_none() -> None:
     assert hindsight([], steady(1.0)).met == 0.0
 
 
-CHANNELS = {
-    "steady": {"kind": "constant", "mbps": 30},
-    "fading": {"kind": "cellular", "cell": "nr_midband"},
-}
+STEADY, FADING = {"kind": "constant", "mbps": 30}, {"kind": "cellular", "cell": "nr_midband"}
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
-def test_no_allocator_exceeds_it_and_a_small_run_shows_how_loose_it_is(channel: str) -> None:
+@pytest.mark.parametrize(
+    ("channel", "cloud"),
+    [(STEADY, {}), (FADING, {}), (FADING, {"batch": 4}), (FADING, {"batching": {"kind": "continuous", "slots": 4}})],
+    ids=["steady", "fading", "batches", "continuous batching"],
+)
+def test_no_allocator_exceeds_it_and_a_small_run_shows_how_loose_it_is(
+    channel: dict[str, object], cloud: dict[str, object]
+) -> None:
     scenario = Scenario.model_validate(
         {
             "name": "small",
             "deadline_ms": 5000,
             "allocators": ["deadline", "equal", "greedy", "prompt_only", "local_only"],
-            "uplink": {"channel": CHANNELS[channel]},
+            "uplink": {"channel": channel},
+            "cloud": cloud,
             "arrivals": {"kind": "poisson", "rate_per_s": 0.5, "duration_s": 10},
             "agents": {"groups": [{"profile": "measured/qwen2.5-7b", "count": 6}]},
             "modes": ["full", "int8", "mixed_int4", "int4", "prompt", "local"],
