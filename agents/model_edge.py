@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from agents.offer import Context
@@ -16,12 +15,11 @@ from cloud.frames import frame_bytes
 from kvcache.modes import Mode
 from kvcache.selection import SELECTIONS
 from models.datasets import Example
-from models.f1 import token_f1
 from models.hf.bodies import CachePayload, QuestionPayload, cache_bytes, write_cache, write_question
-from models.hf.edge import EdgeModel, Prefilled, with_query
+from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import ModelSpec, load_model
 from models.hf.pair import examples_of, plan_for, specs_of
-from models.hf.words import context_tokens, query_tokens, text_of
+from models.hf.prompts import prompt_of, text_of
 from models.lengths import Lengths
 from models.profiles import ModelProfile
 from models.settings import ModelSettings
@@ -90,7 +88,7 @@ class ModelEdge:
         self.model: EdgeModel = _loaded(spec)
         self.examples = examples_of(settings, base_dir)
         self.profile = profile
-        self.max_new_tokens = settings.max_new_tokens
+        self.task, self.max_new_tokens = settings.asked, settings.answer_tokens
         self.meaningful = settings.weights == "pretrained"
         self.resident = context == "resident"
         self.modes = modes
@@ -113,8 +111,8 @@ class ModelEdge:
     def _prefill(self, request_id: int) -> "ModelWork":
         number = request_id % len(self.examples)
         example, loaded = self.examples[number], self.model.loaded
-        context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
-        prefilled = self.model.prefill(context, query, list(self._selections.values()))
+        prompt = prompt_of(loaded, example.context, example.question, self.task)
+        prefilled = self.model.prefill(prompt, list(self._selections.values()))
         kept: dict[Mode, Tensor] = {}
         for mode in self.modes:
             if mode.selection is not None:
@@ -174,11 +172,12 @@ class ModelWork:
 
     def answer(self) -> str:
         """The edge's own answer."""
-        answer = self._edge.model.answer(self._prefilled, self._edge.max_new_tokens)
-        return text_of(self._edge.model.loaded, answer.tokens)
+        edge = self._edge
+        answer = edge.model.answer(self._prefilled, edge.max_new_tokens, edge.task.one_line)
+        return text_of(edge.model.loaded, answer.tokens, edge.task)
 
     def quality(self, answer: str) -> float | None:
-        return PERCENT * token_f1(answer, self._example.answers) if self._edge.meaningful else None
+        return PERCENT * self._edge.task.score(answer, self._example.answers).f1 if self._edge.meaningful else None
 
     def _question(self, mode: Mode) -> QuestionPayload:
         context = self._number if mode.needs_context and self._edge.resident else self._example.context
@@ -188,9 +187,8 @@ class ModelWork:
 
     def _cache_bytes(self, mode: Mode) -> int:
         p = self._prefilled
-        everything = torch.arange(p.context + p.query - 1)
-        positions = with_query(self._kept[mode], p.context, p.query) if mode in self._kept else everything
-        return cache_bytes(p.cache.geometry, self._edge.plans[mode], positions, p.context + p.query - 1)
+        positions = p.prompt.positions(self._kept.get(mode))
+        return cache_bytes(p.cache.geometry, self._edge.plans[mode], positions, len(p.prompt.tokens) - 1)
 
 
 @cache

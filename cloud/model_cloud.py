@@ -19,7 +19,7 @@ from models.hf.bodies import CacheBody, CachePayload, QuestionBody, QuestionPayl
 from models.hf.cloud import CloudModel, CloudModels
 from models.hf.decode import Start
 from models.hf.pair import examples_of, plan_for, specs_of
-from models.hf.words import context_tokens, query_tokens, text_of
+from models.hf.prompts import Prompt, prompt_of, text_of
 from models.profiles import ModelProfile
 from models.settings import ModelSettings
 
@@ -77,9 +77,9 @@ class ModelCloud:
         served = self._served.get(batch[0][0].model)
         if served is None:
             return await self._profiles.decode(batch)
-        model = served.decoder(batch[0][0])
+        model, task = served.decoder(batch[0][0]), served.task
         answers, _ = await self._in_thread(lambda: model.answers([start for _, start in batch]))
-        return [text_of(model.loaded, answer.tokens) for answer in answers]
+        return [text_of(model.loaded, answer.tokens, task) for answer in answers]
 
     async def _in_thread(self, work: Callable[[], R]) -> R:
         """Run `work` in the model's thread. Raises Unservable for errors that a request can cause."""
@@ -119,6 +119,7 @@ class _Served:
         self._profile = profile
         self._plans = {m: plan_for(m, profile) for m in profile.modes if m.is_cache and m.quantizer in QUANTIZER_NAMES}
         self._settings, self._edge, self._cloud = settings, edge, cloud
+        self.task = settings.asked
         self._examples = examples_of(settings, base_dir)
 
     def takes(self, header: Header) -> bool:
@@ -140,22 +141,21 @@ class _Served:
 
     def start(self, content: CachePayload | QuestionPayload) -> Start:
         """Raises ValueError for what the model can't take."""
-        most = self._settings.max_new_tokens
+        most, one_line = self._settings.answer_tokens, self.task.one_line
         if isinstance(content, CachePayload):
-            return self._edge.decode_cache(content.cache, content.last_token, most).start
+            return self._edge.decode_cache(content.cache, content.last_token, most, one_line).start
         context = content.context
         if isinstance(context, int):
             if context >= len(self._examples):
                 raise ValueError(f"context {context}, where {len(self._examples)} are here")
             context = self._examples[context].context
         cloud = self._cloud
-        tokens = context_tokens(cloud.loaded, context)
-        query = query_tokens(cloud.loaded, content.question)
-        if content.positions is not None and content.context_tokens != len(tokens):
-            raise ValueError(f"positions of {content.context_tokens} tokens, where the context has {len(tokens)}")
+        prompt = prompt_of(cloud.loaded, context, content.question, self.task)
+        if content.positions is not None and content.context_tokens != prompt.context:
+            raise ValueError(f"positions of {content.context_tokens} tokens, where the context has {prompt.context}")
         if content.positions is not None and self._settings.scout_prefill == "kept":
-            return cloud.prefill_kept([*tokens, *query], len(query), content.positions, most).start
-        return cloud.prefill_prune([*tokens, *query], len(query), content.positions, most).start
+            return cloud.prefill_kept(prompt, content.positions, most, one_line).start
+        return cloud.prefill_prune(prompt, content.positions, most, one_line).start
 
     def _mode(self, header: Header) -> Mode:
         return self._profile.mode_at(header.mode)
@@ -164,8 +164,8 @@ class _Served:
         """Run each model once at each batch size, because first runs are slow."""
         example = max(self._examples, key=lambda example: len(example.context))
         for model in {self._edge, self._cloud}:
-            tokens = context_tokens(model.loaded, example.context) + query_tokens(model.loaded, example.question)
-            start = model.prefill_prune(tokens, 1, None, self._settings.max_new_tokens).start
+            prompt: Prompt = prompt_of(model.loaded, example.context, example.question, self.task)
+            start = model.prefill_prune(prompt, None, self._settings.answer_tokens).start
             for size in range(1, batch + 1):
                 model.answers([start] * size)
             if model is self._edge and model.loaded.device.type == "cuda":

@@ -10,8 +10,14 @@ from typing import Literal
 
 UNQUANTIZED = "bf16"  # the quantizer of `full`, and of a selection without another
 MIXED = "mixed_int4"  # a plan by layer, which a probe finds: see `kvcache.plans`
-QUANTIZER_NAMES = ("bf16", "int8", "int4", "int8_kivi", "int4_kivi", "delta", MIXED)  # of kvcache.quantizers, and MIXED
-SELECTION_NAMES = ("q2c", "q2c_last", "q2c_pooled", "snapkv", "h2o", "streaming", "random")  # of kvcache.selection
+QUANTIZER_NAMES = (  # of kvcache.quantizers, and MIXED
+    *("bf16", "int8", "int4", "int8_kivi", "int4_kivi", "delta", "k8v4", "k16v4", "int4_hadamard"),
+    MIXED,
+)
+SELECTION_NAMES = (  # of kvcache.selection
+    *("q2c", "q2c_last", "q2c_pooled", "snapkv", "h2o", "streaming", "random"),
+    *("tova", "chunkkv", "keydiff", "knorm", "expected_attention"),
+)
 SCOUT_SELECTION = "q2c_pooled"  # the papers' q2c loses answers of several tokens: see docs/quality.md
 SCOUT_RETENTION = 0.75
 OWN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")

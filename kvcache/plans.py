@@ -63,3 +63,59 @@ def probe(
         return next((name for name in tried if cost_with(layer, name) <= threshold), last)
 
     return tuple(choice(layer) for layer in range(len(cache.layers)))
+
+
+BITS = {  # of a key and of a value, without scales
+    **{"int4": (4, 4), "int4_kivi": (4, 4), "int4_hadamard": (4, 4), "k8v4": (8, 4)},
+    **{"int8": (8, 8), "k16v4": (16, 4), "bf16": (16, 16)},
+}
+
+
+def joint_plan(
+    layers: int,
+    cost_of: Callable[[Plan], float],
+    threshold: float,
+    bases: Sequence[str] = ("int4", "int4_kivi", "int4_hadamard"),
+    upgrades: Sequence[str] = ("k8v4", "int8", "bf16"),
+) -> Plan:
+    """A mixed plan by joint harm: all layers at four bits, then upgrades where they help most for their bits.
+
+    Every layer's upgrades are judged with all other layers at four bits, since harms add up that each layer alone
+    doesn't show; keys and values apart, by schemes that treat them differently. The shortest prefix of upgrades, by
+    gain a bit, with which the whole plan's cost rises by at most `threshold` is found by bisection.
+
+    Args:
+        cost_of: the cost of answering from a cache of that plan; called about layers x upgrades times.
+        threshold: the largest accepted rise of the cost by the whole plan, over no quantization.
+
+    Returns:
+        The plan; with every upgrade, if that is still too costly.
+    """
+    free = cost_of(("bf16",) * layers)
+    by_base = {name: cost_of((name,) * layers) for name in bases}
+    base = min(bases, key=lambda name: by_base[name])
+    lowest: Plan = (base,) * layers
+    if by_base[base] - free <= threshold:
+        return lowest
+    worth = []
+    for layer in range(layers):
+        for name in upgrades:
+            gain = by_base[base] - cost_of((*lowest[:layer], name, *lowest[layer + 1 :]))
+            worth.append((gain / (sum(BITS[name]) - sum(BITS[base])), layer, name))
+    order = [(layer, name) for _, layer, name in sorted(worth, key=lambda one: -one[0])]
+
+    def with_first(count: int) -> Plan:
+        plan = list(lowest)
+        for layer, name in order[:count]:
+            if sum(BITS[name]) > sum(BITS[plan[layer]]):
+                plan[layer] = name
+        return tuple(plan)
+
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if cost_of(with_first(middle)) - free <= threshold:
+            high = middle
+        else:
+            low = middle + 1
+    return with_first(low)

@@ -1,10 +1,10 @@
-"""Question-answering data sets: the family's, SQuAD v2, HotpotQA and JSONL files, by path or by hub name."""
+"""Data sets: the family's, SQuAD, XQuAD, HotpotQA and JSONL files (multiple choice too), by path or by hub name."""
 
 import importlib
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ MAX_FILE_BYTES = 2**27  # SQuAD's and HotpotQA's development files have 4 and 46
 MAX_LINE_BYTES = 2**22
 MAX_LINES_FILE_BYTES = 2**33
 MAX_EXAMPLES = 200_000
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of choices
 DEFAULT_COUNT = 500  # of the family, which is infinite
 
 
@@ -29,11 +30,17 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """A question that its context answers; `answers` are the references, at least one."""
+    """A question about a context.
+
+    Attributes:
+        answers: the references; none for a question without an answer (see `load_examples`).
+        name: that the data set gives it, or a number; unique in its source, empty where nobody asked for it by name.
+    """
 
     context: str
     question: str
     answers: tuple[str, ...]
+    name: str = field(default="", compare=False)
 
 
 class _Text(BaseModel):
@@ -43,6 +50,7 @@ class _Text(BaseModel):
 class _SquadQuestion(BaseModel):
     question: str
     answers: list[_Text]
+    id: str = ""
 
 
 class _SquadParagraph(BaseModel):
@@ -61,8 +69,8 @@ class _Squad(BaseModel):
         for article in self.data:
             for paragraph in article.paragraphs:
                 for asked in paragraph.qas:
-                    if asked.answers:
-                        yield _example(paragraph.context, asked.question, [answer.text for answer in asked.answers])
+                    answers = [answer.text for answer in asked.answers]
+                    yield _example(paragraph.context, asked.question, answers, asked.id)
 
 
 class _HotpotQuestion(BaseModel):
@@ -79,21 +87,49 @@ class _Line(BaseModel):
     context: str
     question: str
     answers: list[str] = Field(min_length=1)
+    id: str = ""
+
+    def example(self) -> Example:
+        return _example(self.context, self.question, self.answers, self.id)
 
 
-def _example(context: str, question: str, answers: list[str]) -> Example:
-    return Example(context, question, tuple(dict.fromkeys(answers)))
+class _Choices(BaseModel):
+    """MMLU's form. Without a context, the question is what can be pruned, and the choices are what is asked."""
+
+    question: str
+    choices: list[str] = Field(min_length=2, max_length=len(LETTERS))
+    answer: int | str
+    context: str = ""
+    id: str = ""
+
+    def example(self) -> Example:
+        right = self.answer if isinstance(self.answer, int) else LETTERS.find(self.answer.strip().upper() or "-")
+        if not 0 <= right < len(self.choices):
+            raise ValueError(f"answer {self.answer!r} is none of {len(self.choices)} choices")
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False))
+        question = f"{self.question}\n{listed}" if self.context else listed
+        return _example(self.context or self.question, question, [LETTERS[right]], self.id)
 
 
-def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir: Path | None = None) -> list[Example]:
+def _example(context: str, question: str, answers: list[str], name: str = "") -> Example:
+    return Example(context, question, tuple(dict.fromkeys(answers)), name)
+
+
+def load_examples(
+    source: str,
+    count: int | None = None,
+    seed: int = 0,
+    base_dir: Path | None = None,
+    unanswerable: bool = False,
+) -> list[Example]:
     """Load examples from a source; if it has more than `count`, a random sample of that size, by `seed`.
 
-    Questions without an answer (SQuAD v2's `is_impossible`) are left out.
-
     Args:
+        unanswerable: without it, questions without an answer (SQuAD v2's `is_impossible`) are left out.
         source: `family` (evaluation split) or `family/train`; a file relative to `base_dir` that ends in `.json` (in
-            SQuAD's or HotpotQA's format) or `.jsonl` (an object a line: `context`, `question`, list `answers`); or a
-            name on the Hugging Face hub, as `rajpurkar/squad_v2` or `hotpotqa/hotpot_qa:distractor` (`:configuration`).
+            SQuAD's or HotpotQA's format) or `.jsonl` (an object a line: `context`, `question`, list `answers`; or
+            `question`, list `choices`, `answer` by number or letter); or a name on the Hugging Face hub, as
+            `rajpurkar/squad_v2` or `hotpotqa/hotpot_qa:distractor` (`:configuration`).
 
     Raises:
         DatasetError: the source doesn't exist, can't be read, is too large or has no example.
@@ -111,10 +147,9 @@ def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir
         raise DatasetError(
             f"no data set {source!r}; there are {', '.join(FAMILY)}, files (.json, .jsonl) and owner/name on the hub"
         )
-    examples = list(islice(found, MAX_EXAMPLES + 1))
-    for number, example in enumerate(examples, start=1):
-        if not example.context.strip():
-            raise DatasetError(f"{source}: the context of example {number} is empty")
+    wanted = (example for example in found if unanswerable or example.answers)
+    examples = list(islice(wanted, MAX_EXAMPLES + 1))
+    _check_contexts(source, examples)
     if not examples:
         raise DatasetError(f"{source} has no question with an answer")
     if len(examples) > MAX_EXAMPLES:
@@ -122,6 +157,12 @@ def load_examples(source: str, count: int | None = None, seed: int = 0, base_dir
     if count is None or count >= len(examples):
         return examples
     return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:count]]
+
+
+def _check_contexts(source: str, examples: list[Example]) -> None:
+    for number, example in enumerate(examples, start=1):
+        if not example.context.strip():
+            raise DatasetError(f"{source}: the context of example {number} is empty")
 
 
 def family_examples(
@@ -176,17 +217,24 @@ def _from_lines(path: Path) -> Iterator[Example]:
                 if len(line) > MAX_LINE_BYTES:
                     raise DatasetError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB")
                 if line.strip():
-                    try:
-                        found = _Line.model_validate_json(line)
-                    except ValidationError as error:
-                        raise DatasetError(f"{path}:{number}: {_first(error)}") from None
-                    if not found.context.strip():
-                        raise DatasetError(f"{path}:{number}: context: is empty")
-                    yield _example(found.context, found.question, found.answers)
+                    yield _of_line(line, f"{path}:{number}")
     except FileRefused as error:
         raise DatasetError(f"{path} can't be read: {error.reason}") from None
     except OSError as error:
         raise DatasetError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _of_line(line: bytes, where: str) -> Example:
+    kind: type[_Line | _Choices] = _Choices if b'"choices"' in line and b'"answers"' not in line else _Line
+    try:
+        example = kind.model_validate_json(line).example()
+    except ValidationError as error:
+        raise DatasetError(f"{where}: {_first(error)}") from None
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}") from None
+    if not example.context.strip():
+        raise DatasetError(f"{where}: context: is empty")
+    return example
 
 
 def _from_hub(source: str) -> Iterator[Example]:
@@ -210,11 +258,12 @@ def _of_row(row: dict[str, Any], where: str) -> Iterator[Example]:
         if isinstance(row.get("context"), dict):  # HotpotQA's columns of lists
             paragraphs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
             yield _HotpotQuestion.model_validate({**row, "context": list(paragraphs)}).example()
+        elif "choices" in row:
+            yield _Choices.model_validate(row).example()
         else:
             answers = row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"]
-            if answers:
-                found = _Line.model_validate({**row, "answers": answers})
-                yield _example(found.context, found.question, found.answers)
+            example = _Line.model_validate({**row, "answers": list(answers) or [""]}).example()
+            yield example if answers else replace(example, answers=())
     except (KeyError, TypeError, ValueError) as error:
         what = _first(error) if isinstance(error, ValidationError) else f"no {error}"
         raise DatasetError(f"{where}: neither SQuAD's columns nor HotpotQA's ({what})") from None

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -51,7 +50,27 @@ def mean_interval(
         raise ValueError("no scores, so no interval of their mean")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap  # takes half a second to import, and scenarios import this file
+
     interval = bootstrap(
         (values,), np.mean, n_resamples=resamples, batch=100, confidence_level=confidence, method="percentile", rng=rng
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """ROUGE-L's F measure (Lin 2004), in [0, 1]: of the longest common subsequence of words, in lower case.
+
+    Words are letters and digits, as the `rouge_score` package takes them; no stemming.
+    """
+    said, wanted = (re.findall(r"[a-z0-9]+", text.lower()) for text in (answer, reference))
+    if not said or not wanted:
+        return float(said == wanted)
+    lengths = [0] * (len(wanted) + 1)
+    for word in said:
+        diagonal = 0
+        for at, other in enumerate(wanted, start=1):
+            above = lengths[at]
+            lengths[at] = diagonal + 1 if word == other else max(above, lengths[at - 1])
+            diagonal = above
+    return 2 * lengths[-1] / (len(said) + len(wanted))

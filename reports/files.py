@@ -20,6 +20,9 @@ COMPARISON = "compare.json"
 FIDELITY = "fidelity.json"
 # Of the folder of `scout bench policies`.
 POLICIES = "policies.json"
+# Of a study of real models.
+STUDY = "study.json"
+STUDY_RESULTS = "results.parquet"
 
 
 def turn_journal(run_dir: Path, allocator: str) -> Path:

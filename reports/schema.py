@@ -73,6 +73,40 @@ class Machine(Document):
         return f"{self.cpu or self.machine}, {self.cpus} cores{gpu}, Linux {self.kernel}, {self.started[:10]}"
 
 
+class StudyFacts(Machine):
+    """`study.json` in a study's folder: what was asked, of which models, and how far it came.
+
+    Attributes:
+        fingerprints: of the models' weights, hexadecimal, edge first.
+        lengths: of generated contexts, in tokens; empty for given ones.
+        measure: what `f1` is called in this task.
+        plan, plan_rise, plan_held_out: of `mixed_int4`, and by how much it raised the negative log-likelihood (nats a
+            token) where it was found and on other examples.
+        left_out: examples that a model can't take, with the reason.
+        outcomes, elapsed_s: how many there are, and how long this and earlier parts took.
+    """
+
+    model: str
+    cloud_model: str | None
+    fingerprints: list[str]
+    task: str
+    measure: str
+    examples: str
+    samples: int
+    lengths: list[int]
+    seed: int
+    dtype: str
+    device: str
+    max_new_tokens: int
+    plan: list[str] | None = None
+    plan_rise: float | None = None
+    plan_held_out: float | None = None
+    left_out: list[str] = []
+    state: Literal["partial", "complete"] = "partial"
+    outcomes: int = 0
+    elapsed_s: float = 0.0
+
+
 class RunFacts(Machine):
     """`run.json`: facts about a run, beside its scenario. Written when it begins, and again as more is known.
 

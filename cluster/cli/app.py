@@ -10,6 +10,7 @@ import typer
 
 from cluster.cli import (
     benches,
+    characterize,
     compare,
     dashboard,
     demo,
@@ -51,6 +52,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     problems.workload,
     models.calibrate,
     models.quality,
+    characterize.characterize,
 )
 BENCHES: tuple[Callable[..., Any], ...] = (
     benches.links,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,7 +28,8 @@ Count = Annotated[
 Modes = Annotated[str | None, typer.Option(help="Operating modes, separated by commas; default: eleven.")]
 DeviceOption = Annotated[Device, typer.Option(help="The device of both models; auto: a GPU if there is one.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="The number type; auto: bfloat16 on a GPU, float32 on a CPU.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="The maximum length of an answer.")]
+NewTokens = Annotated[int | None, typer.Option(min=1, help="The longest answer in tokens; default: the task's.")]
+TaskName = Annotated[str, typer.Option("--task", help="What prompts say, how answers are scored: see docs/models.md.")]
 QUERY_TOKENS = 32  # of random examples
 
 
@@ -47,12 +48,13 @@ def calibrate(
     context_tokens: Annotated[int, typer.Option(min=1, help="Context of the examples for random weights.")] = 1024,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    max_new_tokens: NewTokens = 16,
+    max_new_tokens: NewTokens = None,
+    task: TaskName = "qa",
     name: Annotated[str | None, typer.Option(help="Its name in the file; default: the last part of EDGE.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a profile of two real models: payload bytes, stage times and F1 in every operating mode."""
-    with _real_models():
+    with real_models():
         from cluster.experiments.calibrate import (
             DEFAULT_MODES,
             RANDOM_BASIS,
@@ -64,21 +66,21 @@ def calibrate(
         )
         from kvcache.modes import MIXED, parse_modes
         from models.hf.measure import RequestResult, find_plan, measure
+        from models.tasks import task_of
 
+        asked = task_of(task)
         result = ResultStream(as_json)
         wanted = parse_modes(modes or DEFAULT_MODES)
-        if out.suffix not in (".yaml", ".yml"):
-            raise ValueError(f"{out}: profiles are in .yaml files")
-        scouts = any(mode.needs_context for mode in wanted)
-        models = _load(edge, cloud, weights, device, dtype, scouts)
         called = name or edge.rstrip("/").rpartition("/")[2]
         check_profile_file(out, called)  # before minutes of work that could not be kept
-        random = context_tokens if weights == "random" else None
-        measured, others = _examples(models, examples, count, random)
+        models = _load(edge, cloud, weights, device, dtype, any(mode.needs_context for mode in wanted))
+        measured, others = _examples(models, examples, count, context_tokens if weights == "random" else None)
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
-        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
+        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens, task=asked) if needs_plan else None
         results: list[RequestResult] = []
-        exit_code = _to_the_end(lambda: measure(measured, *models, wanted, max_new_tokens, plan, progress, results))
+        exit_code = _to_the_end(
+            lambda: measure(measured, *models, wanted, max_new_tokens, plan, progress, results, asked)
+        )
         basis = RANDOM_BASIS if weights == "random" else f"100 x token F1 on {len(results)} examples of {examples}"
         if exit_code:
             if not results:
@@ -99,42 +101,41 @@ def quality(
     modes: Modes = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    max_new_tokens: NewTokens = 16,
+    max_new_tokens: NewTokens = None,
+    task: TaskName = "qa",
     as_json: Json = False,
 ) -> None:
     """Measure the answer quality of two real models by mode, selection and scouting. Takes minutes."""
-    with _real_models():
+    with real_models():
         from cluster.experiments.calibrate import DEFAULT_MODES
         from cluster.experiments.quality import Comparison, show
         from kvcache.modes import MIXED, parse_modes
         from models.hf.measure import find_plan
+        from models.tasks import task_of
 
+        asked = task_of(task)
         result = ResultStream(as_json)
         wanted = parse_modes(modes or DEFAULT_MODES)
         models = _load(edge, cloud, "pretrained", device, dtype, scouts=True)
         measured, others = _examples(models, examples, count, None)
         needs_plan = any(mode.quantizer == MIXED for mode in wanted)
-        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens) if needs_plan else None
-        found = Comparison(*models, wanted, plan, max_new_tokens).run(measured, progress)
+        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens, task=asked) if needs_plan else None
+        found = Comparison(*models, wanted, plan, max_new_tokens, asked).run(measured, progress)
     result.write(found, lambda: show(console, found))
 
 
 def _examples(
     models: "tuple[LoadedModel, LoadedModel]", source: str, count: int | None, random: int | None
 ) -> "tuple[list[Example], list[Example]]":
-    """Examples to measure and others for a plan, which both models take; `random`: token ids, so many a context."""
+    """Examples to measure and others for a plan; `random`: token ids, so many a context."""
     from cluster.experiments.calibrate import PROBED, examples_and_others
-    from models.hf.measure import check_examples
-    from models.hf.words import random_examples
+    from models.hf.prompts import random_examples
 
     if random is None:
-        measured, others = examples_and_others(source, count)
-    else:
-        vocabulary = min(model.vocabulary for model in models)
-        made = random_examples((count or 10) + PROBED, random, QUERY_TOKENS, vocabulary=vocabulary)
-        measured, others = made[PROBED:], made[:PROBED]
-    check_examples(measured, *models)
-    return measured, others
+        return examples_and_others(source, count)
+    vocabulary = min(model.vocabulary for model in models)
+    made = random_examples((count or 10) + PROBED, random, QUERY_TOKENS, vocabulary=vocabulary)
+    return made[PROBED:], made[:PROBED]
 
 
 def _to_the_end(measure: Callable[[], object]) -> int:
@@ -152,14 +153,14 @@ def _to_the_end(measure: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _real_models() -> Iterator[None]:
-    """Report mistakes in one line; compute with one thread, as the actors of a live run do."""
+def real_models(cores: int = 1) -> Iterator[None]:
+    """Report mistakes in one line; compute with one thread, as the actors of a live run do, or with more."""
     try:
         import torch
     except ImportError:
         fail("real models need torch and transformers: pip install 'scout-emulator[models]'")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(cores)
     try:
         yield
     except ValueError as error:  # models, modes, data sets and profiles raise one-line messages
@@ -174,13 +175,10 @@ def _load(
     edge: str, cloud: str, weights: Literal["pretrained", "random"], device: Device, dtype: Dtype, scouts: bool
 ) -> "tuple[LoadedModel, LoadedModel]":
     """Load both models. Raises ModelError, if possible before any weights are loaded."""
-    import torch
+    from models.hf.loading import ModelSpec, check_pair, default_device, default_dtype, load_model
 
-    from models.hf.loading import ModelSpec, check_pair, load_model
-
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    # On a CPU float32 is the faster of the two, and a cache takes 16 bits a value on the wire in either.
-    exact: Any = ("bfloat16" if where == "cuda" else "float32") if dtype == "auto" else dtype
+    where = default_device() if device == "auto" else device
+    exact = default_dtype(where) if dtype == "auto" else dtype
     specs = ModelSpec(edge, weights, exact, where), ModelSpec(cloud, weights, exact, where)
     check_pair(*specs, scouts)
     first, second = map(load_model, specs)

@@ -85,6 +85,8 @@ def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, 
 
 def check_profile_file(path: Path, name: str) -> None:
     """Raises as `write_profile` would, and changes nothing but that it makes the folder."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise ProfileError(f"{path}: profiles are in .yaml files")
     mode = {"payload_bytes": 1, "decode_ms": 1.0, "quality": 0.0}
     any_profile = {"kv_bytes": 1, "edge_prefill_ms": 1.0, "quality_basis": "", "modes": {"full": mode}}
     write_profile(path, name, any_profile, "", replace=False)

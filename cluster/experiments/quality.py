@@ -16,12 +16,13 @@ from kvcache.plans import Plan, quantized
 from kvcache.selection import SELECTIONS, Selection
 from kvcache.selection.q2c import Q2C, Q2CPooled
 from models.datasets import Example
-from models.f1 import mean_interval, token_f1
+from models.f1 import mean_interval
 from models.hf.decode import Start
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import LoadedModel, same_tokenizer
-from models.hf.measure import MAX_NEW_TOKENS, check_examples
-from models.hf.words import context_tokens, query_tokens, text_of
+from models.hf.measure import fitting
+from models.hf.prompts import Prompt, prompt_of, text_of
+from models.tasks import QA, Task
 from reports.machine import describe_machine
 
 RETENTIONS = (0.75, 0.5, 0.25, 0.1)
@@ -52,14 +53,16 @@ class Comparison:
         cloud: LoadedModel,
         modes: Sequence[Mode],
         plan: Plan | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
+        max_new_tokens: int | None = None,
+        task: Task = QA,
     ) -> None:
         if not same_tokenizer(edge, cloud):
             raise ValueError(f"positions of {edge.spec.name} mean nothing to {cloud.spec.name}: other tokenizers")
         if plan is None and any(mode.quantizer == MIXED for mode in modes):
             raise ValueError(f"{MIXED} needs a plan of layers")
         self._models = {"edge": EdgeModel(edge), "cloud": EdgeModel(cloud)}
-        self._modes, self._plan, self._new = modes, plan, max_new_tokens
+        self._modes, self._plan, self._task = modes, plan, task
+        self._new = max_new_tokens or task.answer_tokens
         self._selections: dict[str, Selection] = {name: make() for name, make in SELECTIONS.items()}
         self._scores: dict[Key, list[float]] = {}
 
@@ -67,9 +70,10 @@ class Comparison:
         """All examples; fit for JSON. F1, overlaps and shares are in percent.
 
         Raises:
-            ValueError: a prompt that a model doesn't take; before anything is measured.
+            ValueError: no example that both models take; before anything is measured.
         """
-        check_examples(examples, *(model.loaded for model in self._models.values()))
+        loaded = (model.loaded for model in self._models.values())
+        examples = fitting(examples, self._task, self._new, *loaded, progress=progress)
         for number, example in enumerate(examples):
             if number % 50 == 0:
                 progress(f"example {number} of {len(examples)}")
@@ -107,11 +111,11 @@ class Comparison:
         }
 
     def _ask(self, example: Example) -> None:
-        edge = self._models["edge"].loaded
-        tokens = context_tokens(edge, example.context), query_tokens(edge, example.question)
-        found = {side: model.prefill(*tokens, list(self._selections.values())) for side, model in self._models.items()}
+        prompt = prompt_of(self._models["edge"].loaded, example.context, example.question, self._task)
+        chosen = list(self._selections.values())
+        found = {side: model.prefill(prompt, chosen) for side, model in self._models.items()}
         kept = {
-            (side, name, retention): selection.select(found[side].scores[name], retention, len(tokens[1]))
+            (side, name, retention): selection.select(found[side].scores[name], retention, prompt.query)
             for side in SIDES
             for name, selection in self._selections.items()
             for retention in RETENTIONS
@@ -127,12 +131,13 @@ class Comparison:
         for side, model in self._models.items():
             answers = model.decoder.decode(list(starts[side].values()))
             for key, answer in zip(starts[side], answers, strict=True):
-                self._note(token_f1(text_of(model.loaded, answer.tokens), example.answers), *key)
-        self._agreement(kept, len(tokens[0]))
-        self._evidence(kept, tokens[0], [context_tokens(edge, answer) for answer in example.answers])
+                text = text_of(model.loaded, answer.tokens, self._task)
+                self._note(self._task.score(text, example.answers).f1, *key)
+        self._agreement(kept, prompt.context)
+        self._evidence(kept, prompt, example)
 
     def _start(self, found: Prefilled, kept: Tensor | None = None) -> Start:
-        return Start(found.handover(kept), found.last_token, self._new)
+        return Start(found.handover(kept), found.last_token, self._new, self._task.one_line)
 
     def _mode_start(self, mode: Mode, edge: Prefilled, owner: Prefilled) -> Start:
         """Where an answer in this mode goes on: positions are the edge's, the cache is its owner's."""
@@ -145,7 +150,7 @@ class Comparison:
             return start
         plan = self._plan if mode.quantizer == MIXED else mode.quantizer
         assert plan is not None
-        return Start(quantized(start.cache, plan), start.token, self._new)
+        return Start(quantized(start.cache, plan), start.token, self._new, self._task.one_line)
 
     def _agreement(self, kept: dict[tuple[str, str, float], Tensor], context: int) -> None:
         """How many of the edge's positions the cloud chooses too; by chance, it would be the share that is kept."""
@@ -157,16 +162,10 @@ class Comparison:
                     self._note(share, "overlap", name, retention)
                     self._note((share - chance) / (1 - chance), "beyond", name, retention)
 
-    def _evidence(
-        self, kept: dict[tuple[str, str, float], Tensor], context: list[int], answers: list[list[int]]
-    ) -> None:
+    def _evidence(self, kept: dict[tuple[str, str, float], Tensor], prompt: Prompt, example: Example) -> None:
         """Whether the first token, and all tokens, of a longer answer are kept somewhere in the context."""
-        spots = [
-            range(at, at + len(answer))
-            for answer in answers
-            for at in range(len(context) - len(answer) + 1)
-            if len(answer) > 1 and context[at : at + len(answer)] == answer
-        ]
+        places = (place for answer in example.answers for place in prompt.places_of(answer, example.context))
+        spots = [place for place in places if len(place) > 1]
         if not spots:
             return
         for (side, name, retention), positions in kept.items():

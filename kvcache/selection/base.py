@@ -8,7 +8,7 @@ can be sent alone (`scout`) and a pruned cache stays rectangular.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,12 @@ class RowDemand:
     Attributes:
         tail: the number of last rows of the sequence: 0 for none, `context + query` for all.
         last_layer: whether only the last layer's rows are needed.
+        keys: whether the collector wants to `see` every layer's queries and keys (see `KeyCollector`).
     """
 
     tail: int
     last_layer: bool = False
+    keys: bool = False
 
 
 class Collector(Protocol):
@@ -52,6 +54,20 @@ class Collector(Protocol):
 
         Raises:
             ValueError: no demanded row was added.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyCollector(Collector, Protocol):
+    """A collector that scores by queries and keys themselves."""
+
+    def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
+        """See one layer; each layer comes once.
+
+        Args:
+            query: [heads, n, head_dim], rotated, of the whole sequence; keys: [kv_heads, n, head_dim], rotated.
+            scale: that attention multiplies their products by.
         """
         ...
 

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from kvcache.fused import AVAILABLE as FUSED
-from kvcache.selection import Selection
+from kvcache.selection import KeyCollector, Selection
 from kvcache.selection.base import Collector, ColumnMeans
 from kvcache.selection.rows import row_chunks
 
@@ -40,15 +40,27 @@ class Scoring:
     """Scores of one sequence's context by several selections at once, from one prefill.
 
     Args:
+        before: if the sequence's beginning was prefilled before, the queries of that, as a `Recorder` has them.
         selections: with distinct names.
-        context, query: tokens of each; the sequence is one after the other.
+        head, context, query: tokens of each; the sequence is one after the other. Selections see head and context as
+            one, and only the context's scores are returned.
         layers: the model's number of layers.
     """
 
-    def __init__(self, selections: Sequence[Selection], context: int, query: int, layers: int) -> None:
-        self._length, self._layers = context + query, layers
-        self._collectors = {s.name: s.collector(context, query) for s in selections}
-        demands = {s.name: s.rows(context, query) for s in selections}
+    def __init__(
+        self,
+        selections: Sequence[Selection],
+        head: int,
+        context: int,
+        query: int,
+        layers: int,
+        before: Sequence[Tensor] = (),
+    ) -> None:
+        self.before = before
+        self._head, self._length, self._layers = head, head + context + query, layers
+        self._collectors = {s.name: s.collector(head + context, query) for s in selections}
+        demands = {s.name: s.rows(head + context, query) for s in selections}
+        self._keyed = [(name, self._collectors[name]) for name, d in demands.items() if d.keys]
         self._at_once = {name: d for name, d in demands.items() if d.tail > LONG_TAIL}
         self._later = {name: d for name, d in demands.items() if 0 < d.tail <= LONG_TAIL}
         self._tail = max((d.tail for d in self._later.values() if not d.last_layer), default=0)
@@ -62,8 +74,13 @@ class Scoring:
         Raises:
             ValueError: the tensors don't hold exactly the sequence to be scored.
         """
+        if self.before:
+            query = torch.cat((self.before[layer], query), 2)
         if query.shape[0] != 1 or query.shape[2] != self._length or keys.shape[2] != self._length:
             raise ValueError(f"scoring {self._length} tokens, not {tuple(query.shape)} on {tuple(keys.shape)}")
+        for _, collector in self._keyed:
+            if isinstance(collector, KeyCollector):
+                collector.see(layer, query[0], keys[0], scale)
         for name, demand in self._at_once.items():
             if not demand.last_layer or layer == self._layers - 1:
                 self._scale = scale
@@ -83,7 +100,7 @@ class Scoring:
             tail = max(self._later[name].tail for name in names)
             self._add(names, saved, tail)
         self._saved.clear()
-        return {name: collector.scores() for name, collector in self._collectors.items()}
+        return {name: collector.scores()[self._head :] for name, collector in self._collectors.items()}
 
     def _add(self, names: list[str], saved: list[Saved], tail: int) -> None:
         """Pass the attention of the last `tail` queries to collectors: as sums by fused kernels, else as rows."""
@@ -123,26 +140,46 @@ def takes_sums(collector: Collector) -> TypeGuard[ColumnMeans]:
     return type(collector).add is ColumnMeans.add and type(collector).add_sums is ColumnMeans.add_sums
 
 
-_SCORING: ContextVar[Scoring | None] = ContextVar("scoring", default=None)
+class Recorder:
+    """Keeps the queries of every layer of a prefill, for a `Scoring` of what comes after it."""
+
+    def __init__(self) -> None:
+        self.before: Sequence[Tensor] = ()
+        self.queries: list[Tensor] = []  # [1, heads, n, head_dim] of each layer
+
+    def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
+        self.queries.append(query)
+
+
+_SCORING: ContextVar[Scoring | Recorder | None] = ContextVar("scoring", default=None)
 
 
 @contextmanager
-def collecting(scoring: Scoring) -> Iterator[Scoring]:
-    """Score the attention of models that run in this context (and this thread or task)."""
+def collecting(scoring: Scoring | Recorder) -> Iterator[None]:
+    """Score, or record, the attention of models that run in this context (and this thread or task)."""
     token = _SCORING.set(scoring)
     try:
-        yield scoring
+        yield
     finally:
         _SCORING.reset(token)
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *_: Any,
+    **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' SDPA attention; see its `AttentionInterface` for the arguments."""
+    """Transformers' SDPA attention; see its `AttentionInterface` for the arguments.
+
+    Some libraries that wrap attention functions (kvpress) pass `dropout` by position: it is 0 here.
+    """
     scoring = _SCORING.get()
     if scoring is not None:
-        if attention_mask is not None:
+        if attention_mask is not None and not scoring.before:
             raise ValueError("scores are for one sequence without padding, but there is a mask")
         scoring.see(int(module.layer_idx), query, key, settings["scaling"])  # type: ignore[arg-type]
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)

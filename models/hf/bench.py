@@ -21,6 +21,7 @@ from models.hf.decoders import make_decoder
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prefill import prefill
+from models.hf.prompts import Prompt
 from models.hf.stopwatch import Stopwatch
 
 SHAPES = ("qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b")  # measured on GPUs
@@ -186,7 +187,7 @@ def _interleaved(loaded: LoadedModel, length: int, repeats: int) -> dict[str, fl
             if way == "plain":
                 int(prefill(loaded, tokens)[1].argmax())
             else:
-                edge.prefill(tokens[:-QUERY], tokens[-QUERY:], [SELECTIONS[way]()])
+                edge.prefill(Prompt.of(tokens[:-QUERY], tokens[-QUERY:]), [SELECTIONS[way]()])
             watch.lap()
             if turn:
                 times[way] += watch.laps_ms()

@@ -202,7 +202,7 @@ class CapturedDecoder:
             (session.slot, [start.cache.kept for start in starts]),
         ):
             state.copy_(torch.tensor(numbers + idle))
-        answers = Answers(starts, self._loaded.stop_tokens)
+        answers = Answers(starts, self._loaded)
         more = True
         while more:
             if session.graph is None:

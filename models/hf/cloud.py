@@ -1,11 +1,12 @@
-"""The cloud: three ways from what an agent sent to a `Start`, and answers to many of those at once.
+"""The cloud: the ways from what an agent sent to a `Start`, and answers to many of those at once.
 
 - `decode_cache`: the edge's cache came, whole or pruned (modes `full`, `int8`, ...; any selection).
 - `prefill_prune`: the tokens are here; prefill them all, keep the positions that came (mode `scout`; all: `prompt`).
 - `prefill_kept`: the tokens are here; prefill only those at the positions that came. Cheaper, and another thing: what
   they attend to while they are prefilled is pruned too.
+- `prefill_deleted`: the same, with positions counted anew, as if the other tokens had been deleted from the text.
 
-Tokens are the whole prompt, context then query. The query's positions are always kept. In all three ways the cache
+Of a prompt, the positions of head and query are always kept. In all of these ways the cache
 ends before the prompt's last token, which is fed, so that the first logits are the cloud's own.
 """
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from kvcache.cache import KVCache
 from models.hf.decode import Answer, Decoder, Start
 from models.hf.decoders import make_decoder
-from models.hf.edge import with_query
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prefill import prefill
+from models.hf.prompts import Prompt
 from models.hf.stopwatch import Stopwatch
 
 
@@ -38,7 +39,7 @@ class CloudModel:
         self.loaded = loaded
         self.decoder = decoder or make_decoder(loaded)
 
-    def decode_cache(self, cache: KVCache, last_token: int, max_new_tokens: int) -> Prepared:
+    def decode_cache(self, cache: KVCache, last_token: int, max_new_tokens: int, one_line: bool = False) -> Prepared:
         """Decode from a received cache.
 
         Args:
@@ -47,10 +48,10 @@ class CloudModel:
         watch = Stopwatch(self.loaded.device)
         cache = cache.to(self.loaded.device)
         watch.lap()
-        return Prepared(Start(cache, last_token, max_new_tokens), *watch.laps_ms())
+        return Prepared(Start(cache, last_token, max_new_tokens, one_line), *watch.laps_ms())
 
     def prefill_prune(
-        self, tokens: Sequence[int], query: int, kept_context: Tensor | None, max_new_tokens: int
+        self, prompt: Prompt, kept_context: Tensor | None, max_new_tokens: int, one_line: bool = False
     ) -> Prepared:
         """Prefill the whole prompt, then keep these positions of its context (None: all).
 
@@ -58,23 +59,38 @@ class CloudModel:
             ValueError: fewer than two tokens, too many, unknown ones, or a position outside the context.
         """
         watch = Stopwatch(self.loaded.device)
-        cache, _ = prefill(self.loaded, tokens[:-1])
+        cache, _ = prefill(self.loaded, prompt.tokens[:-1])
         if kept_context is not None:
-            cache = cache.keep(with_query(kept_context, len(tokens) - query, query))
+            cache = cache.keep(prompt.positions(kept_context))
         watch.lap()
-        return Prepared(Start(cache, tokens[-1], max_new_tokens), *watch.laps_ms())
+        return Prepared(Start(cache, prompt.last_token, max_new_tokens, one_line), *watch.laps_ms())
 
-    def prefill_kept(self, tokens: Sequence[int], query: int, kept_context: Tensor, max_new_tokens: int) -> Prepared:
+    def prefill_kept(
+        self, prompt: Prompt, kept_context: Tensor, max_new_tokens: int, one_line: bool = False
+    ) -> Prepared:
         """Prefill only the kept tokens, at their true positions.
 
         Raises:
             ValueError: as `prefill_prune`, or nothing is kept.
         """
         watch = Stopwatch(self.loaded.device)
-        positions = with_query(kept_context, len(tokens) - query, query)
-        cache, _ = prefill(self.loaded, [tokens[p] for p in positions.tolist()], positions, len(tokens) - 1)
+        positions = prompt.positions(kept_context)
+        kept = [prompt.tokens[p] for p in positions.tolist()]
+        cache, _ = prefill(self.loaded, kept, positions, len(prompt.tokens) - 1)
         watch.lap()
-        return Prepared(Start(cache, tokens[-1], max_new_tokens), *watch.laps_ms())
+        return Prepared(Start(cache, prompt.last_token, max_new_tokens, one_line), *watch.laps_ms())
+
+    def prefill_deleted(
+        self, prompt: Prompt, kept_context: Tensor, max_new_tokens: int, one_line: bool = False
+    ) -> Prepared:
+        """Prefill only the kept tokens, as if the others weren't in the text: positions are counted anew.
+
+        The published evaluation prunes in this way. Raises as `prefill_kept`.
+        """
+        watch = Stopwatch(self.loaded.device)
+        cache, _ = prefill(self.loaded, [prompt.tokens[p] for p in prompt.positions(kept_context).tolist()])
+        watch.lap()
+        return Prepared(Start(cache, prompt.last_token, max_new_tokens, one_line), *watch.laps_ms())
 
     def answers(self, starts: Sequence[Start]) -> tuple[list[Answer], float]:
         """The greedy answers, decoded as one batch, and the decode time in ms."""

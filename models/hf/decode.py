@@ -25,11 +25,15 @@ class Start:
         cache: of everything before `token`, whole or pruned; its `length` is the position of `token`.
         token: the first token to feed; not part of the answer.
         max_new_tokens: the limit on the answer's length, at least 1.
+        one_line: whether a line's end after the first token ends the answer.
+        begun: whether `token` is the answer's first.
     """
 
     cache: KVCache
     token: int
     max_new_tokens: int = 64
+    one_line: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +67,30 @@ class Decoder(Protocol):
 class Answers:
     """Collects generated tokens until every request has reached its stop token or its `max_new_tokens`."""
 
-    def __init__(self, starts: Sequence[Start], stop_tokens: frozenset[int]) -> None:
-        self._stop_tokens = stop_tokens
+    def __init__(self, starts: Sequence[Start], loaded: LoadedModel) -> None:
+        self._stop_tokens = loaded.stop_tokens
+        either = loaded.stop_tokens | loaded.line_ends
+        self._later = [either if start.one_line else loaded.stop_tokens for start in starts]
+        self._begun = [start.begun for start in starts]
         self._left = [start.max_new_tokens for start in starts]
         self._tokens: list[list[int]] = [[] for _ in starts]
         self._stopped = [False] * len(starts)
 
-    def take(self, tokens: Sequence[int]) -> bool:
-        """Add the next token of each request; returns whether any request is unfinished."""
-        for row, token in enumerate(tokens[: len(self._left)]):
-            if self._left[row] and token in self._stop_tokens:
+    def take(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> bool:
+        """Add the next token of each request (or of these); returns whether any request is unfinished."""
+        for row, token in zip(range(len(self._left)) if rows is None else rows, tokens, strict=False):
+            ends = self._later[row] if self._begun[row] else self._stop_tokens
+            if self._left[row] and token in ends:
                 self._stopped[row], self._left[row] = True, 0
             elif self._left[row]:
                 self._tokens[row].append(token)
                 self._left[row] -= 1
+                self._begun[row] = True
         return any(self._left)
+
+    def unfinished(self) -> list[int]:
+        """The requests that go on."""
+        return [row for row, left in enumerate(self._left) if left]
 
     def answers(self) -> list[Answer]:
         return [Answer(tuple(tokens), stopped) for tokens, stopped in zip(self._tokens, self._stopped, strict=True)]
@@ -110,11 +123,11 @@ class PlainDecoder:
         for start in starts:
             check_start(self._loaded, start)
         device = self._loaded.device
-        cache, mask = self._padded([start.cache for start in starts])
+        cache, mask = padded(self._loaded, [start.cache for start in starts])
         token = torch.tensor([[start.token] for start in starts], device=device)
         position = torch.tensor([[start.cache.length] for start in starts], device=device)
-        answers = Answers(starts, self._loaded.stop_tokens)
-        more = True
+        answers = Answers(starts, self._loaded)
+        rows, more = list(range(len(starts))), True
         while more:
             if mask is not None:
                 mask = torch.nn.functional.pad(mask, (0, 1), value=True)
@@ -122,25 +135,32 @@ class PlainDecoder:
                 input_ids=token, position_ids=position, attention_mask=mask, past_key_values=cache, use_cache=True
             ).logits
             token, position = logits[:, -1:].argmax(-1), position + 1
-            more = answers.take(token[:, 0].tolist())
+            more = answers.take(token[:, 0].tolist(), rows)
+            going = answers.unfinished()
+            if 2 * len(going) <= len(rows) and more:  # the others leave the batch
+                places = torch.tensor([rows.index(row) for row in going], device=device)
+                cache.batch_select_indices(places)
+                token, position, rows = token[places], position[places], going
+                mask = None if mask is None else mask[places]
         return answers.answers()
 
-    def _padded(self, caches: Sequence[KVCache]) -> tuple[DynamicCache, Tensor | None]:
-        """One batched cache, shorter ones padded at the end, and its mask [batch, 1, 1, kept]; None if unpadded."""
-        device, config = self._loaded.device, self._loaded.model.config
-        kept = torch.tensor([cache.kept for cache in caches])
-        if len(set(kept.tolist())) <= 1:
-            mask = None
-        else:
-            mask = (torch.arange(int(kept.max())) < kept[:, None])[:, None, None].to(device)
-        padded = []
-        for layer in range(self._loaded.geometry.layers):
-            pair = []
-            for side in (0, 1):
-                shape = self._loaded.geometry.shape(int(kept.max()))
-                joined = torch.zeros((len(caches), *shape), dtype=self._loaded.geometry.dtype, device=device)
-                for row, cache in enumerate(caches):
-                    joined[row, :, : cache.kept] = cache.layers[layer][side]
-                pair.append(joined)
-            padded.append(tuple(pair))
-        return DynamicCache(padded, config=config), mask
+
+def padded(loaded: LoadedModel, caches: Sequence[KVCache]) -> tuple[DynamicCache, Tensor | None]:
+    """One batched cache, shorter ones padded at the end, and its mask [batch, 1, 1, kept]; None if unpadded."""
+    device, config = loaded.device, loaded.model.config
+    kept = torch.tensor([cache.kept for cache in caches])
+    if len(set(kept.tolist())) <= 1:
+        mask = None
+    else:
+        mask = (torch.arange(int(kept.max())) < kept[:, None])[:, None, None].to(device)
+    padded = []
+    for layer in range(loaded.geometry.layers):
+        pair = []
+        for side in (0, 1):
+            shape = loaded.geometry.shape(int(kept.max()))
+            joined = torch.zeros((len(caches), *shape), dtype=loaded.geometry.dtype, device=device)
+            for row, cache in enumerate(caches):
+                joined[row, :, : cache.kept] = cache.layers[layer][side]
+            pair.append(joined)
+        padded.append(tuple(pair))
+    return DynamicCache(padded, config=config), mask

@@ -23,9 +23,12 @@ from models.hf.architecture import SHAPES, ModelError, check_supported, shape_co
 from models.hf.attention import ATTENTION
 
 Weights = Literal["pretrained", "random"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 FAMILY = "family/"
 TOKENIZER_FILE = "tokenizer.json"  # tokenizers in other files can't be compared
 LAYER = re.compile(r"\blayers\.(\d+)\.")
+LINE_ENDS = ("\n", "\u010a", "<0x0A>")  # as vocabularies write them: as it is, as a byte, as a byte's name
+ANSWERED = "answered"
 SAMPLES = 64  # values of each parameter that make up the fingerprint
 
 logging.disable_progress_bar()  # for reading weights from disk; downloads keep theirs
@@ -46,7 +49,7 @@ class ModelSpec:
 
     name: str
     weights: Weights = "pretrained"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     device: str = "cpu"
     seed: int = 0
 
@@ -69,6 +72,7 @@ class LoadedModel:
         tokenizer: None for random weights without one.
         fingerprint: 16 bytes, equal for models that can use each other's caches.
         stop_tokens: any of these ends an answer.
+        line_ends: tokens with a line's end in them, which end an answer of one line.
         geometry: its caches' geometry.
         max_positions: the longest sequence.
     """
@@ -80,6 +84,7 @@ class LoadedModel:
     stop_tokens: frozenset[int]
     geometry: Geometry
     max_positions: int
+    line_ends: frozenset[int] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -147,12 +152,50 @@ def _loaded(spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     geometry = Geometry(config.num_hidden_layers, kv_heads, head_dim, model.dtype)
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else config.eos_token_id
-    stops = {ends} if isinstance(ends, int) else set(ends or ())
-    if tokenizer is not None and isinstance(tokenizer.eos_token_id, int):
-        stops.add(tokenizer.eos_token_id)
     longest = int(config.max_position_embeddings)
-    return LoadedModel(spec, model, tokenizer, _fingerprint(spec, model), frozenset(stops), geometry, longest)
+    stops, lines = _stop_tokens(model, tokenizer), _line_ends(tokenizer)
+    return LoadedModel(spec, model, tokenizer, _fingerprint(spec, model), stops, geometry, longest, lines)
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> frozenset[int]:
+    """All that generation_config.json, config.json and the tokenizer name, and what ends a turn in a template."""
+    said = [getattr(model.generation_config, "eos_token_id", None), getattr(model.config, "eos_token_id", None)]
+    if tokenizer is not None:
+        said += [tokenizer.eos_token_id, _end_of_turn(tokenizer)]
+    return frozenset(
+        token for ends in said for token in (ends if isinstance(ends, list) else [ends]) if token is not None
+    )
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the chat template puts after an answer."""
+    if tokenizer.chat_template is None:
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWERED}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # whoever uses the template hears of it
+        return None
+    after = text.rpartition(ANSWERED)[2].lstrip()
+    first = next(iter(tokenizer(after, add_special_tokens=False)["input_ids"]), None)
+    return first if first in tokenizer.all_special_ids else None
+
+
+def _line_ends(tokenizer: PreTrainedTokenizerFast | None) -> frozenset[int]:
+    if tokenizer is None:
+        return frozenset()
+    likely = (number for token, number in tokenizer.get_vocab().items() if any(mark in token for mark in LINE_ENDS))
+    return frozenset(number for number in likely if "\n" in tokenizer.decode([number]))
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> Dtype:
+    """Of models on a device. On a CPU float32 is the faster; a cache takes 16 bits a value on the wire in either."""
+    return "bfloat16" if device.startswith("cuda") else "float32"
 
 
 def _fingerprint(spec: ModelSpec, model: PreTrainedModel) -> bytes:

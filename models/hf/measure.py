@@ -13,16 +13,16 @@ from kvcache.plans import Plan, probe
 from kvcache.selection import SELECTIONS
 from kvcache.wire import Limits
 from models.datasets import Example
-from models.f1 import token_f1
+from models.hf.architecture import ModelError
 from models.hf.bodies import CacheBody, CachePayload, QuestionPayload, cache_bytes, write_cache, write_question
 from models.hf.cloud import CloudModel
 from models.hf.decode import Answer
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import LoadedModel, same_tokenizer
+from models.hf.prompts import Prompt, prompt_of, text_of
 from models.hf.stopwatch import Stopwatch
-from models.hf.words import context_tokens, query_tokens, text_of
+from models.tasks import QA, Task
 
-MAX_NEW_TOKENS = 16
 PLAN_THRESHOLD = 0.01  # nats a token of the answer
 
 Progress = Callable[[str], None]
@@ -70,34 +70,38 @@ def measure(
     edge: LoadedModel,
     cloud: LoadedModel,
     modes: Sequence[Mode],
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     plan: Plan | None = None,
     progress: Progress = lambda line: None,
     results: list[RequestResult] | None = None,
+    task: Task = QA,
 ) -> list[RequestResult]:
     """Every example in every mode, each request by itself on the models' device.
 
     Caches are decoded by the edge's model in the cloud; `prompt` and `scout` are prefilled and decoded by the cloud's.
-    The first example is processed once before, as a warm-up.
+    The first example is processed once before, as a warm-up. Examples that a model can't take are left out, and named
+    by `progress`.
 
     Args:
+        max_new_tokens: of an answer; None: the task's.
         plan: the edge's plan for `mixed_int4`, from `find_plan`.
         progress: receives a line now and then.
         results: where they go as they come, and stay whatever happens.
 
     Raises:
-        ValueError: before anything is measured: a prompt that a model doesn't take, `mixed_int4` without a
+        ValueError: before anything is measured: no example that both models take, `mixed_int4` without a
             plan, or `scout` where tokenizers differ.
     """
     if any(mode.needs_context for mode in modes) and not same_tokenizer(edge, cloud):
         raise ValueError(f"mode scout: the tokenizers of {edge.spec.name} and {cloud.spec.name} differ")
     if plan is None and any(mode.quantizer == MIXED for mode in modes):
         raise ValueError(f"{MIXED} needs a plan of layers")
-    check_examples(examples, edge, cloud)
-    bench = _Bench(edge, cloud, modes, max_new_tokens, plan)
+    new = max_new_tokens or task.answer_tokens
+    examples = fitting(examples, task, new, edge, cloud, progress=progress)
+    bench = _Bench(edge, cloud, modes, new, plan, task)
     results = [] if results is None else results
     for number, example in enumerate([*examples[:1], *examples]):
-        if number % 50 == 1:
+        if number % 50 == 1 and number:
             progress(f"{edge.spec.name}: example {number} of {len(examples)}")
         found = bench.request(example)
         if number:
@@ -105,18 +109,45 @@ def measure(
     return results
 
 
-def check_examples(examples: Sequence[Example], *models: LoadedModel) -> None:
-    """Raises ValueError, with the example's number from 1 on, unless each model can take every prompt."""
-    for model in models:
-        for number, example in enumerate(examples, start=1):
-            context, query = context_tokens(model, example.context), query_tokens(model, example.question)
-            if not context:
-                raise ValueError(f"example {number}: {model.spec.name} makes no token of its context")
-            if len(context) + len(query) > model.max_positions:
-                raise ValueError(
-                    f"example {number}: {len(context) + len(query):,} tokens; {model.spec.name} takes 1 to "
-                    f"{model.max_positions:,}"
-                )
+def fitting(
+    examples: Sequence[Example],
+    task: Task,
+    max_new_tokens: int,
+    *models: LoadedModel,
+    progress: Progress = lambda line: None,
+) -> list[Example]:
+    """The examples whose prompt and answer each model can take; the others are named, with the reason.
+
+    Raises:
+        ValueError: none is left; with the first one's reason.
+    """
+    kept, first = [], "no examples"
+    for number, example in enumerate(examples, start=1):
+        if reason := next(filter(None, (_unfit(example, task, max_new_tokens, model) for model in models)), ""):
+            named = f"example {number}{f' ({example.name})' if example.name else ''}: {reason}"
+            first = named if first == "no examples" else first
+            progress(f"left out: {named}")
+        else:
+            kept.append(example)
+    if not kept:
+        raise ValueError(first)
+    return kept
+
+
+def _unfit(example: Example, task: Task, max_new_tokens: int, model: LoadedModel) -> str:
+    """Why a model can't take an example; empty if it can."""
+    try:
+        prompt = prompt_of(model, example.context, example.question, task)
+    except ModelError:
+        raise
+    except ValueError as error:  # tokens that a model with another tokenizer's vocabulary doesn't know
+        return str(error)
+    if not prompt.context:
+        return f"{model.spec.name} makes no token of its context"
+    needed, most = len(prompt.tokens) + max_new_tokens, model.max_positions
+    if needed > most:
+        return f"{needed:,} tokens with its answer; {model.spec.name} takes 1 to {most:,}"
+    return ""
 
 
 class _Bench:
@@ -129,23 +160,27 @@ class _Bench:
         modes: Sequence[Mode],
         max_new_tokens: int,
         plan: Plan | None,
+        task: Task,
     ) -> None:
         self._edge, self._cloud = EdgeModel(edge), CloudModel(cloud)
         self._edge_in_cloud = CloudModel(edge, self._edge.decoder)
-        self._modes, self._new, self._plan = modes, max_new_tokens, plan
+        self._modes, self._new, self._plan, self._task = modes, max_new_tokens, plan, task
         names = dict.fromkeys(mode.selection for mode in modes if mode.selection is not None)
         self._selections = {name: SELECTIONS[name]() for name in names}
 
     def request(self, example: Example) -> RequestResult:
         loaded = self._edge.loaded
         watch = Stopwatch(loaded.device)
-        context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
-        found = self._edge.prefill(context, query, list(self._selections.values()))
+        prompt = self._prompt(loaded, example)
+        found = self._edge.prefill(prompt, list(self._selections.values()))
         watch.lap()
         modes = {mode: self._serve(example, found, mode) for mode in self._modes}
-        whole = len(context) + len(query) - 1
-        kv_bytes = cache_bytes(loaded.geometry, UNQUANTIZED, torch.arange(whole), whole)
-        return RequestResult(len(context), kv_bytes, watch.laps_ms()[0], modes)
+        whole = prompt.positions()
+        kv_bytes = cache_bytes(loaded.geometry, UNQUANTIZED, whole, len(whole))
+        return RequestResult(prompt.context, kv_bytes, watch.laps_ms()[0], modes)
+
+    def _prompt(self, loaded: LoadedModel, example: Example) -> Prompt:
+        return prompt_of(loaded, example.context, example.question, self._task)
 
     def _serve(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         if mode.is_cache:
@@ -165,11 +200,12 @@ class _Bench:
         for buffer in buffers:
             body.feed(buffer)
         received = body.finish()
-        start = self._edge_in_cloud.decode_cache(received.cache, received.last_token, self._new).start
+        one_line = self._task.one_line
+        start = self._edge_in_cloud.decode_cache(received.cache, received.last_token, self._new, one_line).start
         watch.lap()
         [answer], _ = self._edge_in_cloud.answers([start])
         watch.lap()
-        return _result(loaded, example, answer, sent, watch)
+        return self._result(loaded, example, answer, sent, watch)
 
     def _question(self, example: Example, found: Prefilled, mode: Mode) -> ModeResult:
         """`prompt`, or `scout` with the edge's positions of a context that is in the cloud already."""
@@ -181,20 +217,24 @@ class _Bench:
         else:
             sent = write_question(QuestionPayload(0, example.question, kept, found.context))
         watch.lap()
-        context, query = context_tokens(loaded, example.context), query_tokens(loaded, example.question)
-        start = self._cloud.prefill_prune([*context, *query], len(query), kept, self._new).start
+        start = self._cloud.prefill_prune(self._prompt(loaded, example), kept, self._new, self._task.one_line).start
         watch.lap()
         [answer], _ = self._cloud.answers([start])
         watch.lap()
-        return _result(loaded, example, answer, len(sent), watch)
+        return self._result(loaded, example, answer, len(sent), watch)
 
     def _local(self, example: Example, found: Prefilled) -> ModeResult:
         watch = Stopwatch(self._edge.loaded.device)
         watch.lap()
         watch.lap()
-        answer = self._edge.answer(found, self._new)
+        answer = self._edge.answer(found, self._new, self._task.one_line)
         watch.lap()
-        return _result(self._edge.loaded, example, answer, 0, watch)
+        return self._result(self._edge.loaded, example, answer, 0, watch)
+
+    def _result(self, loaded: LoadedModel, example: Example, answer: Answer, sent: int, watch: Stopwatch) -> ModeResult:
+        """Of an answer by this model; the watch has the laps encode, cloud prefill, decode."""
+        text = text_of(loaded, answer.tokens, self._task)
+        return ModeResult(text, self._task.score(text, example.answers).f1, sent, *watch.laps_ms())
 
     def _kept(self, found: Prefilled, mode: Mode) -> Tensor | None:
         if mode.selection is None:
@@ -203,18 +243,13 @@ class _Bench:
         return self._selections[mode.selection].select(scores, mode.retention, found.query)
 
 
-def _result(loaded: LoadedModel, example: Example, answer: Answer, sent: int, watch: Stopwatch) -> ModeResult:
-    """Of an answer by this model; the watch has the laps encode, cloud prefill, decode."""
-    text = text_of(loaded, answer.tokens)
-    return ModeResult(text, token_f1(text, example.answers), sent, *watch.laps_ms())
-
-
 @torch.no_grad()
 def find_plan(
     edge: LoadedModel,
     examples: Sequence[Example],
     threshold: float = PLAN_THRESHOLD,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
+    task: Task = QA,
 ) -> Plan:
     """The quantizer of every layer for `mixed_int4`, by `kvcache.plans.probe` over these examples.
 
@@ -230,12 +265,12 @@ def find_plan(
     """
     if not examples:
         raise ValueError("no examples to find a plan with")
-    check_examples(examples, edge)
+    new = max_new_tokens or task.answer_tokens
     model = EdgeModel(edge)
     prompts, expected = [], []
-    for example in examples:
-        found = model.prefill(context_tokens(edge, example.context), query_tokens(edge, example.question))
-        answer = model.answer(found, max_new_tokens).tokens or (found.first_token,)
+    for example in fitting(examples, task, new, edge):
+        found = model.prefill(prompt_of(edge, example.context, example.question, task))
+        answer = model.answer(found, new, task.one_line).tokens or (found.first_token,)
         prompts.append(found.handover())
         expected.append((found.last_token, *answer))
     # Quantizers treat positions independently, so all caches can be probed as one.

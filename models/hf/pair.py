@@ -5,30 +5,26 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from kvcache.modes import MIXED, Mode
 from kvcache.plans import Plan, plan_of
 from models.datasets import Example, load_examples
 from models.hf.architecture import ModelError
-from models.hf.loading import ModelSpec, check_pair
-from models.hf.words import random_examples
+from models.hf.loading import ModelSpec, check_pair, default_device, default_dtype
+from models.hf.prompts import random_examples
 from models.profiles import ModelProfile
 from models.settings import ModelSettings
 
 
 def device_of(settings: ModelSettings) -> str:
     """The device for models of this process."""
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return default_device() if settings.device == "auto" else settings.device
 
 
 def specs_of(settings: ModelSettings, base_dir: Path) -> tuple[ModelSpec, ModelSpec]:
     """The specifications of the edge's and the cloud's model."""
-    edge = ModelSpec(
-        settings.source(settings.edge, base_dir), settings.weights, settings.dtype, device_of(settings), settings.seed
-    )
+    device = device_of(settings)
+    dtype = default_dtype(device) if settings.dtype == "auto" else settings.dtype
+    edge = ModelSpec(settings.source(settings.edge, base_dir), settings.weights, dtype, device, settings.seed)
     return edge, replace(edge, name=settings.source(settings.cloud, base_dir))
 
 

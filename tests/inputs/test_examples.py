@@ -1,6 +1,7 @@
 """As many examples as asked for are measured; one that can't be is found before any work; work that is done is kept."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from cluster.experiments.calibrate import PROBED, examples_and_others
 from models.datasets import DatasetError, Example, load_examples
 from models.hf import measure as measuring
 from models.hf.loading import ModelSpec, load_model
-from models.hf.measure import check_examples
+from models.hf.measure import fitting
 from models.profiles import load_file
+from models.tasks import QA
 
 torch.set_num_threads(1)
 
@@ -74,11 +76,13 @@ def test_empty_contexts_are_named(tmp_path: Path, context: str, at: int) -> None
 def test_prompts_that_a_model_does_not_take_are_named() -> None:
     tiny = load_model(ModelSpec("family/tiny", dtype="float32"))
     fine = Example(GOOD, "who?", ("x",))
-    check_examples([fine] * 3, tiny)
-    with pytest.raises(ValueError, match=r"example 3: [\d,]+ tokens; family/tiny takes 1 to "):
-        check_examples([fine, fine, Example(GOOD * 1000, "who?", ("x",))], tiny)
-    with pytest.raises(ValueError, match="example 2: family/tiny makes no token"):
-        check_examples([fine, Example("", "who?", ("x",))], tiny)
+    left_out: list[str] = []
+    examples = [fine, fine, Example(GOOD * 1000, "who?", ("x",)), Example("", "who?", ("x",))]
+    assert fitting(examples, QA, 8, tiny, progress=left_out.append) == [fine] * 2
+    assert re.fullmatch(r"left out: example 3: [\d,]+ tokens with its answer; family/tiny takes .*", left_out[0])
+    assert left_out[1:] == ["left out: example 4: family/tiny makes no token of its context"]
+    with pytest.raises(ValueError, match="example 1: family/tiny makes no token"):
+        fitting(examples[3:], QA, 8, tiny)
 
 
 def calibrate(path: Path, out: Path) -> Any:
@@ -105,14 +109,14 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "on 3 examples" in profile.quality_basis
 
 
-def test_an_example_that_can_not_be_is_found_before_any_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "e.jsonl", [GOOD, GOOD * 1000])
+def test_an_example_that_can_not_be_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = calibrate(write(tmp_path / "e.jsonl", [GOOD, GOOD * 1000]), tmp_path / "p.yaml")
+    assert done.exit_code == 0 and "left out: example 2: " in " ".join(done.stderr.split())
+    assert "on 1 examples" in (tmp_path / "p.yaml").read_text()
     monkeypatch.setattr(measuring._Bench, "request", lambda *_: pytest.fail("measured"))
-    done = calibrate(path, tmp_path / "p.yaml")
-    assert done.exit_code == 2 and "example 2: " in done.stderr
-    assert not (tmp_path / "p.yaml").exists()
+    done = calibrate(write(tmp_path / "e.jsonl", [GOOD * 1000]), tmp_path / "q.yaml")
+    assert done.exit_code == 2 and "example 1: " in done.stderr
+    assert not (tmp_path / "q.yaml").exists()
 
 
 @pytest.mark.parametrize(

@@ -136,10 +136,10 @@ def test_sizes_fit_together(good: Path, tmp_path: Path, config: dict[str, int], 
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(good: Path, tmp_path: Path) -> None:
-    from models.hf.words import context_tokens
+    from models.hf.prompts import prompt_of
     from tests.models.test_hf_loading import tokenizer
 
     spec = changed(good, tmp_path / "m", {}, None)
     tokenizer(" ".join(f"w{n}" for n in range(99))).save_pretrained(tmp_path / "m")
     with pytest.raises(ValueError, match=r"tokens outside 0\.\.63"):
-        context_tokens(load_model(spec), "w1 w98")
+        prompt_of(load_model(spec), "w1 w98", "w1")

@@ -1,6 +1,7 @@
 """Every selection keeps the contract; the published ones choose what their definitions say."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvcache.selection import SELECTIONS, Selection
+from kvcache.selection import SELECTIONS, KeyCollector, Selection
 from kvcache.selection.rows import row_chunks, tail_probabilities
 from kvcache.selection.snapkv import SnapKV
 
@@ -38,11 +39,21 @@ def projections(length: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def scores_of(selection: Selection, context: int, query: int, layers: list[Tensor], step: int | None = None) -> Tensor:
+def scores_of(
+    selection: Selection,
+    context: int,
+    query: int,
+    layers: list[Tensor],
+    step: int | None = None,
+    seen: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
     """Scores by the rows that the selection wants, `step` at a time."""
     demand = selection.rows(context, query)
     collector = selection.collector(context, query)
     first = context + query - demand.tail
+    if demand.keys:
+        for index, (asked, keys) in enumerate(seen):
+            collector.see(index, asked, keys, HEAD_DIM**-0.5)  # type: ignore[attr-defined]
     for index, probabilities in enumerate(layers):
         if demand.last_layer and index < len(layers) - 1:
             continue
@@ -57,16 +68,18 @@ def scores_of(selection: Selection, context: int, query: int, layers: list[Tenso
 @given(context=st.integers(1, 60), query=st.integers(1, 40), retention=st.floats(0.001, 1), seed=st.integers(0, 99))
 def test_contract(name: str, context: int, query: int, retention: float, seed: int) -> None:
     selection = SELECTIONS[name]()
-    layers = attention(context + query, seed)
-    scores = scores_of(selection, context, query, layers)
+    layers, seen = attention(context + query, seed), projections(context + query, seed)
+    scores = scores_of(selection, context, query, layers, seen=seen)
     assert scores.shape == (context,) and scores.dtype == torch.float32
     kept = selection.select(scores, retention, query)
     assert kept.dtype == torch.int64 and len(kept) == math.floor(retention * context + 1e-9)
     assert bool((kept.diff() > 0).all()) and bool(((kept >= 0) & (kept < context)).all())
     assert selection.select(scores, 1.0, query).tolist() == list(range(context)), "1.0 keeps everything"
-    in_pieces = scores_of(SELECTIONS[name](), context, query, layers, step=7)
+    in_pieces = scores_of(SELECTIONS[name](), context, query, layers, step=7, seen=seen)
     torch.testing.assert_close(in_pieces, scores), "however the rows come"
     everything = selection.collector(context, query)
+    if isinstance(everything, KeyCollector):
+        return
     for index, probabilities in enumerate(layers):
         everything.add(index, probabilities, 0)
     torch.testing.assert_close(everything.scores(), scores), "rows that weren't asked for change nothing"
@@ -190,3 +203,48 @@ def test_chunks_are_all_rows_and_small(length: int, first: int, max_elements: in
         assert rows.shape[1] == 1 or rows.numel() <= max_elements
         torch.testing.assert_close(rows, expected[:, begin:next_row, :next_row], rtol=1e-5, atol=1e-7)
     assert next_row == length
+
+
+def plain_loops(context: int, query: int, seed: int = 0) -> dict[str, Tensor]:
+    """Each method by its definition: a loop over layers, heads, rows and positions, nothing else."""
+    n, scale = context + query, HEAD_DIM**-0.5
+    sums: dict[str, list[float]] = {name: [0.0] * context for name in ("tova", "q2c", "knorm", "keydiff", "expected")}
+    for asked, keys in projections(n, seed):
+        for head in range(HEADS):
+            k = keys[head // (HEADS // KV_HEADS)].double()
+            q = asked[head].double()
+            for name, rows in (("tova", [n - 1]), ("q2c", range(context, n))):
+                for row in rows:
+                    logits = [float(q[row] @ k[j]) * scale for j in range(row + 1)]
+                    total = sum(math.exp(logit) for logit in logits)
+                    for j in range(context):
+                        sums[name][j] += math.exp(logits[j]) / total / HEADS / LAYERS / len(rows)
+            mean = sum(q[i] for i in range(n)) / n
+            covariance = sum(torch.outer(q[i] - mean, q[i] - mean) for i in range(n)) / n
+            expected = [float(k[j] @ mean * scale + k[j] @ covariance @ k[j] * scale**2 / 2) for j in range(context)]
+            total = sum(math.exp(logit) for logit in expected)
+            for j in range(context):
+                sums["expected"][j] += math.exp(expected[j]) / total / HEADS / LAYERS
+        for k in keys.double():
+            directions = [k[j] / k[j].norm() for j in range(context)]
+            anchor = sum(directions) / context
+            for j in range(context):
+                sums["knorm"][j] -= float(k[j].norm()) / KV_HEADS / LAYERS
+                sums["keydiff"][j] -= float(directions[j] @ anchor / anchor.norm()) / KV_HEADS / LAYERS  # type: ignore[union-attr]
+    return {name: torch.tensor(each, dtype=torch.float32) for name, each in sums.items()}
+
+
+def test_methods_are_their_definitions_in_plain_loops() -> None:
+    context, query = 30, 6
+    layers, seen, expected = attention(context + query), projections(context + query), plain_loops(context, query)
+    for name, loop in (("tova", "tova"), ("q2c", "q2c"), ("knorm", "knorm"), ("keydiff", "keydiff")):
+        found = scores_of(SELECTIONS[name](), context, query, layers, seen=seen)
+        torch.testing.assert_close(found, expected[loop], atol=1e-5, rtol=1e-5, msg=name)
+    found = scores_of(SELECTIONS["expected_attention"](), context, query, layers, seen=seen)
+    torch.testing.assert_close(found, expected["expected"], atol=1e-5, rtol=1e-5)
+    spans = [sum(expected["q2c"][j] for j in range(b, b + 10)) / 10 for b in range(0, context, 10)]
+    found = scores_of(SELECTIONS["chunkkv"](), context, query, layers)
+    torch.testing.assert_close(found, torch.tensor([float(spans[j // 10]) for j in range(context)]))
+    kept = SELECTIONS["chunkkv"]().select(found, 0.34, query).tolist()
+    best = max(range(3), key=lambda span: spans[span])
+    assert kept == list(range(10 * best, 10 * best + 10)), "a span, whole"

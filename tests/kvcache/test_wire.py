@@ -125,7 +125,12 @@ def test_the_bytes_are_those_of_the_document() -> None:
 def test_theory_without_headers_is_within_one_percent(name: str) -> None:
     """Bits and scales of a 7B's cache: what the headers add is far below the 1 % that runs are held to."""
     geometry = Geometry(28, 4, 128, torch.bfloat16)
-    bits = {"bf16": 16, "int8": 8.125, "int4": 4.125, "int8_kivi": 8.1875, "int4_kivi": 4.1875}[name]
+    known = {"bf16": 16, "int8": 8.125, "int4": 4.125, "int8_kivi": 8.1875, "int4_kivi": 4.1875} | {
+        "k8v4": 6.125,
+        "k16v4": 10.0625,
+        "int4_hadamard": 4.125,
+    }
+    bits = known[name]
     values = 2 * 28 * 4 * 128 * 1024
     total = payload_bytes(geometry, name, torch.arange(1024), 1024)
     assert total == pytest.approx(values * bits / 8, rel=1e-3) and total > values * bits / 8

@@ -130,7 +130,10 @@ def test_hub_rows_of_both_kinds() -> None:
     }
     hotpot = {"question": "q", "answer": "a", "context": {"title": ["T", "U"], "sentences": [["s.", " t."], ["u."]]}}
     assert list(datasets._of_row(squad, "")) == [Example("c", "q", ("x", "y"))]
-    assert list(datasets._of_row(squad | {"answers": {"text": [], "answer_start": []}}, "")) == []
+    [without] = datasets._of_row(squad | {"answers": {"text": [], "answer_start": []}}, "")
+    assert without.answers == ()
+    mmlu = {"question": "2 + 2?", "choices": ["3", "4"], "answer": 1, "subject": "arithmetic"}
+    assert list(datasets._of_row(mmlu, "")) == [Example("2 + 2?", "A. 3\nB. 4", ("B",))]
     assert list(datasets._of_row(hotpot, "")) == [Example("T: s. t.\nU: u.", "q", ("a",))]
     with pytest.raises(DatasetError, match="row 3: neither SQuAD's columns"):
         list(datasets._of_row({"text": "c"}, "x/y, row 3"))
@@ -141,3 +144,41 @@ def test_family_by_name() -> None:
     assert load_examples("family/train", 3) == family_examples("train", 3)
     assert family_examples("eval", 5)[:3] == family_examples("eval", 3)
     assert len(load_examples("family")) == datasets.DEFAULT_COUNT
+
+
+def test_unanswerable_questions_are_only_for_who_asks(tmp_path: Path) -> None:
+    questions = [
+        {"id": "a", "question": "who?", "answers": [{"text": "Ada", "answer_start": 0}]},
+        {"id": "b", "question": "where?", "answers": [], "is_impossible": True},
+    ]
+    squad = {"data": [{"title": "t", "paragraphs": [{"context": "Ada.", "qas": questions}]}]}
+    (tmp_path / "s.json").write_text(json.dumps(squad))
+    assert [e.name for e in load_examples(str(tmp_path / "s.json"))] == ["a"]
+    found = load_examples(str(tmp_path / "s.json"), unanswerable=True)
+    assert [(e.name, e.answers) for e in found] == [("a", ("Ada",)), ("b", ())]
+
+
+def test_choices_in_lines(tmp_path: Path) -> None:
+    lines = [
+        {"question": "2 + 2?", "choices": ["3", "4"], "answer": "B"},
+        {"question": "Which?", "choices": ["x", "y"], "answer": 0, "context": "It is x."},
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    first, second = load_examples(str(path))
+    assert (first.context, first.question, first.answers) == ("2 + 2?", "A. 3\nB. 4", ("B",))
+    assert (second.context, second.question, second.answers) == ("It is x.", "Which?\nA. x\nB. y", ("A",))
+    path.write_text(json.dumps(lines[0] | {"answer": 7}))
+    with pytest.raises(DatasetError, match=r"c\.jsonl:1: answer 7 is none of 2 choices"):
+        load_examples(str(path))
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 12])
+def test_a_count_is_that_many(tmp_path: Path, count: int) -> None:
+    from cluster.experiments.calibrate import examples_and_others
+
+    path = tmp_path / "e.jsonl"
+    line = '{"context": "Ada %d.", "question": "who?", "answers": ["Ada"]}'
+    path.write_text("\n".join(line % n for n in range(12)))
+    measured, others = examples_and_others(str(path), count)
+    assert len(measured) == count and others

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from kvcache import wire
 from kvcache.cache import KVCache
-from kvcache.selection import SELECTIONS
+from kvcache.selection import SELECTIONS, KeyCollector
 from models.hf.architecture import SUPPORTED
 from models.hf.attention import Scoring, collecting
 from models.hf.cloud import CloudModel, CloudModels
@@ -18,10 +18,12 @@ from models.hf.decode import Decoder, PlainDecoder, Start
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import LoadedModel, ModelSpec, build_random
 from models.hf.prefill import prefill
+from models.hf.prompts import Prompt
 
 torch.set_num_threads(1)
 CONTEXT, QUERY, NEW = 40, 7, 12
 PROMPT = torch.randint(3, 96, (CONTEXT + QUERY,), generator=torch.Generator().manual_seed(5)).tolist()
+ASKED = Prompt.of(PROMPT[:CONTEXT], PROMPT[CONTEXT:])
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -51,7 +53,7 @@ def loaded(model_type: str) -> LoadedModel:
 @cache
 def prefilled(model_type: str) -> Prefilled:
     selections = [make() for make in SELECTIONS.values()]
-    return EdgeModel(loaded(model_type)).prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], selections)
+    return EdgeModel(loaded(model_type)).prefill(ASKED, selections)
 
 
 def decoder_of(model_type: str, kind: str) -> Decoder:
@@ -108,7 +110,7 @@ def test_full_equals_local_and_transformers_own(model_type: str, kind: str) -> N
     found = prefilled(model_type)
     local = edge.answer(found, NEW)
     handed = cloud.decode_cache(found.handover(), found.last_token, NEW)
-    prompt = cloud.prefill_prune(PROMPT, QUERY, None, NEW)
+    prompt = cloud.prefill_prune(ASKED, None, NEW)
     assert cloud.answers([handed.start, prompt.start])[0] == [local, local]
     ids = torch.tensor([PROMPT])
     reference = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
@@ -126,8 +128,8 @@ def test_everything_kept_is_full(model_type: str, name: str) -> None:
     whole = found.handover()
     starts = [
         cloud.decode_cache(found.handover(everything), found.last_token, NEW).start,
-        cloud.prefill_prune(PROMPT, QUERY, everything, NEW).start,
-        cloud.prefill_kept(PROMPT, QUERY, everything, NEW).start,
+        cloud.prefill_prune(ASKED, everything, NEW).start,
+        cloud.prefill_kept(ASKED, everything, NEW).start,
     ]
     for start in starts:
         assert torch.equal(start.cache.positions, whole.positions) and start.cache.length == whole.length
@@ -144,8 +146,8 @@ def test_pruning_equals_masking(model_type: str) -> None:
     hidden = sorted(set(range(CONTEXT)) - set(kept.tolist()))
     cloud = CloudModel(model)
     by_cache = cloud.decode_cache(found.handover(kept), found.last_token, NEW).start
-    by_tokens = cloud.prefill_prune(PROMPT, QUERY, kept, NEW).start
-    only_kept = cloud.prefill_kept(PROMPT, QUERY, kept, NEW).start
+    by_tokens = cloud.prefill_prune(ASKED, kept, NEW).start
+    only_kept = cloud.prefill_kept(ASKED, kept, NEW).start
     expected = masked_logits(model, hidden, hide_always=False)
     torch.testing.assert_close(next_logits(model, by_cache), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(next_logits(model, by_tokens), expected, atol=1e-4, rtol=1e-4)
@@ -167,12 +169,16 @@ def test_scores_are_those_of_eager_attention(model_type: str) -> None:
     matrices = torch.cat(attentions)  # [layers, heads, n, n]
     for name, make in SELECTIONS.items():
         collector = make().collector(CONTEXT, QUERY)
+        if isinstance(collector, KeyCollector):  # by keys, which attention doesn't show
+            continue
         for layer, matrix in enumerate(matrices):
             collector.add(layer, matrix, 0)
         torch.testing.assert_close(found.scores[name], collector.scores(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(
         found.scores["q2c"], matrices[:, :, CONTEXT:, :CONTEXT].mean((0, 1, 2)), atol=1e-6, rtol=1e-5
     )
+    norms = torch.stack([keys[:, :CONTEXT].norm(dim=-1) for keys, _ in found.cache.layers])
+    torch.testing.assert_close(found.scores["knorm"], -norms.mean((0, 1)), atol=1e-5, rtol=1e-5)
 
 
 def test_scoring_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +186,9 @@ def test_scoring_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.hf.attention.MAX_ELEMENTS", 4 * 5 * len(PROMPT))  # less than a layer
     selections = [make() for make in SELECTIONS.values()]
     edge = EdgeModel(loaded("qwen2"))
-    found = edge.prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], selections).scores
+    found = edge.prefill(ASKED, selections).scores
     monkeypatch.setattr("models.hf.attention.LONG_TAIL", 10)  # some of them at once
-    at_once = edge.prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], selections).scores
+    at_once = edge.prefill(ASKED, selections).scores
     for name in SELECTIONS:
         torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(at_once[name], expected[name], atol=1e-6, rtol=1e-5)
@@ -198,7 +204,11 @@ def test_a_batch_answers_as_one_by_one(model_type: str, kind: str) -> None:
     for share, new in ((1.0, NEW), (0.5, 3), (0.1, NEW), (0.02, 25), (0.75, 1)):
         kept = SELECTIONS["snapkv"]().select(found.scores["snapkv"], max(share, 1 / CONTEXT), QUERY)
         starts.append(cloud.decode_cache(found.handover(kept), found.last_token, new).start)
-    starts.append(cloud.prefill_prune(PROMPT[: CONTEXT // 2], 3, None, NEW).start)
+    starts.append(
+        cloud.prefill_prune(
+            Prompt.of(PROMPT[: CONTEXT // 2 - 3], PROMPT[CONTEXT // 2 - 3 : CONTEXT // 2]), None, NEW
+        ).start
+    )
     alone = [cloud.answers([start])[0][0] for start in starts]
     assert cloud.answers(starts)[0] == alone
     assert cloud.answers(starts[::-1])[0] == alone[::-1]
@@ -230,12 +240,12 @@ def test_what_cannot_be_prefilled_is_refused() -> None:
     cloud = CloudModel(model)
     for positions in ([CONTEXT], [-1]):
         with pytest.raises(ValueError, match="outside the context of 40"):
-            cloud.prefill_prune(PROMPT, QUERY, torch.tensor(positions), NEW)
+            cloud.prefill_prune(ASKED, torch.tensor(positions), NEW)
     with pytest.raises(ValueError, match="strictly ascending"):
-        cloud.prefill_prune(PROMPT, QUERY, torch.tensor([3, 3]), NEW)
+        cloud.prefill_prune(ASKED, torch.tensor([3, 3]), NEW)
     with pytest.raises(ValueError, match="strictly ascending"):
-        cloud.prefill_kept(PROMPT, QUERY, torch.tensor([7, 3]), NEW)
-    scoring = Scoring([SELECTIONS["q2c"]()], 10, 5, model.geometry.layers)
+        cloud.prefill_kept(ASKED, torch.tensor([7, 3]), NEW)
+    scoring = Scoring([SELECTIONS["q2c"]()], 0, 10, 5, model.geometry.layers)
     with pytest.raises(ValueError, match="scoring 15 tokens"), collecting(scoring):
         prefill(model, [5, 6, 7])
 
@@ -244,7 +254,7 @@ def test_what_cannot_be_prefilled_is_refused() -> None:
 def test_what_comes_over_the_wire_is_what_was_handed_over(share: float) -> None:
     sizes = SIZES | {"num_key_value_heads": 2}
     model = build_random(ModelSpec("tiny", "random", "bfloat16"), AutoConfig.for_model("qwen2", **sizes))
-    found = EdgeModel(model).prefill(PROMPT[:CONTEXT], PROMPT[CONTEXT:], [SELECTIONS["q2c"]()])
+    found = EdgeModel(model).prefill(ASKED, [SELECTIONS["q2c"]()])
     sent = found.handover(SELECTIONS["q2c"]().select(found.scores["q2c"], share, QUERY))
     receiver = wire.Decoder({model.fingerprint: model.geometry})
     for buffer in wire.encode(sent, "bf16", model.fingerprint):

@@ -10,6 +10,7 @@ from models.hf.decode import PlainDecoder, Start
 from models.hf.decoders import make_decoder
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, build_random
+from models.hf.prompts import Prompt
 from models.hf.splitkv import CHUNK, SplitAttention, attend_plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -32,9 +33,8 @@ def starts_of(model: LoadedModel) -> list[Start]:
     """Whole and pruned caches of different lengths."""
     starts = []
     for length, share, new in ((40, 1.0, 20), (600, 0.25, 20), (1500, 1.0, 12), (1500, 0.1, 20), (300, 0.5, 1)):
-        found = EdgeModel(model, PlainDecoder(model)).prefill(
-            TOKENS[: length - 8], TOKENS[length - 8 : length], [SELECTIONS["q2c"]()]
-        )
+        asked = Prompt.of(TOKENS[: length - 8], TOKENS[length - 8 : length])
+        found = EdgeModel(model, PlainDecoder(model)).prefill(asked, [SELECTIONS["q2c"]()])
         kept = SELECTIONS["q2c"]().select(found.scores["q2c"], share, 8)
         starts.append(Start(found.handover(kept), found.last_token, new))
     return starts
@@ -85,8 +85,10 @@ def test_scores_on_a_gpu_are_those_on_a_cpu() -> None:
     on_cpu = LoadedModel(
         on_gpu.spec, on_gpu.model, None, on_gpu.fingerprint, on_gpu.stop_tokens, on_gpu.geometry, on_gpu.max_positions
     )
-    found = EdgeModel(on_gpu).prefill(TOKENS[:500], TOKENS[500:520], selections).scores
+    found = EdgeModel(on_gpu).prefill(Prompt.of(TOKENS[:500], TOKENS[500:520]), selections).scores
     on_cpu.model.to("cpu")
-    expected = EdgeModel(on_cpu, PlainDecoder(on_cpu)).prefill(TOKENS[:500], TOKENS[500:520], selections).scores
+    expected = (
+        EdgeModel(on_cpu, PlainDecoder(on_cpu)).prefill(Prompt.of(TOKENS[:500], TOKENS[500:520]), selections).scores
+    )
     for name in SELECTIONS:
         torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-5, rtol=1e-3)

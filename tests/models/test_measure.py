@@ -14,7 +14,7 @@ from models.f1 import token_f1
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.measure import ModeResult, RequestResult, _answer_nll, find_plan, measure
-from models.hf.words import context_tokens, query_tokens, random_examples, text_of
+from models.hf.prompts import prompt_of, random_examples, text_of
 
 torch.set_num_threads(1)
 EXAMPLES = family_examples("eval", 4, max_tokens=150)
@@ -41,7 +41,7 @@ def model(size: str) -> LoadedModel:
 def alone(size: str, example: Example) -> str:
     loaded = model(size)
     edge = EdgeModel(loaded)
-    found = edge.prefill(context_tokens(loaded, example.context), query_tokens(loaded, example.question))
+    found = edge.prefill(prompt_of(loaded, example.context, example.question))
     return text_of(loaded, edge.answer(found, 8).tokens)
 
 
@@ -64,8 +64,8 @@ def test_each_mode_is_answered_by_its_model() -> None:
 def test_bytes_are_those_on_the_wire() -> None:
     geometry = model("tiny").geometry
     for example, result in zip(EXAMPLES, measured(), strict=True):
-        tokens = len(context_tokens(model("tiny"), example.context))
-        length = tokens + len(query_tokens(model("tiny"), example.question)) - 1
+        prompt = prompt_of(model("tiny"), example.context, example.question)
+        tokens, length = prompt.context, len(prompt.tokens) - 1
         sent = {str(mode): found.payload_bytes for mode, found in result.modes.items()}
         for mode, plan in (("full", "bf16"), ("int8", "int8"), ("mixed_int4", PLAN)):
             assert sent[mode] == 4 + payload_bytes(geometry, plan, torch.arange(length), length)
@@ -116,11 +116,11 @@ def test_plans_follow_the_threshold() -> None:
 
 def test_the_negative_log_likelihood_is_the_loss_of_the_whole_sequence() -> None:
     tiny = model("tiny")
-    context, query = context_tokens(tiny, EXAMPLES[0].context), query_tokens(tiny, EXAMPLES[0].question)
-    found = EdgeModel(tiny).prefill(context, query)
-    answer = context[:3]
+    prompt = prompt_of(tiny, EXAMPLES[0].context, EXAMPLES[0].question)
+    found = EdgeModel(tiny).prefill(prompt)
+    answer = prompt.tokens[:3]
     with torch.no_grad():
-        logits = tiny.model(input_ids=torch.tensor([[*context, *query, *answer]])).logits[0, -4:-1]
+        logits = tiny.model(input_ids=torch.tensor([[*prompt.tokens, *answer]])).logits[0, -4:-1]
         expected = float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)))
         whole = found.handover()
         assert _answer_nll(tiny, whole, (found.last_token, *answer)) == pytest.approx(expected, rel=1e-4)

@@ -18,7 +18,7 @@ from models.hf.bodies import LAST_TOKEN, CacheBody, CachePayload, write_cache
 from models.hf.cloud import CloudModel
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import ModelSpec, load_model
-from models.hf.words import context_tokens, query_tokens
+from models.hf.prompts import prompt_of
 
 torch.set_num_threads(1)
 EXAMPLES = load_examples("family", 60)
@@ -34,8 +34,8 @@ class Edge:
         self.dtype = dtype
         self.model = EdgeModel(load_model(ModelSpec("family/tiny", dtype=dtype)))  # type: ignore[arg-type]
         loaded, selections = self.model.loaded, [make() for make in SELECTIONS.values()]
-        texts = [(context_tokens(loaded, e.context), query_tokens(loaded, e.question)) for e in EXAMPLES]
-        self.prefilled = [self.model.prefill(context, query, selections) for context, query in texts]
+        prompts = [prompt_of(loaded, e.context, e.question) for e in EXAMPLES]
+        self.prefilled = [self.model.prefill(prompt, selections) for prompt in prompts]
         self.local = [self.model.answer(one, NEW).tokens for one in self.prefilled]
 
 
