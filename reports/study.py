@@ -95,7 +95,7 @@ def read_study(folder: Path) -> StudyResults:
     outcomes: pd.DataFrame = table.select(sorted(COLUMNS)).to_pandas().drop_duplicates(["example", "case"])
     if outcomes.empty:
         raise ReportError(f"{folder} has no outcomes yet")
-    figures = {int(length): figures_of(part) for length, part in outcomes.groupby("length")}
+    figures = {int(str(length)): figures_of(part) for length, part in outcomes.groupby("length")}
     return StudyResults(folder, facts, figures, outcomes.example.nunique(), outcomes.context.nunique())
 
 
@@ -132,15 +132,17 @@ def _measured(values: pd.DataFrame, contexts: np.ndarray, baseline: str) -> dict
     rng = np.random.default_rng(0)
     means = clustered_intervals(values.to_numpy(), contexts, rng)
     if baseline not in values:
-        return {case: Measured(*row) for case, row in zip(values, means, strict=True)}
+        return {str(case): Measured(*row) for case, row in zip(values, means, strict=True)}
     differences = values.sub(values[baseline], axis=0)
     spans = clustered_intervals(differences.to_numpy(), contexts, np.random.default_rng(0))
     others = [case for case in values if case != baseline]
     ps = dict(zip(others, holm(clustered_ps(differences[others].to_numpy(), contexts, rng)), strict=True))
-    return {
-        case: Measured(*row, *span, ps[case], detectable(differences[case], contexts)) if case in ps else Measured(*row)
-        for case, row, span in zip(values, means, spans, strict=True)
-    }
+    found = {}
+    for case, row, span in zip(values, means, spans, strict=True):
+        found[str(case)] = Measured(*row)
+        if case in ps:
+            found[str(case)] = Measured(*row, *span, ps[case], detectable(differences[case], contexts))
+    return found
 
 
 def _mean(values: pd.Series) -> float:

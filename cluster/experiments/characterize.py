@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.experiments.calibrate import PROBED
-from models.datasets import Example, load_examples
+from models.datasets import FAMILY, Example, load_examples
 from models.hf.loading import LoadedModel, ModelSpec
 from models.hf.measure import fitting
 from models.hf.prompts import prompt_of
@@ -91,12 +91,7 @@ def items_of(study: Study, progress: Progress) -> tuple[list[Item], list[Example
     if study.task.generated:
         found, others = _generated(study)
     else:
-        every = load_examples(study.source, unanswerable=study.task.unanswerable)
-        found = [(0, example) for example in _by_context(every, study.seed)]
-        others = [example for _, example in found[study.samples :][:PROBED]]
-        if study.source == "family":
-            others = load_examples("family/train", PROBED)
-        found = found[: study.samples]
+        found, others = _given(study)
     fit = fitting([e for _, e in found], study.task, study.max_new_tokens, *study.models, progress=progress)
     kept = {id(example) for example in fit}
     numbers: dict[str, int] = {}
@@ -118,6 +113,14 @@ def _generated(study: Study) -> tuple[list[tuple[int, Example]], list[Example]]:
         made = examples_of(study.task.name, study.samples, length, count, study.seed)
         found += [(length, example) for example in made]
     return found, examples_of(study.task.name, PROBED, min(study.lengths), count, study.seed + 1)
+
+
+def _given(study: Study) -> tuple[list[tuple[int, Example]], list[Example]]:
+    if study.source in FAMILY:  # as many as anyone asks for, one on each context
+        found = load_examples(study.source, study.samples, study.seed)
+        return [(0, example) for example in found], load_examples("family/train", PROBED)
+    every = _by_context(load_examples(study.source, unanswerable=study.task.unanswerable), study.seed)
+    return [(0, example) for example in every[: study.samples]], every[study.samples :][:PROBED]
 
 
 def _by_context(examples: Sequence[Example], seed: int) -> list[Example]:

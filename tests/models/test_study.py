@@ -195,7 +195,7 @@ def test_needles_are_hidden_in_contexts_of_the_length(task: str, hidden: int, as
         assert example.context.count("special number") == hidden
         assert len(example.answers) == asked and all(answer in example.context for answer in example.answers)
         assert TASKS[task].score(", ".join(example.answers), example.answers)[0] == pytest.approx(1, abs=0.4)
-    with pytest.raises(ValueError, match=r"too few to hide \d sentences"):
+    with pytest.raises(ValueError, match=r"too short for \d hidden sentences"):
         examples_of(task, 1, 10, words)
 
 
