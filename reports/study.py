@@ -65,12 +65,14 @@ class StudyResults:
     """A study's folder, read.
 
     Attributes:
+        outcomes: a row for each example and case, as `models.study.rows.Outcome` has them.
         figures: of every case, by length of the context (0 for given contexts).
         examples, contexts: how many.
     """
 
     folder: Path
     facts: StudyFacts
+    outcomes: pd.DataFrame
     figures: dict[int, list[CaseFigures]]
     examples: int
     contexts: int
@@ -96,7 +98,7 @@ def read_study(folder: Path) -> StudyResults:
     if outcomes.empty:
         raise ReportError(f"{folder} has no outcomes yet")
     figures = {int(str(length)): figures_of(part) for length, part in outcomes.groupby("length")}
-    return StudyResults(folder, facts, figures, outcomes.example.nunique(), outcomes.context.nunique())
+    return StudyResults(folder, facts, outcomes, figures, outcomes.example.nunique(), outcomes.context.nunique())
 
 
 def figures_of(outcomes: pd.DataFrame) -> list[CaseFigures]:
@@ -139,9 +141,10 @@ def _measured(values: pd.DataFrame, contexts: np.ndarray, baseline: str) -> dict
     ps = dict(zip(others, holm(clustered_ps(differences[others].to_numpy(), contexts, rng)), strict=True))
     found = {}
     for case, row, span in zip(values, means, spans, strict=True):
-        found[str(case)] = Measured(*row)
+        found[str(case)] = Measured(row[0], row[1], row[2])
         if case in ps:
-            found[str(case)] = Measured(*row, *span, ps[case], detectable(differences[case], contexts))
+            told = detectable(differences[case], contexts)
+            found[str(case)] = Measured(row[0], row[1], row[2], span[0], span[1], span[2], ps[case], told)
     return found
 
 
@@ -154,8 +157,7 @@ def _mean(values: pd.Series) -> float:
 def study_page(study: StudyResults) -> Page:
     """The report on a study."""
     facts = study.facts
-    pair = facts.model if facts.cloud_model is None else f"{facts.model} and {facts.cloud_model}"
-    called = _short_name(pair)
+    called = short_name(facts.model, facts.cloud_model)
     sections = []
     for length, figures in study.figures.items():
         where = f", contexts of {length:,} tokens" if length else ""
@@ -189,7 +191,7 @@ def _sections(study: StudyResults, length: int, figures: Sequence[CaseFigures], 
         table = _main_table(mine, facts.measure, f"cases_{side}_{length}")
         power = _power(mine, facts.measure)
         yield Section(
-            f"{_short_name(model)}{where}", notes=[NOTES, power], tables=[table], figures=_figures(mine, facts, length)
+            f"{short_name(model)}{where}", notes=[NOTES, power], tables=[table], figures=_figures(mine, facts, length)
         )
     scouted = [f for f in figures if f.case.startswith("scout:")]
     if scouted:
@@ -308,7 +310,7 @@ def _kind(case: str) -> str:
 
 
 def _facts(facts: StudyFacts) -> Iterator[tuple[str, str]]:
-    yield "command", facts.command
+    yield "command", command_of(facts)
     yield "measured", f"{facts.started[:10]}, {facts.elapsed_s:,.0f} s for {facts.outcomes:,} outcomes"
     gpu = f", {facts.gpu}" if facts.gpu else ""
     yield "machine", f"{facts.cpus} cores{gpu}, {facts.memory_gib:g} GiB, {facts.machine}, Linux {facts.kernel}"
@@ -328,6 +330,12 @@ def _number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _short_name(name: str) -> str:
+def short_name(model: str, cloud: str | None = None) -> str:
     """Without folders: where a model lies says nothing about it."""
-    return " and ".join(Path(part).name if part.startswith(("/", ".")) else part for part in name.split(" and "))
+    both = [model] if cloud is None else [model, cloud]
+    return " and ".join(Path(part).name if part.startswith(("/", ".")) else part for part in both)
+
+
+def command_of(facts: StudyFacts) -> str:
+    """The command, without the folders that files and models were in."""
+    return " ".join(Path(word).name if word.startswith("/") else word for word in facts.command.split())

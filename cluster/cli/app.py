@@ -53,6 +53,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     models.calibrate,
     models.quality,
     characterize.characterize,
+    characterize.claims,
 )
 BENCHES: tuple[Callable[..., Any], ...] = (
     benches.links,

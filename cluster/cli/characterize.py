@@ -1,5 +1,6 @@
 """`scout characterize` and `scout claims`: studies of real models, and what they say about published claims."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,41 @@ def characterize(
         _report(folder, result)
 
 
+def claims(
+    studies: Annotated[list[Path], typer.Argument(help="Folders of studies by scout characterize.")],
+    out: Annotated[Path | None, typer.Option(help="A Markdown file to write; default: standard output.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge published claims by studies of real models: each holds, doesn't, or can't be told."""
+    from reports.claims import claims_page, judged, shipped_claims
+    from reports.runs import ReportError
+    from reports.study import read_study
+
+    result = ResultStream(as_json)
+    known = shipped_claims()
+    try:
+        found = [read_study(folder) for folder in studies]
+        page = claims_page(found, known)
+        if out is not None:
+            out.write_text(page, encoding="utf-8")
+    except ReportError as error:
+        fail(error)
+    except OSError as error:
+        fail(f"{out} can't be written: {error.strerror}")
+    document = [
+        {"study": str(study.folder), "claim": claim.id, "f1": _finite(asdict(judged(claim, known, study, "f1")))}
+        | {"nll": _finite(asdict(judged(claim, known, study, "nll")))}
+        for study in found
+        for claim in known.claims
+    ]
+    result.write(document, lambda: print(page) if out is None else progress(f"written: {out}"))
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {key: None if value != value else value for key, value in values.items()}
+
+
 def _cases(
     selections: str, retentions: str, quantizers: str, ways: str, modes: str | None, cloud: bool
 ) -> "list[Case]":
@@ -137,7 +173,12 @@ def _report(folder: Path, result: ResultStream) -> None:
                 console.print(note, highlight=False)
         console.print(f"the report: {written}", highlight=False)
 
-    result.write({"facts": study.facts, "figures": study.figures}, tell)
+    figures = {length: [_tree(asdict(f)) for f in each] for length, each in study.figures.items()}
+    result.write({"facts": study.facts, "figures": figures}, tell)
+
+
+def _tree(figures: dict[str, Any]) -> dict[str, Any]:
+    return _finite({key: _finite(value) if isinstance(value, dict) else value for key, value in figures.items()})
 
 
 def _names(text: str) -> list[str]:
