@@ -42,7 +42,7 @@ def test_signs_of_whole_contexts_are_flipped() -> None:
 
 
 def results(*cases: tuple[str, float, float], count: int = 60) -> StudyResults:
-    """A study of so many examples, two on each context; of each case, by how much F1 and NLL are above those of full."""
+    """A study of examples, two on each context; of each case, by how much F1 and NLL are above those of full."""
     outcomes = outcomes_of(cases, count)
     return StudyResults(Path("x"), facts_of(), outcomes, {0: figures_of(outcomes)}, count, count // 2)
 

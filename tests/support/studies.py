@@ -34,7 +34,7 @@ def outcomes_of(cases: Sequence[tuple[str, float, float]], count: int) -> pd.Dat
                     "overlap": -1.0,
                     "beyond_chance": -1.0,
                     "answer_kept": 1.0,
-                }  # fmt: skip
+                }
             )
     return pd.DataFrame(rows)
 
