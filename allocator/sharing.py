@@ -5,7 +5,8 @@ that is due soon goes first, one that is due later can wait for it. So a new req
 has left on average until its own due time, and that is more than is left of it at this moment.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappush, heapreplace
 
@@ -30,8 +31,23 @@ def beside_transfers(problem: Problem) -> Problem:
     the rate is never below the least grant, or an equal share if that is less: each transfer gets that in any case, so
     that something small can always be sent.
     """
-    if not problem.transfers or not problem.requests:
-        return replace(problem, transfers=())
+    return next(iter(beside_transfers_at(problem, (problem.uplink_mbps,))))
+
+
+def beside_transfers_at(problem: Problem, rates_mbps: Iterable[float]) -> Iterator[Problem]:
+    """The same for each of several rates of the uplink."""
+    alone = bool(problem.transfers) and bool(problem.requests)
+    taken_mbps = _taken_mbps(problem) if alone else 0.0
+    in_all = len(problem.transfers) + len(problem.requests)
+    for uplink_mbps in rates_mbps:
+        left_mbps = uplink_mbps
+        if alone:
+            least_mbps = min(least_grant_mbps(uplink_mbps), uplink_mbps / in_all)
+            left_mbps = max(uplink_mbps - taken_mbps, least_mbps)
+        yield replace(problem, uplink_mbps=left_mbps, transfers=())
+
+
+def _taken_mbps(problem: Problem) -> float:
     asker, now_s = problem.requests[0], problem.now_s
     compute_ms = max(option.edge_ms + option.cloud_ms for option in asker.options)
     until_s = (problem.time_left_ms(asker) - compute_ms) / 1e3
@@ -40,9 +56,7 @@ def beside_transfers(problem: Problem) -> Problem:
         left_s = transfer.due_s - max(now_s, transfer.starts_s)
         if left_s > 0:
             taken_mbps += transfer.bytes_left * 8e-6 / max(left_s, until_s, 1e-3)
-    equal_mbps = problem.uplink_mbps / (len(problem.transfers) + len(problem.requests))
-    least_mbps = min(least_grant_mbps(problem.uplink_mbps), equal_mbps)
-    return replace(problem, uplink_mbps=max(problem.uplink_mbps - taken_mbps, least_mbps), transfers=())
+    return taken_mbps
 
 
 def least_grant_mbps(uplink_mbps: float) -> float:
@@ -74,8 +88,9 @@ def finish_times_s(
     Args:
         until_id: look no further than the end of this request's transfer.
     """
-    coming = sorted((_copy(transfer) for transfer in transfers), key=lambda t: max(now_s, t.starts_s))[::-1]
-    active: list[Transfer] = []
+    coming = sorted(map(_Sending, transfers), key=lambda each: max(now_s, each.starts_s))[::-1]
+    active: list[_Sending] = []
+    by_due: list[_Sending] = []
     ends: dict[int, float] = {}
     if uplink_mbps <= 0:
         return ends
@@ -84,20 +99,93 @@ def finish_times_s(
             now_s = max(now_s, coming[-1].starts_s)
         while coming and coming[-1].starts_s <= now_s:
             active.append(coming.pop())
-        rates = _rates(active, uplink_mbps, now_s)
-        step_s = min(t.bytes_left / (mbps * BYTES_PER_S) for t, mbps in zip(active, rates, strict=True) if mbps > 0)
-        if coming:
-            step_s = min(step_s, coming[-1].starts_s - now_s)
+            insort(by_due, active[-1], key=_Sending.due)
+        _give_rates(active, by_due, uplink_mbps, now_s)
+        step_s = _first_end_s(active, coming[-1].starts_s - now_s if coming else float("inf"))
         now_s += step_s
-        left = []
-        for transfer, mbps in zip(active, rates, strict=True):
-            transfer.bytes_left -= mbps * BYTES_PER_S * step_s
-            if transfer.bytes_left <= SAME_BYTES:
-                ends[transfer.request_id] = now_s
-            else:
-                left.append(transfer)
-        active = left
+        ended = False
+        for each in active:
+            each.bytes_left -= each.mbps * BYTES_PER_S * step_s
+            if each.bytes_left <= SAME_BYTES:
+                ends[each.request_id] = now_s
+                ended = True
+        if ended:
+            active = [each for each in active if each.request_id not in ends]
+            by_due = [each for each in by_due if each.request_id not in ends]
     return ends
+
+
+class _Sending:
+    """A transfer while it is played forward."""
+
+    __slots__ = ("bytes_left", "ceiling_mbps", "due_s", "late_s", "mbps", "request_id", "starts_s", "transfer")
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
+        self.request_id = transfer.request_id
+        self.bytes_left = transfer.bytes_left
+        self.due_s = transfer.due_s
+        self.late_s = transfer.late_s
+        self.starts_s = transfer.starts_s
+        self.ceiling_mbps = transfer.ceiling_mbps
+        self.mbps = 0.0
+
+    def due(self) -> tuple[float, int]:
+        return self.due_s, self.request_id
+
+
+def _first_end_s(active: list[_Sending], most_s: float) -> float:
+    """How long until the first of these has ended at its present rate; at most `most_s`."""
+    for each in active:
+        if each.mbps > 0:
+            left_s = each.bytes_left / (each.mbps * BYTES_PER_S)
+            if left_s < most_s:
+                most_s = left_s
+    return most_s
+
+
+def _give_rates(active: list[_Sending], by_due: list[_Sending], uplink_mbps: float, now_s: float) -> None:
+    """Set the rates of transfers that all send, by the rule of `share_uplink`.
+
+    Nearly always all of them can be in time: then nothing has to be chosen, as `_rates` does it.
+    """
+    bytes_per_s, total_bytes, left_mbps = uplink_mbps * BYTES_PER_S, 0.0, uplink_mbps
+    for each in by_due:
+        total_bytes += each.bytes_left
+        if total_bytes > bytes_per_s * (each.late_s - now_s) + SAME_BYTES:
+            _choose_rates(active, uplink_mbps, now_s)
+            return
+    for each in by_due:
+        left_s = each.due_s - now_s
+        mbps = each.bytes_left * 8e-6 / left_s if left_s > 0 else float("inf")
+        if mbps > left_mbps:
+            mbps = left_mbps
+        if mbps > each.ceiling_mbps:
+            mbps = each.ceiling_mbps
+        each.mbps = mbps
+        left_mbps -= mbps
+    room = active
+    while left_mbps > 0 and room:
+        least, least_bytes = room[0], room[0].bytes_left - SAME_BYTES
+        for each in room:
+            if each.bytes_left < least_bytes:
+                least, least_bytes = each, each.bytes_left - SAME_BYTES
+        more_mbps = min(left_mbps, least.ceiling_mbps - least.mbps)
+        least.mbps += more_mbps
+        left_mbps -= more_mbps
+        if left_mbps > 0:
+            room = [each for each in room if each is not least]
+
+
+def _choose_rates(active: list[_Sending], uplink_mbps: float, now_s: float) -> None:
+    transfers = []
+    for each in active:
+        t = each.transfer
+        transfers.append(
+            Transfer(t.request_id, t.agent_id, each.bytes_left, t.due_s, t.late_s, t.weight, t.starts_s, t.ceiling_mbps)
+        )
+    for each, mbps in zip(active, _rates(transfers, uplink_mbps, now_s), strict=True):
+        each.mbps = mbps
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +287,3 @@ def _timely(transfers: Sequence[Transfer], uplink_mbps: float, now_s: float) -> 
 
 def _due_in_s(transfer: Transfer, now_s: float) -> float:
     return transfer.due_s - max(now_s, transfer.starts_s)
-
-
-def _copy(t: Transfer) -> Transfer:
-    return Transfer(t.request_id, t.agent_id, t.bytes_left, t.due_s, t.late_s, t.weight, t.starts_s, t.ceiling_mbps)

@@ -5,12 +5,13 @@ safe moment, the worker answers from those. And its own edge answers at the last
 option is worth its probability to be in time times its quality, and what its nets are worth where it is not.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from allocator.policies.base import Policy
-from allocator.problem import ModeOption, Problem, Request, Solution, local_option
-from allocator.sharing import Shares, beside_transfers, shares_of
+from allocator.problem import ROUNDING, ModeOption, Problem, Request, Solution, local_option
+from allocator.sharing import Shares, beside_transfers_at, shares_of
 
 # Plans for rates that are nearer to one another than this factor hardly differ: each takes a solve.
 APART = 1.15
@@ -33,10 +34,13 @@ def solve_hedged(
         The chosen plan, and for every request that has a cache in it the option that should go ahead.
     """
     merged = _merged(rates_mbps)
-    problems = [_at(policy, problem, rate_mbps) for rate_mbps in merged]
-    counts = list(merged.values())
-    hedges = {r.request_id: hedge for r in problem.requests if (hedge := _hedge(problems, counts, r))}
-    nets = [_nets(at_rate, hedges) for at_rate in problems]
+    if policy.minimum_rate:
+        problems = list(beside_transfers_at(problem, merged))
+    else:
+        problems = [replace(problem, uplink_mbps=rate_mbps) for rate_mbps in merged]
+    outlook = _Outlook(problem, [each.uplink_mbps for each in problems], list(merged.values()))
+    hedges = {r.request_id: hedge for r in problem.requests if (hedge := outlook.hedge(r))}
+    nets = outlook.nets(hedges)
     best: tuple[tuple[float, float], Solution] | None = None
     solved_mbps = 0.0
     for planned in problems:
@@ -44,9 +48,11 @@ def solve_hedged(
             continue
         solved_mbps = planned.uplink_mbps
         solution = policy.solve(planned)
-        value = _expected(problems, counts, solution, shares_of(planned, solution), nets)
+        value = outlook.expected(solution, shares_of(planned, solution), nets)
         if best is None or value > best[0]:
             best = value, solution
+        if value >= outlook.most:
+            break
     assert best is not None
     # A hedge costs a few hundred bytes; an unforeseen delay costs more, however likely the cache is to be in time.
     choices = best[1].choices
@@ -64,75 +70,101 @@ def _merged(rates_mbps: Sequence[float]) -> dict[float, int]:
     return merged
 
 
-def _at(policy: Policy, problem: Problem, rate_mbps: float) -> Problem:
-    at_rate = replace(problem, uplink_mbps=rate_mbps)
-    return beside_transfers(at_rate) if policy.minimum_rate else at_rate
-
-
-def _hedge(problems: Sequence[Problem], counts: Sequence[int], request: Request) -> ModeOption | None:
-    """The small option of the highest expected quality, if all share the uplink alike; None if none is ever in time."""
-    best: tuple[tuple[float, int], ModeOption] | None = None
-    for option in request.options:
-        if not option.mode.is_question:
-            continue
-        times = sum(n for problem, n in zip(problems, counts, strict=True) if _arrives(problem, request, option))
-        if times:
-            value = option.quality * times, times  # a profile may state no qualities
-            if best is None or value > best[0]:
-                best = value, option
-    return None if best is None else best[1]
-
-
-def _arrives(problem: Problem, request: Request, option: ModeOption) -> bool:
-    return problem.meets(request, option, problem.uplink_mbps / len(problem.requests))
-
-
-def _nets(problem: Problem, hedges: Mapping[int, ModeOption]) -> dict[int, ModeOption]:
-    """What each request is answered from at this rate if its option is late; requests without are late then."""
-    nets: dict[int, ModeOption] = {}
-    for request in problem.requests:
-        hedge = hedges.get(request.request_id)
-        local = local_option(request.options) if problem.on_infeasible == "local" else None
-        if hedge is not None and _arrives(problem, request, hedge):
-            nets[request.request_id] = hedge
-        elif local is not None and local.meets(0.0, problem.time_left_ms(request)):
-            nets[request.request_id] = local
-    return nets
-
-
-def _expected(
-    problems: Sequence[Problem],
-    counts: Sequence[int],
-    solution: Solution,
-    shares: Shares,
-    nets: Sequence[Mapping[int, ModeOption]],
-) -> tuple[float, float]:
-    """Expected (weight met, weighted delivered quality) of a plan, rounded so that noise decides nothing.
+class _Outlook:
+    """The requests of a problem at each of the rates that its uplink may have.
 
     Args:
-        counts, nets: for each of the problems, which differ in the rate.
-
-    Answering from hedges may take more cloud time than was planned; the excess over the budget is lost by all alike.
+        rates_mbps: ascending; counts: how probable each is.
     """
-    met = quality = 0.0
-    for problem, count, net_of in zip(problems, counts, nets, strict=True):
-        # As if the channel squeezed all grants alike.
-        slowdown = min(1.0, problem.uplink_mbps / shares.granted_mbps) if shares.granted_mbps > 0 else 1.0
-        free_in_ms = problem.cloud_free_in_ms
-        met_now = quality_now = cloud_ms = 0.0
-        for request in problem.requests:
-            option = solution.choices[request.request_id].option
-            mbps = shares.rates_mbps[request.request_id] * slowdown
-            waits_ms = free_in_ms - problem.starts_in_ms(request)
-            if not option.meets(mbps, problem.time_left_ms(request), waits_ms):
-                if request.request_id not in net_of:
-                    continue
-                option = net_of[request.request_id]
-            met_now += request.weight
-            quality_now += request.weight * option.quality
-            cloud_ms += option.work_ms
-        budget_ms = problem.cloud_budget_ms(max(problem.due_in_ms(request) for request in problem.requests))
-        kept = min(1.0, budget_ms / cloud_ms) if cloud_ms else 1.0
-        met += count * kept * met_now
-        quality += count * kept * quality_now
-    return round(met / sum(counts), 9), round(quality / sum(counts), 9)
+
+    def __init__(self, problem: Problem, rates_mbps: Sequence[float], counts: Sequence[int]) -> None:
+        self._problem = problem
+        self._rates_mbps = rates_mbps
+        self._counts = counts
+        self._equal_mbps = [mbps / len(problem.requests) for mbps in rates_mbps]
+        self._free_in_ms = problem.cloud_free_in_ms
+        self._budget_ms = problem.cloud_budget_ms(max(map(problem.due_in_ms, problem.requests)))
+
+    @property
+    def most(self) -> tuple[float, float]:
+        """More than this no plan can be expected to bring: everybody's best option, in time at all rates."""
+        requests = self._problem.requests
+        quality = sum(r.weight * max(option.quality for option in r.options) for r in requests)
+        return round(sum(r.weight for r in requests), 9), round(quality, 9)
+
+    def hedge(self, request: Request) -> ModeOption | None:
+        """The small option of the highest expected quality, if all share the uplink alike; None if none is in time."""
+        best: tuple[tuple[float, int], ModeOption] | None = None
+        for option in request.options:
+            if not option.mode.is_question:
+                continue
+            times = sum(self._counts[self._first_in_time(request, option) :])
+            if times:
+                value = option.quality * times, times  # a profile may state no qualities
+                if best is None or value > best[0]:
+                    best = value, option
+        return None if best is None else best[1]
+
+    def _first_in_time(self, request: Request, option: ModeOption) -> int:
+        """The index of the least rate at which the option is in time, if all share the uplink alike."""
+        left_ms = self._problem.time_left_ms(request)
+        waits_ms = self._free_in_ms - self._problem.starts_in_ms(request)
+        for index, mbps in enumerate(self._equal_mbps):
+            if option.meets(mbps, left_ms, waits_ms):
+                return index
+        return len(self._equal_mbps)
+
+    def nets(self, hedges: Mapping[int, ModeOption]) -> list[dict[int, ModeOption]]:
+        """For each rate, what each request is answered from if its option is late; requests without are late then."""
+        nets: list[dict[int, ModeOption]] = [{} for _ in self._rates_mbps]
+        stays = self._problem.on_infeasible == "local"
+        for request in self._problem.requests:
+            number, hedge = request.request_id, hedges.get(request.request_id)
+            first = len(nets) if hedge is None else self._first_in_time(request, hedge)
+            local = local_option(request.options) if stays else None
+            if local is not None and local.meets(0.0, self._problem.time_left_ms(request)):
+                for net in nets[:first]:
+                    net[number] = local
+            if hedge is not None:
+                for net in nets[first:]:
+                    net[number] = hedge
+        return nets
+
+    def expected(
+        self, solution: Solution, shares: Shares, nets: Sequence[Mapping[int, ModeOption]]
+    ) -> tuple[float, float]:
+        """Expected (weight met, weighted delivered quality) of a plan, rounded so that noise decides nothing.
+
+        Answering from hedges may take more cloud time than was planned; the excess over the budget is lost by all
+        alike.
+        """
+        planned = [self._planned(request, solution, shares) for request in self._problem.requests]
+        met = quality = 0.0
+        for rate_mbps, count, net_of in zip(self._rates_mbps, self._counts, nets, strict=True):
+            # As if the channel squeezed all grants alike.
+            slowdown = min(1.0, rate_mbps / shares.granted_mbps) if shares.granted_mbps > 0 else 1.0
+            met_now = quality_now = work_ms = 0.0
+            for number, weight, option, mbps, in_time_ms, cloud_ready_ms in planned:
+                answered: ModeOption | None = option
+                # As `ModeOption.meets` has it; what doesn't depend on the rate is computed once.
+                if cloud_ready_ms > in_time_ms or option.latency_ms(mbps * slowdown) > in_time_ms:
+                    answered = net_of.get(number)
+                if answered is not None:
+                    met_now += weight
+                    quality_now += weight * answered.quality
+                    work_ms += answered.work_ms
+            kept = min(1.0, self._budget_ms / work_ms) if work_ms else 1.0
+            met += count * kept * met_now
+            quality += count * kept * quality_now
+        return round(met / sum(self._counts), 9), round(quality / sum(self._counts), 9)
+
+    def _planned(
+        self, request: Request, solution: Solution, shares: Shares
+    ) -> tuple[int, float, ModeOption, float, float, float]:
+        """Number, weight, option, rate; how much time (ms) there is, and when the cloud can have answered at best."""
+        problem, number = self._problem, request.request_id
+        option = solution.choices[number].option
+        waits_ms = self._free_in_ms - problem.starts_in_ms(request)
+        in_time_ms = problem.time_left_ms(request) * (1 + ROUNDING)
+        cloud_ready_ms = waits_ms + option.cloud_ms if option.cloud_ms else -math.inf
+        return number, request.weight, option, shares.rates_mbps[number], in_time_ms, cloud_ready_ms

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, combinations
 
+import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from allocator.policies import make_policy
@@ -418,3 +419,41 @@ def test_nobody_gets_more_than_its_connection_can_use() -> None:
     assert grants == pytest.approx({1: 3.0, 2: 7.0})
     large.ceiling_mbps = 1.0
     assert share_uplink([small, large], 10.0, NOW_S) == pytest.approx({1: 3.0, 2: 1.0})
+
+
+def played_forward(transfers: list[Transfer], uplink_mbps: float, now_s: float) -> dict[int, float]:
+    """`finish_times_s` by its definition: share the uplink anew whenever a transfer begins or ends."""
+    coming = sorted((replace(t) for t in transfers), key=lambda t: max(now_s, t.starts_s))
+    active: list[Transfer] = []
+    ends: dict[int, float] = {}
+    while active or coming:
+        if not active:
+            now_s = max(now_s, coming[0].starts_s)
+        while coming and coming[0].starts_s <= now_s:
+            active.append(coming.pop(0))
+        rates = share_uplink(active, uplink_mbps, now_s)  # one transfer for each agent
+        steps = [t.bytes_left / (rates[t.agent_id] * 125_000) for t in active if rates[t.agent_id] > 0]
+        step_s = min(steps + [coming[0].starts_s - now_s for _ in coming[:1]])
+        now_s += step_s
+        for t in active:
+            t.bytes_left -= rates[t.agent_id] * 125_000 * step_s
+            if t.bytes_left <= 1.0:
+                ends[t.request_id] = now_s
+        active = [t for t in active if t.request_id not in ends]
+    return ends
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_finish_times_are_exactly_those_of_sharing_again_at_every_event(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    transfers = []
+    for number in range(int(rng.integers(1, 20))):
+        due_s = float(rng.choice([1.0, 2.0, rng.uniform(-0.5, 6)]))
+        late_s, starts_s = due_s + float(rng.choice([0, 0.3])), float(rng.choice([0, 0, rng.uniform(-1, 3)]))
+        size, ceiling = float(rng.choice([500.0, 2e5, rng.uniform(1, 3e6)])), float(rng.choice([np.inf, 0.7, 6.0]))
+        transfers.append(Transfer(number, number, size, due_s, late_s, 1.0, starts_s, ceiling))
+    uplink_mbps = float(rng.choice([0.5, 20.0, 100.0]))
+    before = [replace(t) for t in transfers]
+    assert finish_times_s(transfers, uplink_mbps, 0.0) == played_forward(transfers, uplink_mbps, 0.0)
+    assert [(t.bytes_left, t.starts_s) for t in transfers] == [(t.bytes_left, t.starts_s) for t in before]
