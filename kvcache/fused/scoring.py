@@ -45,7 +45,7 @@ class Shares(NamedTuple):
 
 def suits(query: Tensor, keys: Tensor) -> bool:
     """Whether kernels exist for such tensors."""
-    return 16 <= query.shape[-1] <= 256 and query.dtype in DTYPES and query.dtype == keys.dtype
+    return query.is_cuda and 16 <= query.shape[-1] <= 256 and query.dtype in DTYPES and query.dtype == keys.dtype
 
 
 @lru_cache(maxsize=256)

@@ -104,7 +104,7 @@ class Scoring:
 
     def _add(self, names: list[str], saved: list[Saved], tail: int) -> None:
         """Pass the attention of the last `tail` queries to collectors: as sums by fused kernels, else as rows."""
-        if FUSED and saved[0][1].is_cuda and fused_scoring.suits(saved[0][1], saved[0][2]):
+        if FUSED and fused_scoring.suits(saved[0][1], saved[0][2]):
             fused = {name: c for name in names if takes_sums(c := self._collectors[name])}
             if fused:
                 self._add_sums(fused, saved, tail)

@@ -21,6 +21,7 @@ from models.hf.splitkv import SplitAttention, attend_plain
 
 LAYERS_KNOWN = ("llama", "mistral", "qwen2", "qwen3")
 MIN_CAPACITY = 1024  # positions
+BLOCK = 256  # positions by which buffers grow; a multiple of what attention splits them into
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
@@ -120,6 +121,17 @@ class Session:
     caches: list[tuple[Tensor, Tensor]]  # [batch, kv_heads, capacity, head_dim]
     attend: Attend
     graph: torch.cuda.CUDAGraph | None = None
+
+
+def grown(needed: int, room: int) -> int:
+    """The capacity, in positions, of buffers for `needed`, where they have `room`: whole blocks, seldom another size.
+
+    Every size is compiled and captured anew, so buffers grow by a quarter at least. A fresh one has at most a block too
+    much; a power of two would leave up to half of it idle.
+    """
+    if needed <= room:
+        return room
+    return -(-max(needed, MIN_CAPACITY, room + room // 4) // BLOCK) * BLOCK
 
 
 class CapturedDecoder:
@@ -233,8 +245,8 @@ class CapturedDecoder:
         """Grow the buffers if needed; this discards the captured sessions."""
         if batch <= self._room[0] and positions <= self._room[1]:
             return
-        room = max(batch, self._room[0]), max(positions, self._room[1], MIN_CAPACITY)
-        batch, positions = (1 << (n - 1).bit_length() for n in room)
+        batch = 1 << (max(batch, self._room[0]) - 1).bit_length()
+        positions = grown(positions, self._room[1])
         self._sessions.clear()
         self._storage.clear()
         g = self._loaded.geometry

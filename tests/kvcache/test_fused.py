@@ -21,6 +21,7 @@ from kvcache import wire
 from kvcache.cache import DTYPES, Geometry, KVCache
 from kvcache.errors import WireError
 from kvcache.quantizers import QUANTIZERS, QuantizeError
+from kvcache.quantizers.rotated import Rotated
 from kvcache.selection.rows import tail_probabilities
 from tests.kvcache.tensors import normal
 
@@ -32,6 +33,8 @@ GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if GPU else "cpu"
 Layers = tuple[tuple[Tensor, Tensor], ...]
+# A rotation is a product of matrices, of which devices round the sums differently.
+SAME_BYTES = [name for name, scheme in QUANTIZERS.items() if not isinstance(scheme.keys, Rotated)]
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
@@ -225,7 +228,7 @@ def received(raw: Any, geometry: Geometry, piece: int) -> KVCache:
 
 
 @needs_gpu
-@pytest.mark.parametrize("plan", [*QUANTIZERS, ("int4", "int8", "bf16"), ("delta", "int8", "int4_kivi")])
+@pytest.mark.parametrize("plan", [*SAME_BYTES, ("int4", "int8", "bf16"), ("delta", "int8", "int4_kivi")])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gpu_sends_and_receives_the_cpus_bytes(plan: Any, dtype: torch.dtype) -> None:
     for heads, n in ((4, 517), (1, 1), (3, 64)):

@@ -11,6 +11,9 @@ from transformers import AutoConfig
 from kvcache import wire
 from kvcache.cache import KVCache
 from kvcache.selection import SELECTIONS, KeyCollector
+from kvcache.selection.base import ColumnMeans
+from kvcache.selection.rows import tail_probabilities
+from models.hf import attention, captured
 from models.hf.architecture import SUPPORTED
 from models.hf.attention import Scoring, collecting
 from models.hf.cloud import CloudModel, CloudModels
@@ -289,3 +292,62 @@ def test_a_worker_keeps_each_model_once() -> None:
     assert models.memory_bytes() == 2 * sum(4 * p.numel() for p in a.loaded.model.parameters())
     with pytest.raises(LookupError, match="none of toy, toy can read"):
         models.by_fingerprint(bytes(16))
+
+
+def test_sums_score_as_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's kernels give, by plain attention here; selections that need rows still get them."""
+
+    summed: list[int] = []
+
+    class Sums:
+        suits = staticmethod(lambda query, keys: True)
+
+        @staticmethod
+        def column_sums(
+            queries: list[Tensor], keys: list[Tensor], m: int, scale: float, first_rows: list[int]
+        ) -> list[Tensor]:
+            n = keys[0].shape[2]
+            summed.append(m)
+            rows = [
+                tail_probabilities(query[0, :, -m:], key[0], scale, n - m)
+                for query, key in zip(queries, keys, strict=True)
+            ]
+            return [
+                sum((some[:, first - n + m :].sum((0, 1)) for some in rows), torch.zeros(n)) for first in first_rows
+            ]
+
+    class LastRow(SELECTIONS["q2c"]):  # type: ignore[misc]
+        name = "last row"
+
+        def collector(self, context: int, query: int) -> "LastRowScores":
+            return LastRowScores(context, context)
+
+    class LastRowScores(ColumnMeans):
+        def add(self, layer: int, probabilities: Tensor, first_row: int) -> None:
+            super().add(layer, probabilities[:, -1:], first_row + probabilities.shape[1] - 1)
+
+    model = EdgeModel(loaded("qwen2"))
+    selections = [LastRow(), *(SELECTIONS[name]() for name in ("q2c", "q2c_last", "q2c_pooled", "snapkv", "h2o"))]
+    expected = model.prefill(ASKED, selections).scores
+    monkeypatch.setattr(attention, "FUSED", True)
+    monkeypatch.setattr(attention, "fused_scoring", Sums, raising=False)
+    for long_tail in (attention.LONG_TAIL, 16):  # h2o with the others, and layer by layer
+        monkeypatch.setattr(attention, "LONG_TAIL", long_tail)
+        found = model.prefill(ASKED, selections).scores
+        for name, scores in expected.items():
+            torch.testing.assert_close(found[name], scores, atol=1e-6, rtol=1e-4, msg=name)
+    layers = model.loaded.geometry.layers
+    assert sorted(summed) == sorted([47, 7] + layers * [47, 32] + [7, 7]), "rows of each call"
+
+
+def test_a_decoders_buffers_grow_in_blocks() -> None:
+    assert captured.grown(10, 0) == captured.MIN_CAPACITY
+    assert captured.grown(2112, 0) == 2304
+    assert captured.grown(2304, 2304) == 2304
+    assert captured.grown(2305, 2304) == 3072, "by a quarter at least: every size is compiled anew"
+    sizes, room = set(), 0
+    for needed in range(1, 32_768):
+        room = captured.grown(needed, room)
+        sizes.add(room)
+        assert room >= needed and room % captured.BLOCK == 0
+    assert len(sizes) < 17
