@@ -93,7 +93,17 @@ def make_terms(scenario: Scenario, settings: AllocatorSettings) -> Terms:
 
 
 def make_worker(scenario: Scenario, models: bool = False) -> AnyWorker:
-    """A cloud worker, wherever its requests come from; `models` as above."""
+    """A cloud worker, wherever its requests come from.
+
+    Args:
+        models: as above, or to pass requests on to a server where the scenario has one.
+    """
+    if models and scenario.cloud.backend is not None:
+        from cloud.openai import OpenAIServer  # aiohttp takes half a second to import
+        from cloud.passing_on import ServerWorker
+
+        server = OpenAIServer(scenario.cloud.backend)
+        return ServerWorker(ProfileCloud(scenario.models), scenario.cloud.queue_limit, server, scenario.seed)
     if scenario.cloud.batching is not None:
         return ContinuousWorker(ProfileCloud(scenario.models), scenario.cloud.queue_limit, scenario.cloud.batching)
     runtime: CloudRuntime = ProfileCloud(scenario.models)

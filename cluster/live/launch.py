@@ -11,7 +11,7 @@ from cluster.live.engine import LiveEngine, Report
 from cluster.live.nodes import Layout, lay_out
 from cluster.live.other_nodes import OtherNodes
 from cluster.live.placement import Placement, place
-from cluster.live.preflight import check_models, check_size
+from cluster.live.preflight import check_backend, check_models, check_size
 from cluster.live.ray_session import RaySession, ray_session
 from cluster.run_folder import ledger
 from cluster.run_folder.accounting import INTERRUPTED, begin, finish
@@ -50,6 +50,7 @@ def run_live(
     """
     check_size(scenario)
     check_models(scenario)
+    check_backend(scenario)
     check_impairments(scenario)
     interrupts.check()
     facts = begin(scenario, run_dir, "live")

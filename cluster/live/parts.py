@@ -19,7 +19,7 @@ from allocator.online.service import Snapshot
 from allocator.policies import make_policy
 from cluster.recovery import Told
 from cluster.scenario.events import EventRefused, Part
-from netem.helper.client import LinkClient
+from netem.helper.client import LinkClient, PlaceTaken
 
 ANSWER_S = 1.0  # how long an event waits for a process that may be stuck
 
@@ -206,7 +206,8 @@ class LiveParts:
             await self._client.set_connected(agent_id, False)
         reason = f"{Part('helper')} died"
         here = [worker for worker in self.living(self.workers) if worker.elsewhere is None]  # others go by the relay
-        await answers({worker: worker.actor.relink.remote() for worker in here})
+        # A worker that has come since then listens there already.
+        await answers({worker: worker.actor.relink.remote() for worker in here}, but=PlaceTaken)
         await answers({each: each.actor.relink.remote() for each in self.living([self.allocator])})
         await answers({host: host.actor.relink.remote(reason) for host in self.living(self.hosts)})
 
@@ -232,12 +233,16 @@ class LiveParts:
         return process
 
 
-async def answers(calls: Mapping[Process, Any]) -> None:
-    """Wait until processes have done what they were told; not for those that are frozen, have died or seem stuck."""
+async def answers(calls: Mapping[Process, Any], but: type[Exception] = RayActorError) -> None:
+    """Wait until processes have done what they were told; not for those that are frozen, have died or seem stuck.
+
+    Args:
+        but: their errors of this type mean nothing.
+    """
     awaited = [asyncio.ensure_future(call) for process, call in calls.items() if not process.frozen]
     if awaited:
         done, _ = await asyncio.wait(awaited, timeout=ANSWER_S)
         for call in done:
             error = call.exception()
-            if error is not None and not isinstance(error, RayActorError):
+            if error is not None and not isinstance(error, RayActorError | but):
                 raise error

@@ -1,4 +1,4 @@
-"""Checks of a scenario before a live run starts anything: its size, and its real models."""
+"""Checks of a scenario before a live run starts anything: its size, its real models, the server that it asks."""
 
 from cluster.live.placement import PlacementError
 from cluster.scenario.schema import Scenario
@@ -23,6 +23,21 @@ def check_size(scenario: Scenario) -> None:
     ):
         if size > most:
             raise PlacementError(f"{key}: {size:g}; a live link has room for {most:g}. Use --engine simulated")
+
+
+def check_backend(scenario: Scenario) -> None:
+    """Check that the server which answers for the workers answers at all, if there is one.
+
+    Raises:
+        PlacementError: with a one-line message that names the server.
+    """
+    if scenario.cloud.backend is not None:
+        from cloud.openai import ServerError, try_out_now
+
+        try:
+            try_out_now(scenario.cloud.backend)
+        except ServerError as error:
+            raise PlacementError(f"cloud.backend: {error}") from None
 
 
 def check_models(scenario: Scenario) -> None:

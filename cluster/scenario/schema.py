@@ -15,6 +15,7 @@ from agents.offer import Context, mode_options, payload_bytes
 from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
+from cloud.backend import OpenAIBackend
 from cloud.batching import ContinuousBatching
 from cluster.scenario.events import AnyEvent, Freeze, Kill, SetAllocator, SetUplink, TurnEvent, schedule
 from cluster.scenario.placing import ClusterSettings
@@ -110,6 +111,9 @@ class CloudSettings(Settings):
         default=None,
         description="by iteration, as inference servers do it; default: closed batches of `batch` requests",
     )
+    backend: OpenAIBackend | None = Field(
+        default=None, description="in live runs, a server that answers for the workers; default: they do it themselves"
+    )
     num_cpus: Fraction = Field(default=0.1, description="CPUs that Ray reserves for each worker")
     num_gpus: Fraction = Field(default=0.0, description="GPUs that Ray reserves for each worker, where there are GPUs")
     node: str | None = Field(
@@ -119,6 +123,8 @@ class CloudSettings(Settings):
     @property
     def at_a_time(self) -> int:
         """The most requests that a worker serves at a time."""
+        if self.backend is not None:
+            return self.backend.at_a_time
         return self.batch if self.batching is None else self.batching.slots
 
 
@@ -415,6 +421,8 @@ class Scenario(Settings):
                     (*where[:-1], "model"),
                     f"another group has profile {group.profile} with another model; give it a profile of its own",
                 )
+        if self.cloud.backend is not None and (problem := self._unservable()):
+            yield ("cloud", "backend"), problem
         yield from self._misplaced()
         if len(links := {group.link.model_dump_json() for group in self.agents.groups}) > MAX_DISTINCT_LINKS:
             yield ("agents", "groups"), f"{len(links)} different links; there may be {MAX_DISTINCT_LINKS}"
@@ -474,6 +482,16 @@ class Scenario(Settings):
                 ("cloud", "batching", "kv_tokens"),
                 f"{batching.kv_tokens} positions are fewer than the longest request's {needed} of context and answer",
             )
+
+    def _unservable(self) -> str | None:
+        """Why an inference server of someone else's can't serve what agents may send; None if it can."""
+        if any(group.model is not None for group in self.agents.groups):
+            return "real models and a server together aren't supported; leave `model` out of agents.groups"
+        caches = {mode for profile in self.models for mode in self.modes_of(profile) if mode.is_cache}
+        if caches:
+            named = ", ".join(sorted(map(str, caches)))
+            return f"a server can't take caches ({named}); allow only prompt, scout and local by `modes`"
+        return None
 
     def _misplaced(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Nodes that are named and don't exist."""

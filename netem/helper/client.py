@@ -3,6 +3,7 @@
 import array
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -24,6 +25,10 @@ class LinkLost(ConnectionError):
 
 class LinkRefused(RuntimeError):
     """The helper refused a request; the message is its reason."""
+
+
+class PlaceTaken(LinkRefused):
+    """A socket listens in the place of this worker already."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,16 @@ class LinkClient:
         return cls(await _connected(socket_path, patience_s), socket_path, patience_s)
 
     async def listen(self, worker: int) -> socket.socket:
-        """A listening, non-blocking TCP socket for a cloud worker; the caller accepts its connections."""
-        return await self._ask_for_socket({"op": "listen", "worker": worker})
+        """A listening, non-blocking TCP socket for a cloud worker; the caller accepts its connections.
+
+        Raises PlaceTaken: there is one already.
+        """
+        try:
+            return await self._ask_for_socket({"op": "listen", "worker": worker})
+        except LinkRefused as refused:
+            if str(refused).endswith(os.strerror(errno.EADDRINUSE)):
+                raise PlaceTaken(str(refused)) from None
+            raise
 
     async def connect(self, agent: int, worker: int) -> socket.socket:
         """A connected, non-blocking TCP socket through the agent's own link; the worker must be listening.
