@@ -22,7 +22,7 @@ ROUNDING_S = 1e-6
 TICK_S = 1e-6
 # Of the blocks, this share stays free when a sequence is admitted, for those that grow (as in vLLM).
 WATERMARK = 0.01
-MAX_LEAPS_AHEAD = 64
+MAX_LEAPS_AHEAD = 16
 
 
 class ContinuousBatching(Settings):
@@ -122,10 +122,9 @@ class _Sequence(Generic[T]):
         return self.work.kept if self.work.received else 0
 
     def clone(self) -> "_Sequence[T]":
-        return _Sequence(*[getattr(self, name) for name in _FIELDS])
-
-
-_FIELDS = tuple(_Sequence.__dataclass_fields__)
+        first = self.order, self.item, self.work, self.deadline_s, self.latest_s, self.generated, self.computed
+        times = self.admitted_s, self.decoding_s, self.first_s
+        return _Sequence(*first, self.since, self.end_step, *times, self.preemptions)
 
 
 class _Leap(NamedTuple, Generic[T]):
@@ -319,7 +318,7 @@ class ContinuousBatch(Generic[T]):
     def ready_s(self, item: T, at_s: float, later: Iterable[Later[T]] = ()) -> float:
         """When a sequence has its last token, if nothing else comes.
 
-        The same code runs ahead on a copy, event by event; after 64 of them the rest is reckoned with the sequences
+        The same code runs ahead on a copy, event by event; after 16 of them the rest is reckoned with the sequences
         that are left.
 
         Args:
@@ -447,7 +446,7 @@ class ContinuousBatch(Generic[T]):
             del counts[work.step_ms]
             if not counts:
                 del self._step_ms[work.decoder]
-        self._base_ms = sum(map(max, self._step_ms.values()))
+        self._base_ms = sum([max(counts) for counts in self._step_ms.values()])
 
     def _leave(self, each: _Sequence[T]) -> None:
         """Take a sequence's slot and memory."""
@@ -506,22 +505,21 @@ class ContinuousBatch(Generic[T]):
             if done == each.first_position and work.start_ms:
                 first_ms += work.start_ms
                 steps = 1
-        leap = _Leap(min(steps, self._steps_in_memory()), first_ms, growth_ms, chunks)
+        leap = _Leap(self._in_memory(steps), first_ms, growth_ms, chunks)
         if leap.steps > 1 and self._at_s <= self._reconsider_s < math.inf:
             span_ms = (self._reconsider_s - self._at_s) * 1e3 + 1e-6
             leap = leap._replace(steps=leap.until(span_ms))
         return leap
 
-    def _steps_in_memory(self) -> int:
-        """How many steps can be made before the positions of one don't fit."""
+    def _in_memory(self, most: int) -> int:
+        """How many steps, `most` at most, can be made before the positions of one don't fit."""
         if self._capacity is None:
-            return 10**9
-        free = self._capacity - self._blocks
+            return most
+        free, size = self._capacity - self._blocks, self.rules.block_tokens
         if free < 0:
             return 0
-        if not self._decoding:
-            return 10**9
-        size = self.rules.block_tokens
+        if free >= self._decoding * (most // size + 1):
+            return most
         rounds, free = divmod(free, self._decoding)
         steps = rounds * size + 1
         for phase in range(size):
@@ -529,7 +527,7 @@ class ContinuousBatch(Generic[T]):
             if free < 0:
                 break
             steps += 1
-        return steps
+        return min(most, steps)
 
     def _make(self, leap: _Leap[T], steps: int) -> None:
         """Make so many steps of a leap."""
@@ -544,7 +542,9 @@ class ContinuousBatch(Generic[T]):
             rounds, rest = divmod(steps, self.rules.block_tokens)
             size = self.rules.block_tokens
             self._blocks += rounds * self._decoding
-            self._blocks += sum(self._phases[(self._step + phase) % size] for phase in range(rest))
+            begin = self._step % size
+            self._blocks += sum(self._phases[begin : begin + rest])
+            self._blocks += sum(self._phases[: max(0, begin + rest - size)])
         self._step += steps
         self._at_s += took_ms / 1e3
         self._attended_ms += self._growth_ms * steps
