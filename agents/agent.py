@@ -12,7 +12,7 @@ from agents.arrivals import Arrival
 from agents.edge import EdgeRuntime, Work
 from agents.last_resort import LastResorts
 from agents.offer import Offer
-from agents.record import NEVER_RELEASED, STAGES, Ledger, Record, Status
+from agents.record import NEVER_RELEASED, STAGES, Ledger, Record, Slo, Status
 from agents.uplink import ConnectionLost, Delivery, Hedge, Refused, Stop, Uplink
 from allocator.online.interfaces import NoWorkerAlive
 from allocator.online.standing import Standing
@@ -67,6 +67,7 @@ class AgentSettings:
         backlog_limit: requests waiting for or on the agent's uplink, beyond which new ones are rejected.
         timeout_ms: after this time from its intended start a request has failed.
         resend: whether a request whose connection is lost is assigned and sent again, until its deadline.
+        ttft_ms, tpot_ms: see `Slo`.
     """
 
     agent_id: int
@@ -78,6 +79,13 @@ class AgentSettings:
     backlog_limit: int
     weight: float = 1.0
     resend: bool = True
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+    @property
+    def slo(self) -> Slo:
+        """What its requests must keep."""
+        return Slo(self.deadline_ms, self.ttft_ms, self.tpot_ms)
 
     @property
     def profile(self) -> ModelProfile:
@@ -209,7 +217,7 @@ class Agent:
     async def serve(self, arrival: Arrival) -> None:
         """The life of one request. Ends with exactly one record written, also when cancelled."""
         s = self.settings
-        record = Record.of(arrival, s.profile.name, s.deadline_ms)
+        record = Record.of(arrival, s.profile.name, s.slo)
         if self._down:
             record.reason = NEVER_RELEASED + self._down
             self._ledger.write(record)
@@ -227,8 +235,8 @@ class Agent:
             self._announce(request)
             async with asyncio.timeout_at(self._epoch_s + arrival.intended_s + s.timeout_ms / 1e3):
                 work = await self._answer(record, request)
-            record.latency_ms = self._since_ms(arrival.intended_s)
-            met = record.latency_ms <= s.deadline_ms
+            record.answered_in(self._since_ms(arrival.intended_s))
+            met = record.in_time(s.deadline_ms)
             record.status = Status.MET if met else Status.LATE
             measured = work.quality(record.answer)
             if measured is None:
@@ -331,11 +339,17 @@ class Agent:
             begun = self._begun.get(record.request_id)
             record.answer = await (self._decode(record, work, option) if begun is None else self._take(record, begun))
             record.answered = option.mode
+            if record.lengths is not None and begun is None:  # its tokens were there as they were made
+                record.answered_tokens = record.output_tokens
+                tail_ms = record.decode_ms * (1 - 1 / record.output_tokens)
+                record.ttft_ms = self._since_ms(record.intended_s) - tail_ms
             return
         stages = await delivery.answer
         record.cloud_queue_ms = stages.queue_ms
         record.cloud_prefill_ms = stages.prefill_ms
         record.decode_ms = stages.decode_ms
+        record.answered_tokens = stages.tokens
+        record.ttft_ms = self._since_ms(record.intended_s) - (self._time_s() - delivery.first_token_s) * 1e3
         served_s = stages.received_s + (stages.queue_ms + stages.prefill_ms + stages.decode_ms) / 1e3
         record.answer_ms = (self._time_s() - served_s) * 1e3
         self._away.learn(record.first_byte_ms + record.answer_ms)
@@ -362,7 +376,8 @@ class Agent:
         stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # The compute may have begun another answer just before, and prefills other requests in between.
         cost_ms = last.edge_ms + self._prefill_ms(record)
-        begin = self._last_resorts.add(request.request_id, request.due_s - last.edge_ms / 1e3, cost_ms)
+        begin_s = request.due_s - (last.edge_ms + request.early_ms(last)) / 1e3
+        begin = self._last_resorts.add(request.request_id, begin_s, cost_ms)
         planned = asyncio.create_task(self._answer_as_planned(record, request, work, stop))
         try:
             either: set[asyncio.Future[Any]] = {planned, begin}
@@ -428,7 +443,7 @@ class Agent:
         if self._edge_answers and last_resort is not None:  # which ends the wait
             pass
         elif last_resort is not None:
-            until_s = request.due_s - last_resort.edge_ms / 1e3
+            until_s = request.due_s - (last_resort.edge_ms + request.early_ms(last_resort)) / 1e3
         elif self._sheds:
             until_s = self._latest_s(request)
         if until_s is None or not self._turn.locked():
@@ -453,7 +468,8 @@ class Agent:
 
     def _latest_s(self, request: Request) -> float:
         """When the request's own work must begin for any mode to be in time, were its transfer done in no time."""
-        return request.deadline_s - min(option.edge_ms + option.cloud_ms for option in request.options) / 1e3
+        options = request.with_first_token().options
+        return request.deadline_s - min(option.edge_ms + option.cloud_ms for option in options) / 1e3
 
     def _stay(self, record: Record, last_resort: ModeOption) -> ModeOption:
         """The last resort, for which nobody has to be asked."""
@@ -488,7 +504,8 @@ class Agent:
             hedge = None
             if ahead is not None:
                 payload = await work.encode(ahead.mode, ahead.edge_ms)
-                hedge = Hedge(s.profile.code_of(ahead.mode), payload, request.due_s)
+                hedge_due_s = request.due_s - request.early_ms(ahead) / 1e3
+                hedge = Hedge(s.profile.code_of(ahead.mode), payload, hedge_due_s)
             payload = await work.encode(option.mode, option.edge_ms)
         record.encode_ms = lap_ms()
         mode = s.profile.code_of(option.mode)
@@ -499,7 +516,7 @@ class Agent:
             s.agent_id,
             s.model,
             mode,
-            deadline_s=request.deadline_s,
+            deadline_s=request.deadline_s - request.early_ms(request.in_mode(option.mode)) / 1e3,
             lengths=record.lengths,
         )
         sent_s = self._time_s()
@@ -549,7 +566,12 @@ class Agent:
         if lengths is not None:
             options = tuple(option for option in s.offer.options(lengths) if option.mode in self._options)
         starts_s = self._time_s() + s.offer.prefill_ms(lengths) / 1e3
-        return Request(record.request_id, s.agent_id, due_s, options, s.weight, starts_s, margin_s)
+        first_due_s = math.inf
+        if s.ttft_ms is not None:
+            first_due_s = self._epoch_s + record.intended_s + s.ttft_ms / 1e3 - margin_s
+        return Request(
+            record.request_id, s.agent_id, due_s, options, s.weight, starts_s, margin_s, first_due_s=first_due_s
+        )
 
     def _since_ms(self, at_s: float) -> float:
         """Milliseconds since `at_s` seconds after the run's start."""

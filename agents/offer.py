@@ -32,19 +32,24 @@ def payload_bytes(profile: ModelProfile, mode: Mode, context: Context, lengths: 
 
 
 def mode_options(
-    profile: ModelProfile, modes: Collection[Mode], context: Context, lengths: Lengths | None = None
+    profile: ModelProfile,
+    modes: Collection[Mode],
+    context: Context,
+    lengths: Lengths | None = None,
+    streams: bool = False,
 ) -> tuple[ModeOption, ...]:
     """The options of a request whose common edge prefill is done.
 
     Args:
         modes: allowed modes; those that the profile lacks are left out.
+        streams: whether the cloud sends the first token of an answer ahead.
     """
     present = [mode for mode in profile.modes if mode in modes]
     prefilled_ms = profile.common_prefill_ms(present, lengths)
     sizes = {
         m: 0 if m.is_local else wire_bytes(frame_bytes(payload_bytes(profile, m, context, lengths))) for m in present
     }
-    return tuple(_option(profile, mode, size, prefilled_ms, lengths) for mode, size in sizes.items())
+    return tuple(_option(profile, mode, size, prefilled_ms, lengths, streams) for mode, size in sizes.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,17 @@ class Offer:
 
     Attributes:
         modes: that the scenario allows and the profile has.
+        streams: see `mode_options`.
     """
 
     profile: ModelProfile
     modes: tuple[Mode, ...]
     context: Context = "resident"
+    streams: bool = False
 
     def options(self, lengths: Lengths | None = None) -> tuple[ModeOption, ...]:
         """Every mode, once the common prefill is done."""
-        return mode_options(self.profile, self.modes, self.context, lengths)
+        return mode_options(self.profile, self.modes, self.context, lengths, self.streams)
 
     def prefill_ms(self, lengths: Lengths | None = None) -> float:
         """How long the edge prefills before it asks for a mode."""
@@ -84,15 +91,24 @@ def payload_options(profile: ModelProfile, modes: Collection[Mode]) -> tuple[Mod
 
 
 def _option(
-    profile: ModelProfile, mode: Mode, size_bytes: int, prefilled_ms: float, lengths: Lengths | None = None
+    profile: ModelProfile,
+    mode: Mode,
+    size_bytes: int,
+    prefilled_ms: float,
+    lengths: Lengths | None = None,
+    streams: bool = False,
 ) -> ModeOption:
     """Args: prefilled_ms: of the edge's prefill, what is done before the mode is chosen."""
     quality = profile.modes[mode].quality
     edge_ms = profile.edge_prefill_of(mode, lengths) - prefilled_ms + profile.encode_of(mode, lengths)
     decode_ms = profile.decode_of(mode, lengths)
     if mode.is_local:
-        return ModeOption(mode, size_bytes, edge_ms + decode_ms, 0.0, quality)
+        # The edge's own tokens are there as they are made, where it is known how many there are.
+        tail_ms = decode_ms * (1 - 1 / lengths.output_tokens) if lengths else 0.0
+        return ModeOption(mode, size_bytes, edge_ms + decode_ms, 0.0, quality, tail_ms=tail_ms)
     prefill_ms = profile.cloud_prefill_of(mode, lengths)
     work = profile.generation_of(mode, lengths)
-    cloud_ms = prefill_ms + decode_ms
-    return ModeOption(mode, size_bytes, edge_ms, cloud_ms, quality, prefill_ms, profile.name, generation=work)
+    cloud_ms, tail_ms = prefill_ms + decode_ms, work.tail_ms() if streams else 0.0
+    return ModeOption(
+        mode, size_bytes, edge_ms, cloud_ms, quality, prefill_ms, profile.name, tail_ms=tail_ms, generation=work
+    )

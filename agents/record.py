@@ -1,11 +1,12 @@
 """One ledger row: everything that is known of one request, whatever became of it."""
 
 import json
+import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from agents.arrivals import Arrival
 from kvcache.modes import Mode, parse_mode
@@ -40,12 +41,24 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+class Slo(NamedTuple):
+    """What a request's answer must keep, in ms: for the whole of it, its first token, and from token to token."""
+
+    deadline_ms: float
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
 @dataclass(slots=True)
 class Record:
     """Times are seconds since the run's start (`_s`) or durations in milliseconds (`_ms`).
 
     Attributes:
         context_tokens, output_tokens: its lengths; 0 for those of the profile.
+        answered_tokens: of its answer; 0 where they aren't counted.
+        ttft_ms: from the intended time to the answer's first token at the agent; the latency where answers come whole.
+        tpot_ms: mean time between its tokens; NaN where they come at once.
+        ttft_slo_ms, tpot_slo_ms: what these two may be at most; NaN without such a limit.
         intended_s, lateness_ms: when the request should start, and how much later the emulator started it.
         queue_ms: waiting for the edge's compute; uplink_wait_ms: for the agent's own uplink; of a request
             that was sent again, until its last attempt began.
@@ -105,15 +118,35 @@ class Record:
     quality_delivered: float = 0.0
     context_tokens: int = 0
     output_tokens: int = 0
+    answered_tokens: int = 0
+    ttft_ms: float = float("nan")
+    tpot_ms: float = float("nan")
+    ttft_slo_ms: float = float("nan")
+    tpot_slo_ms: float = float("nan")
 
     @classmethod
-    def of(cls, arrival: Arrival, profile: str, deadline_ms: float) -> Self:
+    def of(cls, arrival: Arrival, profile: str, slo: Slo) -> Self:
         """The record of a request of which nothing is known yet but when it should start and how long it is."""
         context, output = arrival.lengths or (0, 0)
         number, agent = arrival.request_id, arrival.agent_id
-        record = cls(number, agent, profile, arrival.round, arrival.intended_s, deadline_ms)
+        record = cls(number, agent, profile, arrival.round, arrival.intended_s, slo.deadline_ms)
         record.context_tokens, record.output_tokens = context, output
+        record.ttft_slo_ms = math.nan if slo.ttft_ms is None else slo.ttft_ms
+        record.tpot_slo_ms = math.nan if slo.tpot_ms is None else slo.tpot_ms
         return record
+
+    def answered_in(self, latency_ms: float) -> None:
+        """The whole answer is there."""
+        self.latency_ms = latency_ms
+        if math.isnan(self.ttft_ms):
+            self.ttft_ms = latency_ms
+        elif self.answered_tokens > 1:
+            self.tpot_ms = (latency_ms - self.ttft_ms) / (self.answered_tokens - 1)
+
+    def in_time(self, deadline_ms: float) -> bool:
+        """Whether the answer kept every limit that is set."""
+        late = self.latency_ms > deadline_ms or self.ttft_ms > self.ttft_slo_ms or self.tpot_ms > self.tpot_slo_ms
+        return not late
 
     @property
     def lengths(self) -> Lengths | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -69,12 +70,14 @@ class Delivery:
     Attributes:
         sent_bytes: payload bytes sent, without the hedge; less than the payload if the rest was withdrawn.
         handshake_ms: the time to open a connection; 0 on a warm one.
+        first_token_s: when the answer's first token came, on the loop's clock; NaN where it came with the answer.
     """
 
     receipt: asyncio.Future[CloudStages]
     answer: asyncio.Future[CloudStages]
     sent_bytes: int = 0
     handshake_ms: float = 0.0
+    first_token_s: float = math.nan
 
 
 class Uplink(Protocol):
@@ -258,6 +261,8 @@ class _Connection:
                 self._fail(refused)  # the worker couldn't read the request's id
             elif delivery is not None:
                 self._fail(refused, header.request_id)
+        elif delivery is not None and header.kind is Kind.FIRST_TOKEN:
+            delivery.first_token_s = now_s()
         elif delivery is not None:
             future = delivery.receipt if header.kind is Kind.RECEIPT else delivery.answer
             if not future.done():

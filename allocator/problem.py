@@ -14,7 +14,7 @@ by itself. Every answer is planned for `due_s`, its deadline less the planning m
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from kvcache.modes import Mode
@@ -39,6 +39,8 @@ class ModeOption:
         decoder: requests with an equal decoder can be decoded together.
         added_ms: what it adds to the work of a cloud worker, where that isn't `cloud_ms` because requests are served
             side by side.
+        tail_ms: the part of `cloud_ms` (where nothing is sent: of `edge_ms`) after the answer's first token; 0 where an
+            answer comes whole.
         generation: what a worker that batches by iteration must know of it; the dispatcher's business alone.
     """
 
@@ -50,6 +52,7 @@ class ModeOption:
     cloud_prefill_ms: float = 0.0
     decoder: Hashable = 0
     added_ms: float | None = None
+    tail_ms: float = 0.0
     generation: Any = field(default=None, compare=False)
 
     @property
@@ -79,6 +82,14 @@ class ModeOption:
         if self.wire_bytes == 0:
             return 0.0 if transfer_ms >= 0 else float("inf")
         return self.wire_bytes * 8 / (transfer_ms * 1e3) if transfer_ms > 0 else float("inf")
+
+
+def _later(option: ModeOption, early_ms: float) -> ModeOption:
+    if not early_ms:
+        return option
+    if not option.wire_bytes:
+        return replace(option, edge_ms=option.edge_ms + early_ms)
+    return replace(option, cloud_ms=option.cloud_ms + early_ms, added_ms=option.work_ms)
 
 
 def local_option(options: Sequence[ModeOption]) -> ModeOption | None:
@@ -116,6 +127,7 @@ class Request:
             been announced and will ask then.
         margin_s: between `due_s` and the deadline itself.
         ceiling_mbps: see `AgentInfo`.
+        first_due_s: as `due_s`, of its first token.
     """
 
     request_id: int
@@ -126,11 +138,28 @@ class Request:
     starts_s: float = 0.0
     margin_s: float = 0.0
     ceiling_mbps: float = float("inf")
+    first_due_s: float = float("inf")
 
     @property
     def deadline_s(self) -> float:
         """The deadline itself, which a cloud worker orders by and the ledger judges by."""
         return self.due_s + self.margin_s
+
+    def in_mode(self, mode: Mode) -> ModeOption:
+        """Its own option of this mode, whatever a plan added to it."""
+        return next(option for option in self.options if option.mode == mode)
+
+    def early_ms(self, option: ModeOption) -> float:
+        """How much sooner than by `due_s` an answer must be there for its first token to be in time."""
+        if self.first_due_s >= self.due_s:
+            return 0.0
+        return max(0.0, (self.due_s - self.first_due_s) * 1e3 - option.tail_ms)
+
+    def with_first_token(self) -> "Request":
+        """The request with options that take so much longer that `due_s` is the only time to meet."""
+        if self.first_due_s >= self.due_s:
+            return self
+        return replace(self, options=tuple([_later(option, self.early_ms(option)) for option in self.options]))
 
 
 @dataclass(slots=True, eq=False)

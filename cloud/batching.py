@@ -192,6 +192,7 @@ class ContinuousBatch(Generic[T]):
         self._blocks = 0  # needed by the next step
         self._phases = [0] * rules.block_tokens  # sequences by the steps after which they need another block
         self._admitted: list[T] = []
+        self._firsts: deque[tuple[float, T]] = deque()
         self._done: deque[Served[T]] = deque()
 
     def __len__(self) -> int:
@@ -204,7 +205,7 @@ class ContinuousBatch(Generic[T]):
     @property
     def busy(self) -> bool:
         """Whether there are sequences, or some whose end hasn't been taken."""
-        return bool(self._sequences or self._done)
+        return bool(self._sequences or self._firsts or self._done)
 
     @property
     def waiting(self) -> list[T]:
@@ -256,12 +257,21 @@ class ContinuousBatch(Generic[T]):
 
     def has_news(self, by_s: float) -> bool:
         """Whether the methods that take have something to give."""
-        return bool(self._admitted) or bool(self._done and self._done[0].end_s <= by_s + ROUNDING_S / 2)
+        by_s += ROUNDING_S / 2
+        ended = bool(self._done and self._done[0].end_s <= by_s)
+        return ended or bool(self._admitted) or bool(self._firsts and self._firsts[0][0] <= by_s)
 
     def take_admitted(self) -> list[T]:
         """Who has been admitted since the last call."""
         admitted, self._admitted = self._admitted, []
         return admitted
+
+    def take_firsts(self, by_s: float) -> list[T]:
+        """Whose first token has been made by then, each once, in order of time."""
+        found = []
+        while self._firsts and self._firsts[0][0] <= by_s + ROUNDING_S / 2:
+            found.append(self._firsts.popleft()[1])
+        return found
 
     def take_done(self, by_s: float) -> list[Served[T]]:
         """Who has ended by then, each once, in order of time."""
@@ -272,14 +282,16 @@ class ContinuousBatch(Generic[T]):
 
     def next_s(self) -> float | None:
         """When to call `advance` and the methods that take next, if nothing comes before; None: not at all."""
-        if self._done:
-            return self._done[0].end_s
+        if self._firsts or self._done:
+            first_s = self._firsts[0][0] if self._firsts else math.inf
+            return min(first_s, self._done[0].end_s) if self._done else first_s
         if not self._sequences:
             return None
         if self._waiting and not self._settled:
             return self._at_s + TICK_S
         leap = self._leap()
-        return self._at_s + (leap.ms(leap.steps) / 1e3 if leap.steps else TICK_S)
+        steps = min(leap.steps, 1) if self._fresh else leap.steps
+        return self._at_s + (leap.ms(steps) / 1e3 if steps else TICK_S)
 
     def advance(self, to_s: float) -> None:
         """Make all steps that begin before `to_s`."""
@@ -299,6 +311,10 @@ class ContinuousBatch(Generic[T]):
         ends = nsmallest(short, (each.end_step - self._step for each in self._running if each.end_step >= 0))
         steps = ends[-1] if ends else 0
         return max(0.0, self._at_s - at_s) * 1e3 + steps * (self._base_ms + self._attended_ms)
+
+    def first_ms(self, work: Generation) -> float:
+        """As `serve_ms`, until its first token."""
+        return self.serve_ms(work._replace(output_tokens=1))
 
     def serve_ms(self, work: Generation) -> float:
         """About how long a sequence takes from its admission on, among those that are running now.
@@ -478,6 +494,7 @@ class ContinuousBatch(Generic[T]):
         self._work_ms -= each.work.step_ms * (each.work.output_tokens - each.generated) / self.rules.slots
         self._work_ms -= each.work.positions_ms(each.generated)
         del self._sequences[each.item]
+        self._firsts = deque(first for first in self._firsts if first[1] != each.item)
         self._settled = False
         if not self._sequences:
             self._work_ms = 0.0
@@ -535,6 +552,7 @@ class ContinuousBatch(Generic[T]):
             first_s = self._at_s + leap.first_ms / 1e3
             for each in self._fresh:
                 each.first_s = first_s
+                self._firsts.append((first_s, each.item))
             self._fresh.clear()
         took_ms = leap.ms(steps)
         self._work_ms -= took_ms - steps * (self._base_ms - self._share_ms)

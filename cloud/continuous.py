@@ -75,6 +75,8 @@ class ContinuousWorker(AnyWorker):
                 if job.header.kind is Kind.HEDGE:
                     self._spawn(self._stop_transfer(job))
             self._take_hedges(admitted)
+            for job in self.batch.take_firsts(at_s):
+                self._spawn(self._begin_answer(job))
             for served in self.batch.take_done(at_s):
                 self._spawn(self._answer(served))
             if len(self._holds):
@@ -88,6 +90,13 @@ class ContinuousWorker(AnyWorker):
         else:
             self._idle.set()
 
+    async def _begin_answer(self, job: Job) -> None:
+        """The first token is sent as soon as it is there."""
+        try:
+            await job.reply(Kind.FIRST_TOKEN, job.header, CloudStages(job.received_s, mode=job.header.mode, tokens=1))
+        except OSError:
+            pass  # counted when the answer can't be sent either
+
     async def _answer(self, served: Served[Job]) -> None:
         job = served.item
         stages = CloudStages(
@@ -96,6 +105,7 @@ class ContinuousWorker(AnyWorker):
             (served.decoding_s - served.admitted_s) * 1e3,
             (served.end_s - served.decoding_s) * 1e3,
             job.header.mode,
+            tokens=self._profiles.generation_of(job.header).output_tokens,
         )
         try:
             await job.reply(Kind.ANSWER, job.header, stages)

@@ -105,11 +105,12 @@ class LeastLoaded:
         if not alive:
             return option
         least = min(alive, key=lambda copy: copy.free_in_ms(at_s))
-        slower = (
-            max(0.0, least.serve_ms(generation, at_s) / generation.alone_ms() - 1) if generation.alone_ms() else 0.0
-        )
+        serve_ms, first_ms = least.serve_ms(generation, at_s)
+        alone_ms = generation.alone_ms()
+        slower = max(0.0, serve_ms / alone_ms - 1) if alone_ms else 0.0
         cloud_ms = option.cloud_ms * (1 + SLOWER * math.ceil(slower / SLOWER - 1e-6))
-        return replace(option, cloud_ms=cloud_ms, added_ms=generation.added_ms(self._batching.slots))
+        tail_ms = cloud_ms * (1 - first_ms / serve_ms) if serve_ms else 0.0
+        return replace(option, cloud_ms=cloud_ms, added_ms=generation.added_ms(self._batching.slots), tail_ms=tail_ms)
 
     def schedule(self, worker: int) -> Schedule[int] | ContinuousBatch[int] | None:
         """What the worker is thought to serve and to have queued; None if it is lost."""
@@ -134,8 +135,8 @@ class _Copy(Protocol):
 
     def begin_in_ms(self, at_s: float) -> float: ...
 
-    def serve_ms(self, generation: Generation, at_s: float) -> float:
-        """About how long a sequence takes among those that the worker serves now."""
+    def serve_ms(self, generation: Generation, at_s: float) -> tuple[float, float]:
+        """About how long a sequence takes among those that the worker serves now, and until its first token."""
         ...
 
 
@@ -195,13 +196,14 @@ class _ContinuousCopy:
         self._advance(at_s)
         return self._batch.begin_in_ms(at_s, len(self._promised))
 
-    def serve_ms(self, generation: Generation, at_s: float) -> float:
+    def serve_ms(self, generation: Generation, at_s: float) -> tuple[float, float]:
         self._advance(at_s)
-        return self._batch.serve_ms(generation)
+        return self._batch.serve_ms(generation), self._batch.first_ms(generation)
 
     def _advance(self, at_s: float) -> None:
         self._batch.advance(at_s)
         self._batch.take_admitted()
+        self._batch.take_firsts(math.inf)
         if self._ready_s:
             self._ready_s = {number: end_s for number, end_s in self._ready_s.items() if end_s > at_s}
         for served in self._batch.take_done(math.inf):
@@ -296,8 +298,8 @@ class _WorkerCopy:
     def begin_in_ms(self, at_s: float) -> float:
         return self.free_in_ms(at_s)
 
-    def serve_ms(self, generation: Generation, at_s: float) -> float:
-        return generation.alone_ms()
+    def serve_ms(self, generation: Generation, at_s: float) -> tuple[float, float]:
+        return generation.alone_ms(), generation.alone_ms()
 
     def _take_promise(self, request_id: int) -> CloudJob | None:
         self._arrives_s.pop(request_id, None)

@@ -4,8 +4,8 @@ A frame is a 52-byte little-endian header, a body, and the CRC-32 of the body (o
 
     offset size field
          0    4 magic "SCUT"
-         4    1 version (3)
-         5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal, 5 hedge
+         4    1 version (4)
+         5    1 kind: 1 request, 2 receipt, 3 answer, 4 refusal, 5 hedge, 6 first token of an answer
          6    1 mode: index into the run's list of modes of that model (requests and hedges), 0 otherwise
          7    1 flags: 1 if the body comes in chunks (requests), 0 otherwise
          8    2 model: index into the run's list of models (requests and hedges), 0 otherwise
@@ -37,7 +37,7 @@ from kvcache.crc32 import crc32
 from models.lengths import MAX_TOKENS, Lengths
 
 MAGIC = b"SCUT"
-VERSION = 3
+VERSION = 4
 HEADER = struct.Struct("<4sBBBBHHIQQdII")
 CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + CRC.size
@@ -58,6 +58,7 @@ class Kind(IntEnum):
     ANSWER = 3
     REFUSAL = 4
     HEDGE = 5
+    FIRST_TOKEN = 6
 
 
 KINDS = frozenset(map(int, Kind))
@@ -218,7 +219,7 @@ def small_frame(header: Header, body: bytes = b"") -> bytes:
     return header.pack() + body + CRC.pack(crc32(body))
 
 
-STAGES = struct.Struct("<dddddB")
+STAGES = struct.Struct("<dddddIB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,7 @@ class CloudStages:
         mode: the mode that is answered: the request's own, or that of its hedge.
         text: the answer of a real model; the reason, in a refusal.
         first_byte_s: when its header arrived, by the same clock.
+        tokens: of the answer so far; 0 where they aren't counted.
     """
 
     received_s: float
@@ -241,11 +243,12 @@ class CloudStages:
     mode: int = 0
     text: str = ""
     first_byte_s: float = 0.0
+    tokens: int = 0
 
     def pack(self) -> bytes:
-        """41 bytes and the text, in UTF-8."""
+        """45 bytes and the text, in UTF-8."""
         times = self.first_byte_s, self.received_s, self.queue_ms, self.prefill_ms, self.decode_ms
-        fields = STAGES.pack(*times, self.mode)
+        fields = STAGES.pack(*times, self.tokens, self.mode)
         return fields + self.text.encode()[:MAX_TEXT_BYTES]
 
     @classmethod
@@ -253,9 +256,9 @@ class CloudStages:
         """Raises FrameError if the body is too short."""
         if len(body) < STAGES.size:
             raise FrameError("body", f"a body of {len(body)} bytes; at least {STAGES.size} are needed")
-        first_byte_s, received_s, queue_ms, prefill_ms, decode_ms, mode = STAGES.unpack_from(body)
+        first_byte_s, received_s, queue_ms, prefill_ms, decode_ms, tokens, mode = STAGES.unpack_from(body)
         text = body[STAGES.size :].decode(errors="replace")
-        return cls(received_s, queue_ms, prefill_ms, decode_ms, mode, text, first_byte_s)
+        return cls(received_s, queue_ms, prefill_ms, decode_ms, mode, text, first_byte_s, tokens)
 
 
 def frame_bytes(body_bytes: int) -> int:

@@ -139,13 +139,16 @@ def make_reception(scenario: Scenario, worker: AnyWorker) -> Reception:
 
 def _make_seat(scenario: Scenario, agent_id: int, uplink: Uplink, models: bool) -> Seat:
     profile = scenario.agent_profiles[agent_id]
-    offer = Offer(profile, tuple(scenario.modes_of(profile)), scenario.context)
+    offer = Offer(profile, tuple(scenario.modes_of(profile)), scenario.context, scenario.streams)
+    slo = scenario.agent_slos[agent_id]
     settings = AgentSettings(
         agent_id=agent_id,
         offer=offer,
         model=scenario.models.index(profile),
         options=_options(scenario, profile, models),
-        deadline_ms=scenario.deadline_ms,
+        deadline_ms=slo.deadline_ms,
+        ttft_ms=slo.ttft_ms,
+        tpot_ms=slo.tpot_ms,
         timeout_ms=scenario.request_timeout_ms,
         backlog_limit=scenario.agents.backlog_limit,
         weight=scenario.agent_weights[agent_id],

@@ -48,6 +48,10 @@ class Generation(NamedTuple):
         steps_ms = self.step_ms * (self.output_tokens - generated)
         return self.before_decoding_ms(generated) + steps_ms + self.positions_ms(generated)
 
+    def tail_ms(self) -> float:
+        """Time in ms from its first token to its last, alone."""
+        return self.step_ms * (self.output_tokens - 1) + self.positions_ms(1)
+
     def added_ms(self, slots: int) -> float:
         """Time in ms that it adds to a worker with so many slots: it shares its decode steps with others."""
         steps_ms = self.step_ms * self.output_tokens / slots

@@ -46,8 +46,16 @@ def _compare_one(rows: pd.DataFrame) -> Deviation:
         delivered_difference=metrics.delivered_quality(simulated) - metrics.delivered_quality(live),
         parted=float(parted.mean()),
         first_parted=[int(i) for i in rows.request_id[parted].head(5)],
+        ttft_error=_ttft_error(answered),
         stages_ms=dict(sorted(stages.items(), key=lambda item: -abs(item[1]))) if len(answered) else {},
     )
+
+
+def _ttft_error(answered: pd.DataFrame) -> RelativeError | None:
+    if not {"ttft_ms_live", "ttft_ms_sim"} <= set(answered) or not answered.tpot_ms_live.notna().any():
+        return None
+    error = ((answered.ttft_ms_sim - answered.ttft_ms_live) / answered.ttft_ms_live).abs()
+    return RelativeError(median=number(error.median()), p95=number(error.quantile(0.95)))
 
 
 def print_fidelity(console: Console, document: Fidelity) -> None:
@@ -75,6 +83,9 @@ def print_fidelity(console: Console, document: Fidelity) -> None:
         largest = list(c.stages_ms.items())[:SHOWN_STAGES]
         stages = ", ".join(f"{stage} {ms:+.1f} ms" for stage, ms in largest)
         parted = f"; first requests that part: {', '.join(map(str, c.first_parted))}" if c.first_parted else ""
+        if c.ttft_error is not None:
+            median, p95 = map(_percent, (c.ttft_error.median, c.ttft_error.p95))
+            console.print(f"{allocator}: error of the time to the first token: median {median}, p95 {p95}")
         console.print(f"{allocator}: live takes longer (+) or less (-), on average: {stages}{parted}", highlight=False)
     asked = ", ".join(f"{name} {ms:g} ms" for name, ms in document.ask_ms.items())
     footnote = f"{document.footnote}; asking the allocator takes as long as live: {asked}"

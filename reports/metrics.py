@@ -32,6 +32,12 @@ def compliance_by_agent(rows: pd.DataFrame) -> pd.Series:
     return 100 * is_met(rows).groupby(rows.agent_id).mean()
 
 
+def span_s(rows: pd.DataFrame) -> float:
+    """Seconds from the first request's intended start until the last has ended or was due; at least a millisecond."""
+    ended_s = rows.intended_s + rows.latency_ms.fillna(rows.deadline_ms) / 1e3
+    return max(1e-3, float(ended_s.max() - rows.intended_s.min()))
+
+
 def credited_quality(rows: pd.DataFrame) -> float:
     """Mean quality of answers per scheduled request, late answers in full (as the papers count)."""
     return float(rows.quality_credited.mean())

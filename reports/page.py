@@ -17,7 +17,7 @@ from reports.comparison import METRICS, read_comparison
 from reports.drawing import Drawn
 from reports.runs import ReportError, Run, read_run
 from reports.schema import Comparison, ComparisonPoint, SolveGaps, Summary
-from reports.table import rounds_shown
+from reports.table import SERVING_COLUMNS, rounds_shown, serving_shown
 from reports.terminal import printable
 
 PAGE, MARKDOWN = "report.html", "report.md"
@@ -66,7 +66,11 @@ def run_page(run: Run) -> Page:
         title,
         subtitle,
         [
-            Section("What came of the requests", notes=[BALANCE], tables=[_main_table(run), _agents_table(run)]),
+            Section(
+                "What came of the requests",
+                notes=[BALANCE],
+                tables=[_main_table(run), *_serving_table(run), _agents_table(run)],
+            ),
             *_event_section(run),
             *_node_section(run),
             Section("Figures", figures=figures.run_figures([run])),
@@ -213,6 +217,12 @@ def _main_table(run: Run) -> Table:
         met = f"{100 * s.compliance:.1f}"
         rows.append([name, *counts, met, rounds_shown(s), *quality, *latency, f"{s.wire_bytes / 1e6:,.1f}"])
     return Table("allocators", columns, rows)
+
+
+def _serving_table(run: Run) -> Iterator[Table]:
+    if any(s.serving is not None for s in run.allocators.values()):
+        rows = [[name, *serving_shown(s)] for name, s in run.allocators.items()]
+        yield Table("serving", ["allocator", *SERVING_COLUMNS], rows)
 
 
 def _agents_table(run: Run) -> Table:

@@ -191,6 +191,24 @@ class SolveGaps(Document):
     curve: list[float] = []
 
 
+class Serving(Document):
+    """What inference servers are measured by, of answered requests.
+
+    Attributes:
+        ttft_ms: time to the first token, from the intended start; the latency of answers that come whole.
+        tpot_ms: time per output token after the first; of answers whose tokens come one by one.
+        requests_per_s: answered; goodput_per_s: answered within every limit that is set (goodput).
+        tokens_per_s, token_goodput_per_s: the same of the tokens of answers; None where they aren't counted.
+    """
+
+    ttft_ms: Percentiles
+    tpot_ms: Percentiles
+    requests_per_s: float
+    goodput_per_s: float
+    tokens_per_s: float | None
+    token_goodput_per_s: float | None
+
+
 class AllocatorSummary(Outcomes):
     """The figures of one allocator's turn.
 
@@ -203,6 +221,7 @@ class AllocatorSummary(Outcomes):
         stages_ms: median duration of each stage over answered requests.
         solve_curve_ms: percentiles 0 to 100 of the allocator's solve times; empty where it never solved.
         stolen: share of this machine's CPU time that its host gave to others meanwhile (live only).
+        serving: None in documents from before it was measured.
     """
 
     compliance: float
@@ -221,6 +240,7 @@ class AllocatorSummary(Outcomes):
     solve_curve_ms: list[float] = []
     solve_gaps: SolveGaps = SolveGaps()
     stolen: float = 0.0
+    serving: Serving | None = None
 
 
 class TimelineEvent(Document):
@@ -416,6 +436,7 @@ class Deviation(Document):
         compliance_difference: simulated - live, in percentage points; delivered_difference: of mean delivered quality.
         parted: share of requests whose mode or status differs; first_parted: the first of them.
         stages_ms: mean live - simulated of every stage's duration, largest first.
+        ttft_error: as latency_error, of the time to the first token; None where answers came whole.
     """
 
     requests: int
@@ -428,6 +449,7 @@ class Deviation(Document):
     parted: float
     first_parted: list[int]
     stages_ms: dict[str, float]
+    ttft_error: RelativeError | None = None
 
 
 class Fidelity(Document):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from agents.record import STAGES
 from reports import metrics
-from reports.schema import AllocatorSummary, Lateness, Percentiles
+from reports.schema import AllocatorSummary, Lateness, Percentiles, Serving
 
 STATUSES = ("met", "late", "rejected", "failed")
 PERCENTILES = (50, 95, 99)
@@ -43,6 +43,21 @@ def summarize_one(rows: pd.DataFrame) -> AllocatorSummary:
         lateness_ms=Lateness(**_percentiles(rows.lateness_ms.dropna()), max=number(rows.lateness_ms.max())),
         modes=_counted(rows["mode"]),
         reasons=_counted(rows.reason),
+        serving=_serving(rows) if "ttft_ms" in rows else None,
+    )
+
+
+def _serving(rows: pd.DataFrame) -> Serving:
+    answered, met, span_s = rows.latency_ms.notna(), metrics.is_met(rows), metrics.span_s(rows)
+    tokens = rows.answered_tokens
+    counted = bool(tokens.any())
+    return Serving(
+        ttft_ms=Percentiles(**_percentiles(rows.ttft_ms[answered])),
+        tpot_ms=Percentiles(**_percentiles(rows.tpot_ms.dropna())),
+        requests_per_s=int(answered.sum()) / span_s,
+        goodput_per_s=int(met.sum()) / span_s,
+        tokens_per_s=int(tokens[answered].sum()) / span_s if counted else None,
+        token_goodput_per_s=int(tokens[met].sum()) / span_s if counted else None,
     )
 
 

@@ -143,7 +143,8 @@ class Allocator:
         if request.agent_id in self._ceilings_mbps:
             request = _under_ceiling(request, self._ceilings_mbps[request.agent_id], now_s)
         solution, hedges = self._solve(now_s, asker=request)
-        option, meets = solution.choices[request.request_id]
+        planned, meets = solution.choices[request.request_id]
+        option = request.in_mode(planned.mode)
         if self._sheds and not meets and self._is_hopeless(request, now_s):
             return Plan(request.request_id, option, NO_WORKER, 0.0, math.inf, False, self._estimate_mbps, rejected=SHED)
         worker = NO_WORKER
@@ -156,7 +157,7 @@ class Allocator:
                 option = local
                 meets = now_s + option.edge_ms / 1e3 <= request.due_s
         if option.wire_bytes:
-            self._transfers.add(request, option, worker, now_s)
+            self._transfers.add(request, planned, worker, now_s)
         await self._grant(self._shares(now_s) if self._policy.minimum_rate else solution.grants_mbps)
         mbps = self._grants_mbps.get(request.agent_id, 0.0) if option.wire_bytes else 0.0
         ready_s = self._ready_s(request, option, solution, mbps)
@@ -324,6 +325,7 @@ class Allocator:
             if begin_in_ms is not None:
                 begin_s = tuple(now_s + ms / 1e3 for ms in begin_in_ms)
                 requests = [replace(r, options=tuple(map(self._dispatcher.loaded, r.options))) for r in requests]
+        requests = [request.with_first_token() for request in requests]
         return Problem(
             self._estimate_mbps,
             self._agents,
@@ -346,7 +348,7 @@ class Allocator:
         alone = Problem(best_mbps, self._agents, (request,), tuple(self._transfers), now_s=now_s)
         left_ms = (request.deadline_s - now_s) * 1e3
         mbps = min(beside_transfers(alone).uplink_mbps, request.ceiling_mbps)
-        return not any(option.meets(mbps, left_ms) for option in request.options)
+        return not any(option.meets(mbps, left_ms) for option in request.with_first_token().options)
 
     def _uplink_mbps(self) -> float:
         # A hedged plan may count on more than the estimate: grants must not take that back.
@@ -410,7 +412,8 @@ def _as_of(now_s: float, request: Request, busy: set[int]) -> Request:
 
 def _job(request: Request, option: ModeOption) -> CloudJob:
     prefill_ms, decode_ms = option.cloud_prefill_ms, option.cloud_ms - option.cloud_prefill_ms
-    return CloudJob(request.deadline_s, prefill_ms, decode_ms, option.decoder, option.generation)
+    deadline_s = request.deadline_s - request.early_ms(option) / 1e3
+    return CloudJob(deadline_s, prefill_ms, decode_ms, option.decoder, option.generation)
 
 
 def _now_s() -> float:

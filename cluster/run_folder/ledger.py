@@ -134,6 +134,6 @@ def check_balance(ledger: pd.DataFrame, scheduled: int) -> None:
 
 
 def _lost(scenario: Scenario, arrival: Arrival, reason: str) -> Record:
-    record = Record.of(arrival, scenario.agent_profiles[arrival.agent_id].name, scenario.deadline_ms)
+    record = Record.of(arrival, scenario.agent_profiles[arrival.agent_id].name, scenario.agent_slos[arrival.agent_id])
     record.reason = reason
     return record

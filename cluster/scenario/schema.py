@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from agents.arrivals import MAX_REQUESTS, MAX_TURN_S, AnyArrivals, Arrival, ArrivalTraceError
 from agents.estimators import AnyEstimator, Ewma
 from agents.offer import Context, mode_options, payload_bytes
+from agents.record import Slo
 from allocator.policies import make_policy
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
@@ -44,6 +45,7 @@ MAX_AGENTS = 100_000
 MAX_WORKERS = 10_000
 MAX_STEPS = 5_000_000
 MAX_TIMEOUT_MS = 86_400_000.0
+MAX_SLO_MS = 3_600_000.0
 MARGIN = 0.01
 LEAST_MARGIN_MS = 20.0
 Fraction = Annotated[float, Field(ge=0, le=1024), AfterValidator(_ray_fraction)]
@@ -84,6 +86,9 @@ class AgentGroup(Settings):
     )
     count: int = Field(default=1, ge=1, le=MAX_AGENTS, description="agents in this group")
     weight: float = Field(default=1.0, gt=0, le=1e6, description="what their requests count for the allocator")
+    deadline_ms: float | None = Field(default=None, gt=0, le=MAX_SLO_MS, description="default: the scenario's")
+    ttft_ms: float | None = Field(default=None, gt=0, le=MAX_SLO_MS, description="default: the scenario's")
+    tpot_ms: float | None = Field(default=None, gt=0, le=MAX_SLO_MS, description="default: the scenario's")
     link: LinkImpairments = Field(default=UNIMPAIRED, description="what befalls their packets")
     per_actor: int | None = Field(default=None, ge=1, description="default: that of all groups")
     node: str | None = Field(
@@ -162,7 +167,13 @@ class Scenario(Settings):
     name: str = Field(pattern=NAME, description="of run folders and tables")
     description: str = Field(default="", description="shown above the table")
     seed: int = Field(default=42, ge=0, lt=2**32, description="of the arrivals, the channel and random events")
-    deadline_ms: float = Field(gt=0, le=3_600_000, description="from a request's intended start to its answer")
+    deadline_ms: float = Field(gt=0, le=MAX_SLO_MS, description="from a request's intended start to its whole answer")
+    ttft_ms: float | None = Field(
+        default=None, gt=0, le=MAX_SLO_MS, description="from its intended start to its answer's first token, at most"
+    )
+    tpot_ms: float | None = Field(
+        default=None, gt=0, le=MAX_SLO_MS, description="mean time from token to token of its answer, at most"
+    )
     timeout_ms: float | None = Field(
         default=None, gt=0, le=MAX_TIMEOUT_MS, description="then a request has failed; default 4 deadlines"
     )
@@ -247,6 +258,15 @@ class Scenario(Settings):
         return max(LEAST_MARGIN_MS, MARGIN * self.deadline_ms) if self.margin_ms is None else self.margin_ms
 
     @cached_property
+    def agent_slos(self) -> list[Slo]:
+        """What the requests of every agent must keep, by agent id: its group's own limits, or the scenario's."""
+        found: list[Slo] = []
+        for g in self.agents.groups:
+            slo = Slo(g.deadline_ms or self.deadline_ms, g.ttft_ms or self.ttft_ms, g.tpot_ms or self.tpot_ms)
+            found += [slo] * g.count
+        return found
+
+    @cached_property
     def agent_weights(self) -> list[float]:
         """The weight of every agent's requests, by agent id."""
         return [g.weight for g in self.agents.groups for _ in range(g.count)]
@@ -283,7 +303,12 @@ class Scenario(Settings):
     @cached_property
     def options(self) -> dict[str, tuple[ModeOption, ...]]:
         """What agents offer the allocator, by profile name; agents of one profile share the very same tuple."""
-        return {p.name: mode_options(p, self.modes_of(p), self.context) for p in self.models}
+        return {p.name: mode_options(p, self.modes_of(p), self.context, streams=self.streams) for p in self.models}
+
+    @property
+    def streams(self) -> bool:
+        """Whether cloud workers send the first token of an answer ahead."""
+        return self.cloud.batching is not None
 
     def modes_of(self, profile: ModelProfile) -> list[Mode]:
         """Allowed modes of a profile, in its own order."""
@@ -292,7 +317,9 @@ class Scenario(Settings):
     @property
     def request_timeout_ms(self) -> float:
         """When a request without an answer has failed."""
-        return 4 * self.deadline_ms if self.timeout_ms is None else self.timeout_ms
+        if self.timeout_ms is not None:
+            return self.timeout_ms
+        return 4 * max([self.deadline_ms, *(group.deadline_ms or 0.0 for group in self.agents.groups)])
 
     @property
     def agents_per_actor(self) -> int:
@@ -409,10 +436,11 @@ class Scenario(Settings):
                 yield where, problem
                 return
             compute_ms, fastest = min((profile.compute_ms(mode), str(mode)) for mode in modes)
-            if compute_ms > self.deadline_ms and not self.arrivals.sized:
+            deadline_ms = group.deadline_ms or self.deadline_ms
+            if compute_ms > deadline_ms and not self.arrivals.sized:
                 yield (
-                    ("deadline_ms",),
-                    f"{self.deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
+                    (*where[:-1], "deadline_ms") if group.deadline_ms else ("deadline_ms",),
+                    f"{deadline_ms:g} ms is shorter than the compute of {profile.name} alone: "
                     f"its fastest allowed mode, {fastest}, takes {compute_ms:g} ms before any transfer",
                 )
             same = next(g for g in self.agents.groups if g.profile == group.profile)
@@ -435,8 +463,7 @@ class Scenario(Settings):
         for i, mode in enumerate(self.modes or ()):
             if mode not in known:
                 yield ("modes", i), f"no agent's profile has mode '{mode}'; there are {there_are}"
-        if self.request_timeout_ms < self.deadline_ms:
-            yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {self.deadline_ms:g} ms"
+        yield from self._unkeepable()
         for i, allocator in enumerate(self.allocators):
             problem = self.refuses(allocator)
             if problem is None and self.allocator_names.index(allocator.name) != i:
@@ -492,6 +519,22 @@ class Scenario(Settings):
             named = ", ".join(sorted(map(str, caches)))
             return f"a server can't take caches ({named}); allow only prompt, scout and local by `modes`"
         return None
+
+    def _unkeepable(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Limits that leave nothing to plan, or that nothing can be told of."""
+        groups = self.agents.groups
+        own: list[tuple[tuple[str | int, ...], Scenario | AgentGroup]] = [((), self)]
+        for where, limits in own + [(("agents", "groups", i), group) for i, group in enumerate(groups)]:
+            for name in ("deadline_ms", "ttft_ms"):
+                limit_ms = getattr(limits, name)
+                if limit_ms is not None and self.planning_margin_ms >= limit_ms and (where or name != "deadline_ms"):
+                    margin = f"the planning margin (margin_ms) of {self.planning_margin_ms:g} ms"
+                    yield (*where, name), f"{margin} leaves nothing of {limit_ms:g} ms"
+            if limits.tpot_ms is not None and not self.streams:
+                yield (*where, "tpot_ms"), "answers come whole: only workers with cloud.batching send tokens ahead"
+        longest_ms = max(slo.deadline_ms for slo in self.agent_slos)
+        if self.request_timeout_ms < longest_ms:
+            yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {longest_ms:g} ms"
 
     def _misplaced(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Nodes that are named and don't exist."""

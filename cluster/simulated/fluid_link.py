@@ -306,7 +306,7 @@ class FluidUplink:
                 self._link.abort(self._agent_id, error)
 
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
-            if kind is not Kind.RECEIPT:
+            if kind not in (Kind.RECEIPT, Kind.FIRST_TOKEN):
                 end()
             self._take(delivery, kind, stages)
 
@@ -365,6 +365,10 @@ class FluidUplink:
         """A worker's reply to a request."""
         if kind is Kind.REFUSAL:
             _fail(delivery, Refused(stages.text))
+        elif kind is Kind.FIRST_TOKEN:
+            first: asyncio.Future[CloudStages] = asyncio.get_running_loop().create_future()
+            first.add_done_callback(lambda _: setattr(delivery, "first_token_s", now_s()))
+            self._comes(first, stages)
         else:
             self._comes(delivery.receipt if kind is Kind.RECEIPT else delivery.answer, stages)
 

@@ -77,6 +77,18 @@ async def test_requests_share_steps_and_stages_add_up() -> None:
         assert worker.counts == {"served": 3}
 
 
+async def test_the_first_token_is_sent_when_it_is_made() -> None:
+    async with serving() as (_, address):
+        client = await Client.open(address)
+        began_s = now_s()
+        await client.send(request(1, mode=1, lengths=Lengths(200, 8)))
+        kinds = []
+        for _ in range(3):
+            header, body = await client.frame()
+            kinds.append((header.kind, round((now_s() - began_s) * 1e3), CloudStages.unpack(body).tokens))
+        assert kinds == [(Kind.RECEIPT, 0, 0), (Kind.FIRST_TOKEN, 25, 1), (Kind.ANSWER, 60, 8)]
+
+
 async def test_queue_and_memory_are_bounded() -> None:
     async with serving(queue_limit=2, slots=1, kv_tokens=4096) as (worker, address):
         client = await Client.open(address)

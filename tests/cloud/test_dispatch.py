@@ -300,7 +300,7 @@ class Pool:
         async def reply(kind: Kind, header: Header, stages: CloudStages) -> None:
             if kind is Kind.RECEIPT:
                 self.dispatcher.arrived(number)
-            elif not answered.done():
+            elif kind is Kind.ANSWER and not answered.done():
                 answered.set_result(None)
 
         header = Header(Kind.REQUEST, number, 0, model=ask.model, mode=ask.mode, deadline_s=deadline_s)

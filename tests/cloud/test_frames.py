@@ -102,7 +102,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 
 def header_with(**changes: object) -> bytes:
     """A header with a right checksum and wrong fields."""
-    fields = {"magic": b"SCUT", "version": 3, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
+    fields = {"magic": b"SCUT", "version": 4, "kind": 1, "mode": 0, "flags": 0, "model": 0, "reserved": 0}
     fields |= {"agent": 0, "request": 0, "body": 0, "deadline": 1.0, "context": 0, "output": 0} | changes
     packed = HEADER.pack(*fields.values())
     return packed + CRC.pack(zlib.crc32(packed))
@@ -136,7 +136,7 @@ def test_header_layout_is_the_documented_one() -> None:
     header = Header(Kind.REQUEST, 7, 9, agent_id=3, model=2, mode=1, deadline_s=1.5, lengths=lengths)
     raw = header.pack()
     assert len(raw) == 52
-    assert raw[:12] == b"SCUT" + bytes([3, 1, 1, 0, 2, 0, 0, 0])
+    assert raw[:12] == b"SCUT" + bytes([4, 1, 1, 0, 2, 0, 0, 0])
     assert struct.unpack("<IQQdII", raw[12:48]) == (3, 7, 9, 1.5, 10, 20)
 
 
@@ -148,5 +148,5 @@ def test_stages_that_are_too_short_are_refused(body: bytes) -> None:
 
 @given(st.text(max_size=100), st.floats(0, 1e6), st.integers(0, 255))
 def test_stages_come_back_with_their_answer(text: str, ms: float, mode: int) -> None:
-    stages = CloudStages(12.5, ms, 2 * ms, 0.0, mode, text, first_byte_s=3.5)
+    stages = CloudStages(12.5, ms, 2 * ms, 0.0, mode, text, first_byte_s=3.5, tokens=17)
     assert CloudStages.unpack(stages.pack()) == stages

@@ -98,7 +98,7 @@ def test_one_actor_each_up_to_a_handful(tmp_path: Path, agents: int, actors: int
         (
             "count: 2",
             "count: 2, gpu: 1",
-            "s.yaml:9: agents.groups[0].gpu: unknown key; allowed here: count, link, model, node, per_actor, profile",
+            "s.yaml:9: agents.groups[0].gpu: unknown key; allowed here: count, deadline_ms, link, model",
         ),
         (
             "-14b",

@@ -15,7 +15,7 @@ from cluster.simulated.engine import SimulatedEngine
 
 Write = Callable[..., Path]
 BUSY: dict[str, Any] = {
-    "arrivals": {"kind": "poisson", "rate_per_s": 4.0, "duration_s": 20},
+    "arrivals": {"kind": "poisson", "rate_per_s": 4.0, "duration_s": 11},
     "agents": {"groups": [{"profile": "tiny-profiles.yaml/small", "count": 4}], "backlog_limit": 500},
     "uplink": {"channel": {"kind": "constant", "mbps": 1000}},
     "allocators": ["deadline", "equal"],
@@ -55,6 +55,67 @@ def test_workers_that_die_or_freeze_lose_no_request(scenario: Write) -> None:
     assert rows.status.isin(["met", "late"]).mean() > 0.95
     frozen = rows[(rows.worker == 1) & rows.intended_s.between(9.0, 9.3)]
     assert len(frozen) and (frozen.latency_ms.dropna() > 1000).all()
+
+
+def test_every_limit_that_is_set_is_kept_or_the_request_is_late(scenario: Write) -> None:
+    limits = {"ttft_ms": 190, "tpot_ms": 1.7}
+    groups = [
+        {"profile": "tiny-profiles.yaml/small", "count": 4},
+        {"profile": "tiny-profiles.yaml/large", "ttft_ms": 290},
+    ]
+    changes = BUSY | {"agents": {"groups": groups, "backlog_limit": 500}, "allocators": ["equal"]}
+    changes["uplink"] = {"channel": {"kind": "constant", "mbps": 60}}
+    rows = rows_of(scenario(**changes, cloud={"workers": 1, "batching": CONTINUOUS}, **limits))
+    small = rows.profile.str.endswith("small")
+    assert rows.ttft_slo_ms.tolist() == [190 if is_small else 290 for is_small in small]
+    answered = rows[rows.latency_ms.notna()]
+    first = answered.intended_s * 1e3 + answered.ttft_ms
+    assert (answered.ttft_ms < answered.latency_ms).all() and first.notna().all()
+    assert (answered.ttft_ms + 31 * answered.tpot_ms).to_numpy() == pytest.approx(answered.latency_ms.to_numpy())
+    kept = (
+        (answered.latency_ms <= answered.deadline_ms)
+        & (answered.ttft_ms <= answered.ttft_slo_ms)
+        & (answered.tpot_ms <= answered.tpot_slo_ms)
+    )
+    assert (kept == (answered.status == "met")).all()
+    missed = ~kept & (answered.latency_ms <= answered.deadline_ms)
+    assert (missed & (answered.ttft_ms > answered.ttft_slo_ms)).any() and (answered.tpot_ms > 1.7).any()
+
+
+def test_the_allocator_plans_for_the_first_token(scenario: Write) -> None:
+    """Where the whole answer has time for a large cache and its first token has not, something smaller goes up."""
+    alone = {"groups": [{"profile": "tiny-profiles.yaml/small", "count": 1}]}
+    arrivals = {"kind": "synchronized", "rounds": 3, "period_s": 3}
+    uplink = {"channel": {"kind": "constant", "mbps": 10}}
+    common: dict[str, Any] = {"agents": alone, "arrivals": arrivals, "uplink": uplink, "allocators": ["deadline"]}
+    for cloud, at_250 in (({"batching": CONTINUOUS}, "int8"), ({}, "int4")):
+        modes = {}
+        for ttft_ms in (None, 250, 165):
+            rows = rows_of(scenario(**common, deadline_ms=1000, cloud=cloud, ttft_ms=ttft_ms, hedge=False))
+            modes[ttft_ms] = set(map(str, rows["mode"]))
+            assert rows.status.eq("met").all()
+            assert ttft_ms is None or rows.ttft_ms.max() <= ttft_ms
+        assert modes == {None: {"full"}, 250: {at_250}, 165: {"int4"}}, "without batching, answers come whole"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"tpot_ms": 20}, "tpot_ms: answers come whole: only workers with cloud.batching send tokens ahead"),
+        ({"ttft_ms": 15}, r"ttft_ms: the planning margin \(margin_ms\) of 20 ms leaves nothing of 15 ms"),
+        (
+            {"agents": {"groups": [{"profile": "tiny-profiles.yaml/small", "deadline_ms": 30}]}},
+            r"groups\[0\].deadline_ms: 30 ms is shorter than the compute",
+        ),
+        (
+            {"timeout_ms": 800, "agents": {"groups": [{"profile": "tiny-profiles.yaml/small", "deadline_ms": 900}]}},
+            "of 900 ms",
+        ),
+    ],
+)
+def test_limits_that_can_t_be_kept_are_refused(scenario: Write, limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(DocumentError, match=message):
+        Scenario.load(scenario(**limits))
 
 
 @pytest.mark.parametrize(
