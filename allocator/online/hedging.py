@@ -8,6 +8,7 @@ option is worth its probability to be in time times its quality, and what its ne
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from allocator.policies.base import Policy
 from allocator.problem import ROUNDING, ModeOption, Problem, Request, Solution, local_option
@@ -139,6 +140,7 @@ class _Outlook:
         alike.
         """
         planned = [self._planned(request, solution, shares) for request in self._problem.requests]
+        behind = self._behind(planned)
         met = quality = 0.0
         for rate_mbps, count, net_of in zip(self._rates_mbps, self._counts, nets, strict=True):
             # As if the channel squeezed all grants alike.
@@ -149,6 +151,8 @@ class _Outlook:
                 # As `ModeOption.meets` has it; what doesn't depend on the rate is computed once.
                 if cloud_ready_ms > in_time_ms or option.latency_ms(mbps * slowdown) > in_time_ms:
                     answered = net_of.get(number)
+                if number in behind:
+                    answered = behind[number].answered(slowdown, net_of)
                 if answered is not None:
                     met_now += weight
                     quality_now += weight * answered.quality
@@ -158,13 +162,73 @@ class _Outlook:
             quality += count * kept * quality_now
         return round(met / sum(self._counts), 9), round(quality / sum(self._counts), 9)
 
-    def _planned(
-        self, request: Request, solution: Solution, shares: Shares
-    ) -> tuple[int, float, ModeOption, float, float, float]:
-        """Number, weight, option, rate; how much time (ms) there is, and when the cloud can have answered at best."""
+    def _behind(self, planned: Sequence["_Planned"]) -> "dict[int, _Behind]":
+        """The requests that wait for the asker's transfer, because they are of the same agent."""
+        requests = self._problem.requests
+        asker, first = requests[0], planned[0]
+        if not first.option.wire_bytes:
+            return {}
+        return {
+            request.request_id: _Behind(self._problem, request, each, asker.request_id, first)
+            for request, each in zip(requests[1:], planned[1:], strict=True)
+            if request.agent_id == asker.agent_id
+        }
+
+    def _planned(self, request: Request, solution: Solution, shares: Shares) -> "_Planned":
         problem, number = self._problem, request.request_id
         option = solution.choices[number].option
         waits_ms = self._free_in_ms - problem.starts_in_ms(request)
         in_time_ms = problem.time_left_ms(request) * (1 + ROUNDING)
         cloud_ready_ms = waits_ms + option.cloud_ms if option.cloud_ms else -math.inf
-        return number, request.weight, option, shares.rates_mbps[number], in_time_ms, cloud_ready_ms
+        return _Planned(number, request.weight, option, shares.rates_mbps[number], in_time_ms, cloud_ready_ms)
+
+
+class _Planned(NamedTuple):
+    """A request in a plan.
+
+    Attributes:
+        in_time_ms: how much time there is; cloud_ready_ms: when the cloud can have answered at best.
+    """
+
+    number: int
+    weight: float
+    option: ModeOption
+    mbps: float
+    in_time_ms: float
+    cloud_ready_ms: float
+
+    def meets(self, mbps: float, busy_ms: float = 0.0) -> bool:
+        """As `ModeOption.meets`, if it begins after `busy_ms`."""
+        latest_ms = self.in_time_ms - busy_ms
+        return self.cloud_ready_ms <= self.in_time_ms and self.option.latency_ms(mbps) <= latest_ms
+
+
+class _Behind:
+    """A request that is sent once the asker's transfer has ended, with the rates of both.
+
+    A cache that an outage catches occupies its agent until its safety net is served: what waits behind it then has no
+    time left to be sent.
+    """
+
+    def __init__(self, problem: Problem, request: Request, own: _Planned, asker: int, first: _Planned) -> None:
+        self._own, self._asker, self._first = own, asker, first
+        self._together_mbps = own.mbps + first.mbps
+        local = local_option(request.options) if problem.on_infeasible == "local" else None
+        self._stays = local if local is not None and local.meets(0.0, problem.time_left_ms(request)) else None
+
+    def answered(self, slowdown: float, net_of: Mapping[int, ModeOption]) -> ModeOption | None:
+        """What it is answered from, if all grants are squeezed to this share; None if it is late."""
+        mbps = self._together_mbps * slowdown
+        busy_ms = self._busy_ms(mbps, net_of.get(self._asker))
+        if self._own.meets(mbps, busy_ms):
+            return self._own.option
+        net = net_of.get(self._own.number)
+        if net is not None and net.wire_bytes and self._own._replace(option=net).meets(mbps, busy_ms):
+            return net
+        return self._stays
+
+    def _busy_ms(self, mbps: float, net: ModeOption | None) -> float:
+        """How long the agent sends for the asker: until its cache is there, or what it is answered from instead."""
+        if self._first.meets(mbps):
+            return self._first.option.latency_ms(mbps) - self._first.option.cloud_ms
+        return self._first.in_time_ms - (net.cloud_ms if net is not None else 0.0)

@@ -152,3 +152,13 @@ def test_every_policy_hedges_only_caches_and_only_with_what_arrives(
         assert ahead in requests[number].options and ahead.mode.is_question
         assert solution.choices[number].option in (FULL, INT8, INT4)
         assert ahead.latency_ms(rates[-1]) <= asked.time_left_ms(requests[number]) * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("name", MINIMUM_RATE)
+@pytest.mark.parametrize("other_agent", [0, 1])
+def test_a_cache_that_would_keep_others_of_its_agent_waiting_must_be_worth_it(name: str, other_agent: int) -> None:
+    """Mostly it is late, which costs itself nothing, for its prompt has gone ahead. Nobody can be sent before that."""
+    options = (FULL, PROMPT, LOCAL)
+    both = problem(Request(1, 0, 2.0, options), Request(2, other_agent, 2.0, options))
+    solution, _ = solve_hedged(make_policy(name), both, [0.1, 0.1, 0.1, 20.0])
+    assert solution.choices[1].option == (PROMPT if other_agent == 0 else FULL)
