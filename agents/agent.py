@@ -489,6 +489,8 @@ class Agent:
         record.worker = plan.worker
         record.grant_mbps = plan.grant_mbps
         record.estimate_mbps = plan.estimate_mbps
+        if plan.likely is not None:
+            record.likely = plan.likely
         record.predicted_ms = (plan.ready_s - self._epoch_s - record.intended_s) * 1e3
         return plan
 

@@ -68,6 +68,8 @@ class Record:
         latency_ms: from the intended time to the answer; NaN if there was none.
         predicted_ms: the same as the allocator predicted it.
         mode: as assigned; hedge: what went ahead of it, if anything; answered: the mode that the answer came from.
+        likely: how probable the allocator thought it that the mode itself would be in time; NaN where it reckoned with
+            one rate.
         estimate_mbps: what the allocator believed of the uplink.
         grant_mbps: the agent's share in force at the assignment; mean_grant_mbps: its mean while the request was on the
             wire, as the allocator changes grants with every arrival and departure (NaN where
@@ -109,6 +111,7 @@ class Record:
     answer_ms: float = 0.0
     latency_ms: float = float("nan")
     predicted_ms: float = float("nan")
+    likely: float = float("nan")
     estimate_mbps: float = float("nan")
     grant_mbps: float = float("nan")
     mean_grant_mbps: float = float("nan")

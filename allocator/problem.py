@@ -287,11 +287,13 @@ class Solution:
         grants_mbps: by agent id, for all requests and transfers of the agent together; agents not named keep theirs.
             Policies that choose by minimum rate leave it empty: `allocator.sharing` shares the uplink for them.
         gap: from policies that can certify one.
+        likely: how probable it is that the first request's option is in time, where several rates were reckoned with.
     """
 
     choices: Mapping[int, Choice]
     grants_mbps: Mapping[int, float] = field(default_factory=dict)
-    gap: Gap | None = None
+    gap: Gap | None = field(default=None, compare=False)
+    likely: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +308,7 @@ class Plan:
         estimate_mbps: the belief about the uplink.
         hedge: sent ahead of the option's payload, for the worker to answer from if the payload isn't there in time.
         rejected: why the request is not served at all; empty if it is.
+        likely: how probable it is that the option itself is in time; None where one rate was taken for sure.
     """
 
     request_id: int
@@ -317,3 +320,4 @@ class Plan:
     estimate_mbps: float
     hedge: ModeOption | None = None
     rejected: str = ""
+    likely: float | None = None

@@ -374,12 +374,46 @@ def _if(draw: Callable[[pd.DataFrame], Drawn], ledger: pd.DataFrame) -> list[Dra
     return [draw(ledger)] if ledger.agent_id.nunique() > 1 else []
 
 
+BINS = 10  # of probability
+
+
+def reliability(ledger: pd.DataFrame) -> list[Drawn]:
+    """How often modes were in time that were thought so probable to be; nothing where one rate was taken for sure."""
+    if "likely" not in ledger or not ledger.likely.notna().any():
+        return []
+    known = ledger[ledger.likely.notna()]
+    own = (known.status == "met") & (known["mode"] == known.answered)
+    bins = (known.likely * BINS).clip(upper=BINS - 1).astype(int)
+    groups = pd.DataFrame({"allocator": known.allocator, "bin": bins, "predicted": known.likely, "observed": own})
+    found = groups.groupby(["allocator", "bin"], sort=False).agg(
+        predicted=("predicted", "mean"), observed=("observed", "mean"), requests=("observed", "size")
+    )
+
+    def draw(ax: Axes) -> pd.DataFrame:
+        ax.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle="--")
+        for number, (name, rows) in enumerate(found.groupby("allocator", sort=False)):
+            rows = rows.sort_values("predicted")
+            size = 12 + 140 * rows.requests / found.requests.max()
+            ax.scatter(100 * rows.predicted, 100 * rows.observed, s=size, color=COLOURS[number % 8], alpha=0.55)
+            ax.plot(100 * rows.predicted, 100 * rows.observed, label=str(name), **line(number))
+        label(ax, "probability to be in time, as predicted (%)", "in time (%)")
+        legend(ax, found.index.get_level_values("allocator").nunique())
+        return found.reset_index()
+
+    read = (
+        "Of requests whose mode was thought so likely to be in time, how many were answered from it in time; the size "
+        "of a mark is their number. On the dashed line predictions are calibrated; below it, they promise too much."
+    )
+    return [draw_axes("reliability", "Are predictions calibrated?", read, draw)]
+
+
 FIGURES: dict[str, Callable[[Sequence[Run], pd.DataFrame], list[Drawn]]] = {
     "timeline": lambda runs, ledger: timelines(runs[0]),
     "slack": lambda runs, ledger: [slack(ledger)],
     "stages": lambda runs, ledger: [stages(ledger)],
     "agents": lambda runs, ledger: _if(agents, ledger),
     "predicted": lambda runs, ledger: [predicted(ledger)],
+    "reliability": lambda runs, ledger: reliability(ledger),
     "bandwidth": lambda runs, ledger: bandwidth(runs),
     "modes": lambda runs, ledger: [modes(ledger)],
     "solving": lambda runs, ledger: solving(runs[0].allocators),

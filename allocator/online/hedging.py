@@ -42,22 +42,25 @@ def solve_hedged(
     outlook = _Outlook(problem, [each.uplink_mbps for each in problems], list(merged.values()))
     hedges = {r.request_id: hedge for r in problem.requests if (hedge := outlook.hedge(r))}
     nets = outlook.nets(hedges)
-    best: tuple[tuple[float, float], Solution] | None = None
+    best: tuple[tuple[float, float], Solution, Shares] | None = None
     solved_mbps = 0.0
     for planned in problems:
         if planned.uplink_mbps < solved_mbps * APART:
             continue
         solved_mbps = planned.uplink_mbps
         solution = policy.solve(planned)
-        value = outlook.expected(solution, shares_of(planned, solution), nets)
+        shares = shares_of(planned, solution)
+        value = outlook.expected(solution, shares, nets)
         if best is None or value > best[0]:
-            best = value, solution
+            best = value, solution, shares
         if value >= outlook.most:
             break
     assert best is not None
     # A hedge costs a few hundred bytes; an unforeseen delay costs more, however likely the cache is to be in time.
-    choices = best[1].choices
-    return best[1], {number: hedge for number, hedge in hedges.items() if choices[number].option.mode.is_cache}
+    _, solution, shares = best
+    choices = solution.choices
+    solution = replace(solution, likely=outlook.likely(solution, shares))
+    return solution, {number: hedge for number, hedge in hedges.items() if choices[number].option.mode.is_cache}
 
 
 def _merged(rates_mbps: Sequence[float]) -> dict[float, int]:
@@ -161,6 +164,15 @@ class _Outlook:
             met += count * kept * met_now
             quality += count * kept * quality_now
         return round(met / sum(self._counts), 9), round(quality / sum(self._counts), 9)
+
+    def likely(self, solution: Solution, shares: Shares) -> float:
+        """How probable it is that the first request's own option is in time."""
+        first = self._planned(self._problem.requests[0], solution, shares)
+        in_time = 0
+        for rate_mbps, count in zip(self._rates_mbps, self._counts, strict=True):
+            slowdown = min(1.0, rate_mbps / shares.granted_mbps) if shares.granted_mbps > 0 else 1.0
+            in_time += count * first.meets(first.mbps * slowdown)
+        return in_time / sum(self._counts)
 
     def _behind(self, planned: Sequence["_Planned"]) -> "dict[int, _Behind]":
         """The requests that wait for the asker's transfer, because they are of the same agent."""

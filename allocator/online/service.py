@@ -162,7 +162,8 @@ class Allocator:
         mbps = self._grants_mbps.get(request.agent_id, 0.0) if option.wire_bytes else 0.0
         ready_s = self._ready_s(request, option, solution, mbps)
         hedge = hedges.get(request.request_id) if option.wire_bytes else None
-        return Plan(request.request_id, option, worker, mbps, ready_s, meets, self._estimate_mbps, hedge)
+        likely = solution.likely if worker != NO_WORKER else None
+        return Plan(request.request_id, option, worker, mbps, ready_s, meets, self._estimate_mbps, hedge, likely=likely)
 
     def received(self, request_id: int) -> None:
         """The cloud needs no more of the request: its share of the uplink is free."""

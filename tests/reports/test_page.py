@@ -14,7 +14,7 @@ from cluster.run_folder.timeline import Event
 from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document
 from cluster.simulated.engine import run_simulated
-from reports.figures import switch_share
+from reports.figures import reliability, switch_share
 from reports.page import Page, _agents_table, _event_section, _main_table, _run_facts, report_on, write_report
 from reports.runs import ReportError, read_run
 from reports.schema import Comparison
@@ -30,7 +30,8 @@ agents: {groups: [{profile: measured/qwen2.5-7b, count: 6}]}
 cloud: {workers: 2}
 """
 FIGURES = {
-    "timeline_equal", "timeline_deadline", "slack", "stages", "agents", "predicted", "bandwidth", "modes", "solving",
+    "timeline_equal", "timeline_deadline", "slack", "stages", "agents", "predicted",
+    "reliability", "bandwidth", "modes", "solving",
 }  # fmt: skip
 
 
@@ -218,3 +219,14 @@ def test_nodes_are_on_the_page_with_the_network_underneath(run_dir: Path) -> Non
     (section,) = [each for each in page_of(run_dir).sections if each.title == "The nodes, and the network underneath"]
     assert section.tables[0].rows == [["10.0.0.2 (edge-1)", "2", "1", "941", "–", "–", "–", "–", "0.071", "–"]]
     assert section.notes[1] == "Relay: agents 12, refused token 1."
+
+
+def test_reliability_is_the_observed_share_of_what_was_thought_so_probable() -> None:
+    rows = [(0.25, "full", "full", "met")] * 1 + [(0.25, "full", "prompt", "met")] * 2 + [(0.25, "full", "", "late")]
+    rows += [(1.0, "prompt", "prompt", "met")] * 5 + [(float("nan"), "local", "local", "met")]
+    ledger = pd.DataFrame(rows, columns=["likely", "mode", "answered", "status"]).assign(allocator="deadline")
+    (drawn,) = reliability(ledger)
+    assert drawn.data is not None
+    found = drawn.data.sort_values("predicted")[["predicted", "observed", "requests"]].to_numpy().tolist()
+    assert found == [[0.25, 0.25, 4], [1.0, 1.0, 5]]
+    assert reliability(ledger.drop(columns="likely")) == [] == reliability(ledger[ledger.likely.isna()])
