@@ -126,9 +126,9 @@ def bench_table(document: PolicyBench) -> Shown:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    shown.add_column("cell", no_wrap=True)
+    shown.add_column("cell")
     for name in (*document.policies, "bound"):
-        shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
+        shown.add_column(name.replace("_", "\n"), justify="right", no_wrap=True, min_width=11)
     for cell, _, *values in _cells(document):
         shown.add_row(cell, *(value.replace(" / ", " ") for value in values))
     return shown
