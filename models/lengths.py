@@ -42,6 +42,7 @@ class LengthTimes(Settings):
     """A profile as a function of lengths: times by formula, bytes in proportion to the context."""
 
     contexts: tuple[Tokens, Tokens] = Field(description="shortest and longest context that was measured, in tokens")
+    error: float | None = Field(default=None, ge=0, description="largest relative error of the formulas, as measured")
     edge: DeviceTimes = Field(description="the edge's model on the edge")
     cloud: DeviceTimes = Field(description="the model that answers in the cloud")
 

@@ -1,6 +1,6 @@
 """Commands that run real models: measure a profile; measure how modes and selections change the answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,11 @@ import typer
 from cluster.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Json, ResultStream, console, fail, progress
 
 if TYPE_CHECKING:
+    from kvcache.modes import Mode
+    from kvcache.plans import Plan
     from models.datasets import Example
     from models.hf.loading import LoadedModel
+    from models.tasks import Task
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -50,45 +53,48 @@ def calibrate(
     dtype: DtypeOption = "auto",
     max_new_tokens: NewTokens = None,
     task: TaskName = "qa",
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Contexts in tokens, such as 256,1024,4096: the profile becomes a function of lengths."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Its name in the file; default: the last part of EDGE.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a profile of two real models: payload bytes, stage times and F1 in every operating mode."""
     with real_models():
-        from cluster.experiments.calibrate import (
-            DEFAULT_MODES,
-            RANDOM_BASIS,
-            check_profile_file,
-            profile_of,
-            provenance,
-            show,
-            write_profile,
-        )
-        from kvcache.modes import MIXED, parse_modes
-        from models.hf.measure import RequestResult, find_plan, measure
+        from cluster.experiments import calibrate as calibration
+        from kvcache.modes import parse_modes
+        from models.hf.by_length import check_contexts
+        from models.hf.measure import RequestResult, measure
         from models.tasks import task_of
 
         asked = task_of(task)
         result = ResultStream(as_json)
-        wanted = parse_modes(modes or DEFAULT_MODES)
+        wanted = parse_modes(modes or calibration.DEFAULT_MODES)
         called = name or edge.rstrip("/").rpartition("/")[2]
-        check_profile_file(out, called)  # before minutes of work that could not be kept
+        calibration.check_profile_file(out, called)  # before minutes of work that could not be kept
+        contexts = parse_contexts(lengths)
         models = _load(edge, cloud, weights, device, dtype, any(mode.needs_context for mode in wanted))
+        new = max_new_tokens or asked.answer_tokens
+        if contexts:
+            check_contexts(contexts, new, *models)
         measured, others = _examples(models, examples, count, context_tokens if weights == "random" else None)
-        needs_plan = any(mode.quantizer == MIXED for mode in wanted)
-        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens, task=asked) if needs_plan else None
+        plan = _plan(models[0], wanted, others, max_new_tokens, asked)
         results: list[RequestResult] = []
         exit_code = _to_the_end(
             lambda: measure(measured, *models, wanted, max_new_tokens, plan, progress, results, asked)
         )
-        basis = RANDOM_BASIS if weights == "random" else f"100 x token F1 on {len(results)} examples of {examples}"
         if exit_code:
             if not results:
                 raise typer.Exit(exit_code)
             progress(f"cut short: this is a profile of the {len(results)} examples measured so far")
-        profile = profile_of(results, basis, plan, weights == "random")
-        write_profile(out, called, profile, f"{provenance()}; {models[0].spec.dtype}")
-    result.write({called: profile}, lambda: show(console, called, profile))
+        profile = calibration.profile_of(
+            results, calibration.basis_of(examples, len(results)), plan, weights == "random"
+        )
+        if contexts and not exit_code:
+            exit_code = _to_the_end(lambda: calibration.add_lengths(profile, models, contexts, new, progress))
+        calibration.write_profile(out, called, profile, f"{calibration.provenance()}; {models[0].spec.dtype}")
+    result.write({called: profile}, lambda: calibration.show(console, called, profile))
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -109,8 +115,7 @@ def quality(
     with real_models():
         from cluster.experiments.calibrate import DEFAULT_MODES
         from cluster.experiments.quality import Comparison, show
-        from kvcache.modes import MIXED, parse_modes
-        from models.hf.measure import find_plan
+        from kvcache.modes import parse_modes
         from models.tasks import task_of
 
         asked = task_of(task)
@@ -118,10 +123,32 @@ def quality(
         wanted = parse_modes(modes or DEFAULT_MODES)
         models = _load(edge, cloud, "pretrained", device, dtype, scouts=True)
         measured, others = _examples(models, examples, count, None)
-        needs_plan = any(mode.quantizer == MIXED for mode in wanted)
-        plan = find_plan(models[0], others, max_new_tokens=max_new_tokens, task=asked) if needs_plan else None
+        plan = _plan(models[0], wanted, others, max_new_tokens, asked)
         found = Comparison(*models, wanted, plan, max_new_tokens, asked).run(measured, progress)
     result.write(found, lambda: show(console, found))
+
+
+def _plan(
+    edge: "LoadedModel", modes: "Sequence[Mode]", others: "Sequence[Example]", max_new_tokens: int | None, task: "Task"
+) -> "Plan | None":
+    """Of `mixed_int4`, if that is among the modes."""
+    from kvcache.modes import MIXED
+    from models.hf.measure import find_plan
+
+    if not any(mode.quantizer == MIXED for mode in modes):
+        return None
+    return find_plan(edge, others, max_new_tokens=max_new_tokens, task=task)
+
+
+def parse_contexts(text: str | None) -> list[int]:
+    """Numbers by comma; none if there is no text. Raises ValueError."""
+    try:
+        found = [int(number) for number in text.split(",")] if text else []
+        if any(number < 1 for number in found):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"--lengths {text}: numbers by comma, such as 256,1024,4096") from None
+    return found
 
 
 def _examples(

@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median, median_high
@@ -16,9 +16,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from kvcache.modes import parse_mode
 from kvcache.plans import Plan
 from models.datasets import MAX_EXAMPLES, Example, load_examples
 from models.f1 import mean_interval
+from models.hf.by_length import fit, measure_lengths
+from models.hf.loading import LoadedModel
 from models.hf.measure import RequestResult
 from models.profiles import ModelProfile, ProfileError, load_file
 from reports.machine import command_line
@@ -48,6 +51,11 @@ def examples_and_others(source: str, count: int | None) -> tuple[list[Example], 
     found = load_examples(source, None if count is None else min(count + PROBED, MAX_EXAMPLES))
     measured = found if count is None else found[:count]
     return measured, [*found[len(measured) :], *measured][:PROBED]
+
+
+def basis_of(source: str, count: int) -> str:
+    """What qualities are of that were measured on so many examples."""
+    return f"100 x token F1 on {count} examples of {source}"
 
 
 def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, meaningless: bool = False) -> Profile:
@@ -81,6 +89,33 @@ def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, 
             entry["encode_ms"] = entry["cloud_prefill_ms"] = 0.0
         profile["modes"][str(mode)] = entry
     return profile
+
+
+def add_lengths(
+    profile: Profile,
+    models: tuple[LoadedModel, LoadedModel],
+    contexts: Sequence[int],
+    output_tokens: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Make a profile a function of lengths: measure both models at these contexts, and fit.
+
+    Caches are decoded by the edge's model in the cloud, and unpacked in proportion to their length.
+    """
+    edge, cloud = (fit(measure_lengths(model, contexts, output_tokens, progress)) for model in models)
+    for model, fitted in zip(models, (edge, cloud), strict=True):
+        progress(f"{model.spec.name}: times by length are at most {100 * fitted.error:.1f} % off what was measured")
+    profile["answer_tokens"] = output_tokens
+    profile["lengths"] = {
+        "contexts": [min(contexts), max(contexts)],
+        "error": round(max(edge.error, cloud.error), 4),
+        "edge": edge.times.model_dump(exclude_defaults=True),
+        "cloud": cloud.times.model_dump(exclude_defaults=True),
+    }
+    for name, mode in profile["modes"].items():
+        if parse_mode(name).is_cache:
+            steps = edge.times.model_dump(include={"step_ms", "step_position_us"})
+            mode["cloud"] = {"prefill_token_ms": float(f"{mode['cloud_prefill_ms'] / profile['tokens']:.3g}"), **steps}
 
 
 def check_profile_file(path: Path, name: str) -> None:

@@ -171,10 +171,27 @@ def _caveats(scenario: Scenario, facts: RunFacts, result: RunResult) -> Iterator
         yield f"qualities of {len(bases)} bases are averaged here: {'; '.join(bases)}"
     if any(real.weights == "random" for real in scenario.real_models.values()):
         yield "random weights: answers mean nothing, qualities are the profile's"
+    yield from _beyond(scenario)
     if facts.engine == "live":
         yield from (f"links: {caveat}" for caveat in scenario.impairments.caveats())
     elif scenario.impairments.active:
         yield "delay and loss are reckoned with in means, jitter and reordering are left out: docs/links.md"
+
+
+def _beyond(scenario: Scenario) -> Iterator[str]:
+    """Profiles whose times were measured at other lengths than the requests have."""
+    if not scenario.arrivals.sized:
+        return
+    asked = [arrival.lengths.context_tokens for arrival in scenario.schedule() if arrival.lengths is not None]
+    for profile in scenario.models:
+        if profile.lengths is not None and asked:
+            shortest, longest = profile.lengths.contexts
+            outside = sum(not shortest <= tokens <= longest for tokens in asked) / len(asked)
+            if outside:
+                yield (
+                    f"{100 * outside:.0f} % of contexts ({min(asked):,} to {max(asked):,} tokens) are outside of the "
+                    f"{shortest:,} to {longest:,} tokens that {profile.name} was measured at: times by formula"
+                )
 
 
 def _quality_bases(scenario: Scenario) -> list[str]:

@@ -92,7 +92,8 @@ def scenario(folder: Path, model: dict | None = None, **changes: object) -> Scen
 
 def test_a_request_takes_what_was_predicted_of_its_lengths(tmp_path: Path) -> None:
     run_dir = run_folder.create(tmp_path / "run", loaded := scenario(tmp_path, allocators=["deadline", "equal"]))
-    run_simulated(loaded, run_dir)
+    summary = run_simulated(loaded, run_dir)
+    assert not summary.warnings
     ledger = pd.read_parquet(run_dir / "ledger.parquet")
     assert set(ledger.status) == {"met"}
     m = profile()
@@ -104,6 +105,13 @@ def test_a_request_takes_what_was_predicted_of_its_lengths(tmp_path: Path) -> No
     assert ledger.context_tokens.nunique() > 30
     alone = ledger[(ledger.cloud_queue_ms < 1) & (ledger.uplink_wait_ms < 1)]
     assert (alone.predicted_ms / alone.latency_ms).median() == pytest.approx(1, abs=0.01)
+
+
+def test_contexts_that_were_not_measured_are_said(tmp_path: Path) -> None:
+    loaded = scenario(tmp_path, PROFILE | {"lengths": {**PROFILE["lengths"], "contexts": [900, 1000]}})
+    summary = run_simulated(loaded, run_folder.create(tmp_path / "run", loaded))
+    [warning] = summary.warnings
+    assert "are outside of the 900 to 1,000 tokens that p.yaml/m was measured at" in warning
 
 
 def test_the_profile_s_own_lengths_on_request(tmp_path: Path) -> None:
