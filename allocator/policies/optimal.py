@@ -5,7 +5,10 @@ from allocator.solver.arrays import rows_of, solution_of
 
 
 class Optimal:
-    """Most weight in time, then the best weighted quality, both proved optimal: see `allocator.solver.milp`."""
+    """Most weight in time, then the best weighted quality, both proved optimal: see `allocator.solver.milp`.
+
+    `solve` raises ValueError for weights that differ by more than an exact answer can tell apart.
+    """
 
     name = "optimal"
     static_shares = False

@@ -20,6 +20,8 @@ from allocator.solver.dominance import undominated
 
 # Weights that differ by less than this share of the whole are equal; HiGHS itself is no more exact.
 _WEIGHT_TOLERANCE = 1e-7
+# So a weight that is a smaller share of all weights than this is refused: it might be given away unseen.
+LEAST_WEIGHT_SHARE = 1e-6
 # Budgets are scaled to this, so that the absolute tolerance of HiGHS, 1e-6, is our relative one of 1e-9.
 _SCALE = 1e3
 _STATUS_TIME = 1  # scipy's, for a limit reached
@@ -42,12 +44,23 @@ def exact_choice(rows: Rows, limit_s: float = float("inf")) -> Exact:
     """The best choice; with a time limit for each of the two programs, the best found within it.
 
     Raises:
+        ValueError: weights differ too much for an exact answer.
         RuntimeError: HiGHS found no solution, for another reason than the limit.
     """
+    if len(rows.weight) and rows.weight.min() < LEAST_WEIGHT_SHARE * rows.weight.sum():
+        raise ValueError(too_far_apart(float(rows.weight.min()), float(rows.weight.sum())))
     try:
         return _solve(rows, _Milp(rows, merge=True), limit_s)
     except _InfeasibleByRounding:
         return _solve(rows, _Milp(rows, merge=False), limit_s)
+
+
+def too_far_apart(least: float, in_all: float) -> str:
+    """Why such weights can't be answered exactly."""
+    return (
+        f"optimal: a weight of {least:g} among weights of {in_all:g} in all is below what it can tell apart "
+        f"({LEAST_WEIGHT_SHARE:g} of all); bring weights nearer together, or use deadline"
+    )
 
 
 def _solve(rows: Rows, program: "_Milp", limit_s: float) -> Exact:

@@ -14,6 +14,7 @@ from agents.estimators import AnyEstimator, Ewma
 from agents.offer import Context, mode_options, payload_bytes
 from agents.record import Slo
 from allocator.policies import make_policy
+from allocator.policies.optimal import Optimal
 from allocator.policies.static import Static
 from allocator.problem import ModeOption, OnInfeasible
 from cloud.backend import OpenAIBackend
@@ -407,6 +408,15 @@ class Scenario(Settings):
             policy = make_policy(allocator.policy)
         except ValueError as error:
             return str(error)
+        if isinstance(policy, Optimal):
+            from allocator.solver.milp import LEAST_WEIGHT_SHARE, too_far_apart  # SciPy takes a second to import
+
+            least, in_all = (
+                min(self.agent_weights),
+                2 * sum(self.agent_weights),
+            )  # one asks and one sends, of each agent
+            if least < LEAST_WEIGHT_SHARE * in_all:
+                return too_far_apart(least, in_all)
         for profile in self.models:
             offered = [m for m in self.modes_of(profile) if allocator.modes is None or m in allocator.modes]
             if isinstance(policy, Static) and policy.mode not in offered:

@@ -135,3 +135,22 @@ def test_every_certificate_is_true(cloud: bool, seed: int) -> None:
     assert 0 <= gap.weight < 1 and 0 <= gap.quality < 1
     if exact.weight_bound <= weight:  # proved: the certificate says no less than what is really missing
         assert gap.weight >= 1 - own_weight / max(weight, 1e-9) - 1e-9
+
+
+@fast
+@given(seed=seeds)
+def test_optimal_is_exact_for_weights_as_far_apart_as_it_takes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn_problem = draw_problem(rng, int(rng.integers(2, 6)), cloud=False)
+    spread = 10.0 ** rng.uniform(0, 5.2, len(drawn_problem.requests))
+    requests = tuple(replace(r, weight=float(w)) for r, w in zip(drawn_problem.requests, spread, strict=True))
+    problem = replace(drawn_problem, requests=requests, transfers=())
+    rows = rows_of(problem)
+    assert rows.objective(exact_choice(rows).choice) == pytest.approx(brute_force(problem), rel=1e-9)
+
+
+def test_optimal_refuses_weights_that_it_can_t_tell_apart() -> None:
+    problem = draw_problem(np.random.default_rng(1), 4, cloud=False)
+    requests = tuple(replace(r, weight=w) for r, w in zip(problem.requests, (1e6, 1.0, 1.0, 1e-3), strict=True))
+    with pytest.raises(ValueError, match=r"a weight of 0.001 among weights of 1e\+06 in all is below what it can tell"):
+        exact_choice(rows_of(replace(problem, requests=requests, transfers=())))
