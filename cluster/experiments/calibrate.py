@@ -53,17 +53,12 @@ def examples_and_others(source: str, count: int | None) -> tuple[list[Example], 
     return measured, [*found[len(measured) :], *measured][:PROBED]
 
 
-def basis_of(source: str, count: int) -> str:
-    """What qualities are of that were measured on so many examples."""
-    return f"100 x token F1 on {count} examples of {source}"
-
-
-def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, meaningless: bool = False) -> Profile:
+def profile_of(results: Sequence[RequestResult], source: str, plan: Plan | None, meaningless: bool = False) -> Profile:
     """A profile as `models.profiles.ModelProfile` reads it.
 
     Args:
         results: of `models.hf.measure.measure`.
-        basis: what the qualities are of.
+        source: of the examples.
         plan: of `mixed_int4`.
         meaningless: answers of random weights: quality 0, without interval.
     """
@@ -71,7 +66,7 @@ def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, 
         "kv_bytes": median_high(result.kv_bytes for result in results),
         "tokens": median_high(result.context for result in results),
         "edge_prefill_ms": _ms([result.edge_prefill_ms for result in results]),
-        "quality_basis": RANDOM_BASIS if meaningless else basis,
+        "quality_basis": RANDOM_BASIS if meaningless else f"100 x token F1 on {len(results)} examples of {source}",
     }
     if plan is not None:
         profile["mixed_int4_plan"] = list(plan)
