@@ -442,7 +442,7 @@ def test_a_resolved_scenario_is_the_same_scenario(changed: dict[str, object]) ->
 
 def test_weights_that_optimal_can_t_tell_apart_are_refused_before_a_run(tmp_path: Path) -> None:
     apart = GOOD.replace("count: 2}", "count: 2, weight: 1e6}").replace("qwen2.5-14b}", "qwen2.5-14b, weight: 0.5}")
-    with pytest.raises(DocumentError, match="optimal: a weight of 0.5 among weights of 4e") as caught:
+    with pytest.raises(DocumentError, match=r"optimal: a weight of 0\.5 among weights of 4e") as caught:
         load(tmp_path, apart, ["optimal"])
     assert "or use deadline" in str(caught.value)
     assert load(tmp_path, apart, ["deadline"]).agent_weights == [1e6, 1e6, 0.5]
