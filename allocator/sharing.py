@@ -151,13 +151,13 @@ def _give_rates(active: list[_Sending], by_due: list[_Sending], uplink_mbps: flo
     """
     bytes_per_s, total_bytes, left_mbps = uplink_mbps * BYTES_PER_S, 0.0, uplink_mbps
     for each in by_due:
-        total_bytes += each.bytes_left
+        bytes_left = each.bytes_left
+        total_bytes += bytes_left
         if total_bytes > bytes_per_s * (each.late_s - now_s) + SAME_BYTES:
             _choose_rates(active, uplink_mbps, now_s)
             return
-    for each in by_due:
         left_s = each.due_s - now_s
-        mbps = each.bytes_left * 8e-6 / left_s if left_s > 0 else float("inf")
+        mbps = bytes_left * 8e-6 / left_s if left_s > 0 else left_mbps
         if mbps > left_mbps:
             mbps = left_mbps
         if mbps > each.ceiling_mbps:
