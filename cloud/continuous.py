@@ -90,13 +90,6 @@ class ContinuousWorker(AnyWorker):
         else:
             self._idle.set()
 
-    async def _begin_answer(self, job: Job) -> None:
-        """The first token is sent as soon as it is there."""
-        try:
-            await job.reply(Kind.FIRST_TOKEN, job.header, CloudStages(job.received_s, mode=job.header.mode, tokens=1))
-        except OSError:
-            pass  # counted when the answer can't be sent either
-
     async def _answer(self, served: Served[Job]) -> None:
         job = served.item
         stages = CloudStages(

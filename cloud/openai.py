@@ -7,7 +7,7 @@ size and time, and what goes wrong is one line that names the server.
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -72,8 +72,8 @@ class OpenAIServer:
         if self._session is not None:
             await self._session.close()
 
-    async def generate(self, prompt: str, max_tokens: int) -> Generated:
-        """Ask for an answer of at most `max_tokens`. Raises ServerError."""
+    async def generate(self, prompt: str, max_tokens: int, begun: Callable[[], object] = lambda: None) -> Generated:
+        """Ask for an answer of at most `max_tokens`; `begun` is called at its first token. Raises ServerError."""
         assert self._session is not None
         where = f"{self.backend.base_url}{PARTS[self.backend.api][0]}"
         try:
@@ -83,7 +83,7 @@ class OpenAIServer:
                     raise ServerError(f"{where}: HTTP {got.status}: {_line(said)}")
                 if got.content_type != "text/event-stream":
                     raise ServerError(f"{where}: answers in {got.content_type}, not as a stream of events")
-                return await self._read(where, got.content)
+                return await self._read(where, got.content, begun)
         except TimeoutError:
             raise ServerError(f"{where}: no whole answer within {self.backend.timeout_s:g} s") from None
         except (aiohttp.ClientError, HttpProcessingError, ValueError, OSError) as error:
@@ -96,7 +96,7 @@ class OpenAIServer:
         asked |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
         return asked | self.backend.extra
 
-    async def _read(self, where: str, stream: aiohttp.StreamReader) -> Generated:
+    async def _read(self, where: str, stream: aiohttp.StreamReader, begun: Callable[[], object]) -> Generated:
         """Read a stream of events to its end. Raises ServerError."""
         pieces: list[str] = []
         first_token_s = end_s = 0.0
@@ -111,7 +111,9 @@ class OpenAIServer:
             ended = ended or finished
             if text:
                 end_s = now_s()
-                first_token_s = first_token_s or end_s
+                if not pieces:
+                    first_token_s = end_s
+                    begun()
                 pieces.append(text)
         if not pieces:
             raise ServerError(f"{where}: the answer has no text")

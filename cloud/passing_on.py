@@ -77,7 +77,10 @@ class ServerWorker(AnyWorker):
         work = self._profiles.generation_of(job.header)
         began_s = now_s()
         try:
-            found = await self._server.generate(self._prompt(work.kept), work.output_tokens)
+            prompt = self._prompt(work.kept)
+            found = await self._server.generate(
+                prompt, work.output_tokens, lambda: self._spawn(self._begin_answer(job))
+            )
         except ServerError as error:
             await self._refuse(job, Unservable(str(error)))
             return
@@ -117,4 +120,5 @@ def _stages(job: Job, began_s: float, found: Generated) -> CloudStages:
         (found.first_token_s - began_s) * 1e3,
         (found.end_s - found.first_token_s) * 1e3,
         header.mode,
+        tokens=found.tokens,
     )

@@ -147,6 +147,13 @@ class AnyWorker(ABC):
         except OSError:
             pass
 
+    async def _begin_answer(self, job: Job) -> None:
+        """The first token is sent as soon as it is there."""
+        try:
+            await job.reply(Kind.FIRST_TOKEN, job.header, CloudStages(job.received_s, mode=job.header.mode, tokens=1))
+        except OSError:
+            pass  # counted when the answer can't be sent either
+
     async def _refuse(self, job: Job, error: Unservable) -> None:
         self.counts["refused_unservable"] += 1
         try:

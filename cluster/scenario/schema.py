@@ -540,8 +540,8 @@ class Scenario(Settings):
                 if limit_ms is not None and self.planning_margin_ms >= limit_ms and (where or name != "deadline_ms"):
                     margin = f"the planning margin (margin_ms) of {self.planning_margin_ms:g} ms"
                     yield (*where, name), f"{margin} leaves nothing of {limit_ms:g} ms"
-            if limits.tpot_ms is not None and not self.streams:
-                yield (*where, "tpot_ms"), "answers come whole: only workers with cloud.batching send tokens ahead"
+            if limits.tpot_ms is not None and not self.streams and self.cloud.backend is None:
+                yield (*where, "tpot_ms"), "answers come whole: cloud.batching or a cloud.backend sends tokens ahead"
         longest_ms = max(slo.deadline_ms for slo in self.agent_slos)
         if self.request_timeout_ms < longest_ms:
             yield ("timeout_ms",), f"{self.timeout_ms:g} ms is shorter than the deadline of {longest_ms:g} ms"

@@ -101,7 +101,7 @@ def test_the_allocator_plans_for_the_first_token(scenario: Write) -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"tpot_ms": 20}, "tpot_ms: answers come whole: only workers with cloud.batching send tokens ahead"),
+        ({"tpot_ms": 20}, "tpot_ms: answers come whole: cloud.batching or a cloud.backend sends tokens ahead"),
         ({"ttft_ms": 15}, r"ttft_ms: the planning margin \(margin_ms\) of 20 ms leaves nothing of 15 ms"),
         (
             {"agents": {"groups": [{"profile": "tiny-profiles.yaml/small", "deadline_ms": 30}]}},
