@@ -43,16 +43,22 @@ def characterize(
     workers: Annotated[int, typer.Option(min=0, help="Processes on Ray; 0: this one, without Ray.")] = 0,
     num_gpus: Annotated[float, typer.Option(min=0, help="Each worker's share of a GPU.")] = 0.0,
     threads: Annotated[int, typer.Option(min=1, help="Cores of this process.")] = 1,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile file to write from the study, as calibrate's.")
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Print so many prompts as the model gets them, and end.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Study real models: what selections and quantizers cost in answers, example by example, with statistics."""
     result = ResultStream(as_json)
     with real_models(threads):
+        from cluster.experiments.calibrate import check_profile_file
         from cluster.experiments.characterize import Study, run_study
         from models.tasks import task_of
 
-        asked = task_of(task)
+        asked, called = task_of(task), Path(model).name
+        if profile is not None:
+            check_profile_file(profile, called)
         if examples is not None and asked.generated:
             fail(f"--examples {examples}: the examples of {task} are made here; leave it out")
         cases = _cases(selections, retentions, quantizers, ways, modes, cloud_model is not None)
@@ -70,6 +76,8 @@ def characterize(
             _report(folder, result)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         _report(folder, result)
+        if profile is not None:
+            _write_profile(study, folder, profile, called)
 
 
 def claims(
@@ -139,6 +147,17 @@ def _models(model: str, cloud: str | None, device: Device, dtype: Dtype) -> tupl
     other = ModelSpec(cloud, "pretrained", exact, where)
     check_pair(edge, other, scout=True)
     return load_model(edge), load_model(other)
+
+
+def _write_profile(study: "Study", folder: Path, path: Path, called: str) -> None:
+    from cluster.experiments.calibrate import provenance, write_profile
+    from cluster.experiments.characterize import items_of, profile_from
+    from reports.study import read_study
+
+    items, _ = items_of(study, lambda line: None)
+    found = profile_from(study, read_study(folder), [item.example for item in items], progress)
+    write_profile(path, called, found, f"{provenance()}; {study.edge.spec.dtype}")
+    progress(f"the profile: {called} in {path}")
 
 
 def _show(study: "Study", count: int) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.experiments.calibrate import PROBED
+from cluster.experiments.calibrate import PROBED, Profile, profile_of
+from kvcache.modes import LOCAL, PROMPT, SCOUT_SELECTION, parse_mode
 from models.datasets import FAMILY, Example, load_examples
 from models.hf.loading import LoadedModel, ModelSpec
-from models.hf.measure import fitting
+from models.hf.measure import fitting, measure
 from models.hf.prompts import prompt_of
 from models.study.asking import Asker, Item
-from models.study.cases import Case, needs_plan
+from models.study.cases import FULL, Case, needs_plan
 from models.study.generated import examples_of
 from models.study.plans import FoundPlan, find_joint_plan
 from models.study.rows import Outcome, Store
@@ -21,10 +22,12 @@ from models.tasks import Task
 from reports import files
 from reports.machine import describe_machine
 from reports.schema import DocumentUnreadable, StudyFacts
+from reports.study import StudyResults
 
 Progress = Callable[[str], None]
 GROUP = 8  # examples of one context that are asked about together at most: what is lost when a study is killed
 TELL_S = 5.0
+TIMED = 8  # examples that a profile's stage times are medians of
 SAME = ("fingerprints", "task", "examples", "seed", "dtype", "max_new_tokens")
 """Of a study that is gone on with; samples, lengths and cases may grow."""
 
@@ -179,6 +182,34 @@ def run_study(
         facts.outcomes = len(store.done())
         facts.write(out / files.STUDY)
     return facts
+
+
+def profile_from(study: Study, results: StudyResults, examples: Sequence[Example], progress: Progress) -> Profile:
+    """A profile of the studied models: stage times of a few examples, one request at a time, and the study's qualities.
+
+    Its modes are those of the study that a scenario can name; `local` has the quality of the whole cache.
+    """
+    by_mode = {LOCAL: FULL}
+    for case in study.cases:
+        if case.side == "edge" and case.way == "prune":
+            by_mode[parse_mode(case.name)] = case.name
+        elif case.name == "prompt":
+            by_mode[PROMPT] = case.name
+        elif case.scout and case.selection == SCOUT_SELECTION:
+            by_mode[parse_mode(f"scout@{case.retention!r}")] = case.name
+    plan = None if results.facts.plan is None else tuple(results.facts.plan)
+    timed = examples[:TIMED]
+    cloud = study.cloud or study.edge
+    measured = measure(timed, study.edge, cloud, list(by_mode), study.max_new_tokens, plan, progress, task=study.task)
+    length = min(results.figures)
+    basis = f"100 x {study.task.measure} on {results.examples} examples of {results.facts.examples} ({study.task.name})"
+    profile = profile_of(measured, basis, plan)
+    for mode, case_name in by_mode.items():
+        found, entry = results.find(case_name, length), profile["modes"][str(mode)]
+        assert found is not None
+        entry["quality"] = round(found.f1.mean, 1)
+        entry["quality_interval"] = [round(found.f1.low, 1), round(found.f1.high, 1)]
+    return profile
 
 
 def _begun(study: Study, out: Path, left_out: list[str]) -> StudyFacts:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kvcache.cache import KVCache
-from kvcache.modes import MIXED
+from kvcache.modes import MIXED, UNQUANTIZED
 from kvcache.plans import Plan, quantized
 from kvcache.selection import SELECTIONS, Selection
 from models.datasets import Example
@@ -151,7 +151,9 @@ class Asker:
         except ValueError:  # of `delta`, the size depends on the values
             buffers = write_cache(CachePayload(cache, found.last_token), plan, model.fingerprint)
             sent = sum(buffer.nbytes for buffer in buffers)
-        return Start(quantized(cache, plan), found.last_token, new, one_line), sent
+        exact = plan == UNQUANTIZED and cache.geometry.dtype.itemsize == 2  # on the wire as it is
+        received = cache if exact else quantized(cache, plan)
+        return Start(received, found.last_token, new, one_line), sent
 
     def _answer(self, model: LoadedModel, asked: Sequence[_Asked]) -> None:
         decoder = PlainDecoder(model)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from cluster.experiments.characterize import Study, StudyError, items_of, run_study
+from cluster.cli.app import app
+from cluster.experiments.characterize import Study, StudyError, items_of, profile_from, run_study
 from kvcache.plans import joint_plan, quantized
 from kvcache.selection import SELECTIONS
 from models.datasets import Example, load_examples
@@ -18,6 +20,7 @@ from models.hf.decode import PlainDecoder, Start
 from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prompts import prompt_of, reference_tokens, text_of
+from models.profiles import ModelProfile
 from models.study.asking import Asker, Item, answer_nlls, prefilled_together
 from models.study.cases import Case, cases_of
 from models.study.generated import examples_of
@@ -244,3 +247,38 @@ def test_a_plan_is_verified_on_other_examples() -> None:
     assert len(found.plan) == 3 and found.rise <= 0.02
     with pytest.raises(ValueError, match="at least two examples"):
         find_joint_plan(model("tiny"), [FIRST], QA, 8)
+
+
+def test_a_study_becomes_a_profile(tmp_path: Path) -> None:
+    cases = cases_of(["q2c_pooled"], [0.5], ["int8"], ["prune", "delete"], cloud=True)
+    wanted = study(samples=2, cloud=model("small"), cases=cases)
+    run_study(wanted, tmp_path / "s", lambda line: None)
+    results = read_study(tmp_path / "s")
+    items, _ = items_of(wanted, lambda line: None)
+    profile = profile_from(wanted, results, [item.example for item in items], lambda line: None)
+    assert set(profile["modes"]) == {"local", "full", "int8", "q2c_pooled@0.5", "prompt", "scout@0.5"}
+    known = ModelProfile.model_validate({"name": "s", **profile})
+    scout = results.find("scout:q2c_pooled@0.5", 0)
+    assert scout is not None and known.quality_basis == "100 x F1 on 2 examples of family (qa)"
+    assert profile["modes"]["scout@0.5"]["quality"] == round(scout.f1.mean, 1)
+
+
+def test_the_command_shows_prompts_studies_and_judges(tmp_path: Path) -> None:
+    told = ["--model", "family/tiny", "--samples", "2", "--selections", "q2c", "--quantizers", "int8"]
+    shown = CliRunner().invoke(app, ["characterize", *told, "--show", "1"])
+    assert shown.exit_code == 0 and "Question: " in shown.output and " tokens" in shown.output
+    out = tmp_path / "s"
+    done = CliRunner().invoke(app, ["characterize", *told, "--out", str(out), "--retentions", "0.5"])
+    assert done.exit_code == 0 and (out / "report.html").exists() and (out / "results.parquet").exists(), done.output
+    judged = CliRunner().invoke(app, ["claims", str(out), "--out", str(tmp_path / "claims.md")])
+    assert judged.exit_code == 0 and "int8 loses nothing" in (tmp_path / "claims.md").read_text()
+    for wrong, message in (
+        (["--selections", "q3c"], "no selection 'q3c'; there are q2c"),
+        (["--ways", "cut"], "no way 'cut'; there are prune, prefill_kept, delete"),
+        (["--task", "poetry"], "no task 'poetry'"),
+        (["--retentions", "half"], "--retentions half: numbers by comma"),
+        (["--task", "needle", "--examples", "x.json"], "are made here"),
+    ):
+        failed = CliRunner().invoke(app, ["characterize", "--model", "family/tiny", *wrong])
+        assert failed.exit_code == 2 and message in " ".join(failed.output.split()), failed.output
+    assert CliRunner().invoke(app, ["claims", str(tmp_path)]).exit_code == 2
