@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pyarrow import parquet
 
 from configs.reading import FileRefused, check_file
@@ -295,6 +295,7 @@ def _pareto(figures: Sequence[CaseFigures], metric: str, axis: str, name: str, h
             at: dict[str, Any] = {"xytext": (0, 10 + 9 * (number % 3)), "textcoords": "offset points", "ha": "center"}
             ax.annotate(short(f.case), (f.payload_bytes, _value(f, metric)), fontsize=7, **at)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
         for number, kind in enumerate(kinds):
