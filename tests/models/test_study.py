@@ -168,7 +168,7 @@ def test_a_report_has_every_case_and_says_what_n_can_tell(tmp_path: Path) -> Non
     page = study_page(found)
     assert "example 9: too long" in page.warnings[-1]
     cells = [cell for section in page.sections for table in section.tables for row in table.rows for cell in row]
-    assert "scout:q2c@0.5" in cells and any("N=3 can tell" in note for note in page.sections[0].notes)
+    assert "scout:q2c@0.5" in cells and any("N=3" in note for note in page.sections[0].notes)
     front = pareto([f for f in found.figures[0] if f.side == "edge"], "nll", higher=False)
     assert all(a.nll.mean > b.nll.mean and a.payload_bytes <= b.payload_bytes for a, b in pairwise(front))
     with pytest.raises(ReportError, match=r"is no study: there is no study\.json"):
