@@ -201,6 +201,8 @@ class _ContinuousCopy:
         return self._batch.serve_ms(generation), self._batch.first_ms(generation)
 
     def _advance(self, at_s: float) -> None:
+        if not self._batch.busy and not self._ready_s:
+            return
         self._batch.advance(at_s)
         self._batch.take_admitted()
         self._batch.take_firsts(math.inf)
