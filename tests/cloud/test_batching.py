@@ -78,6 +78,16 @@ def test_without_memory_the_last_in_order_is_preempted_and_computed_again() -> N
         batch.add(3, generation(kept=100, output=80), 9, 0.0)
 
 
+@pytest.mark.parametrize(("kept", "waits"), [(783, False), (799, True)])
+def test_a_hundredth_of_the_memory_stays_free_for_those_that_grow(kept: int, waits: bool) -> None:
+    """Of 100 blocks the first sequence has 50."""
+    batch: ContinuousBatch[int] = ContinuousBatch(ContinuousBatching(kv_tokens=1600, block_tokens=16))
+    batch.add(1, generation(kept=799, output=10), 8, 0.0)
+    batch.add(2, generation(kept=kept, output=10), 9, 0.0)
+    batch.advance(1e-6)
+    assert batch.waiting == ([2] if waits else [])
+
+
 def test_a_removed_sequence_leaves_room() -> None:
     batch: ContinuousBatch[int] = ContinuousBatch(ContinuousBatching(slots=1))
     batch.add(1, generation(), 9, 0.0)
