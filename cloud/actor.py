@@ -29,6 +29,7 @@ class WorkerActor:
     async def start(self) -> int:
         """Ready to serve; returns the process id."""
         self._worker = self._make()
+        self._worker.check()
         self._reception = self._receive(self._worker)
         self._serving = asyncio.create_task(self._reception.run(await self._listen()))
         return os.getpid()

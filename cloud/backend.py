@@ -10,6 +10,8 @@ from configs.settings import Settings
 def _http_url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise ValueError("a URL that begins with http:// or https://, such as http://127.0.0.1:8000/v1")
+    if "@" in text.split("/")[2]:
+        raise ValueError("no user or password here, which would be shown and saved: use api_key_env")
     return text.rstrip("/")
 
 

@@ -16,6 +16,7 @@ from aiohttp.http import HttpProcessingError
 
 from cloud.backend import OpenAIBackend
 from models.clock import now_s
+from models.lengths import MAX_TOKENS
 
 CONNECT_S = 5.0
 MAX_LINE_BYTES = 2**18
@@ -54,13 +55,18 @@ class OpenAIServer:
     def __init__(self, backend: OpenAIBackend) -> None:
         self.backend = backend
         self._session: aiohttp.ClientSession | None = None
+        self._key = ""
+
+    def check(self) -> None:
+        """Raises ServerError: this process's environment has no key where one is needed."""
+        if (name := self.backend.api_key_env) is not None:
+            self._key = os.environ.get(name, "")
+            if not self._key:
+                raise ServerError(f"{self.backend.base_url}: the key's environment variable {name} isn't set here")
 
     async def __aenter__(self) -> Self:
-        headers = {}
-        if (name := self.backend.api_key_env) is not None:
-            if not os.environ.get(name):
-                raise ServerError(f"{self.backend.base_url}: the key's environment variable {name} isn't set here")
-            headers["Authorization"] = f"Bearer {os.environ[name]}"
+        self.check()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = aiohttp.ClientTimeout(total=self.backend.timeout_s, sock_connect=CONNECT_S)
         connector = aiohttp.TCPConnector(limit=0)
         self._session = aiohttp.ClientSession(
@@ -80,14 +86,14 @@ class OpenAIServer:
             async with self._session.post(where, json=self._request(prompt, max_tokens), allow_redirects=False) as got:
                 if got.status != 200:
                     said = (await got.content.read(MAX_LINE_BYTES)).decode("utf-8", "replace")
-                    raise ServerError(f"{where}: HTTP {got.status}: {_line(said)}")
+                    raise ServerError(f"{where}: HTTP {got.status}: {self._line(said)}")
                 if got.content_type != "text/event-stream":
                     raise ServerError(f"{where}: answers in {got.content_type}, not as a stream of events")
                 return await self._read(where, got.content, begun)
         except TimeoutError:
             raise ServerError(f"{where}: no whole answer within {self.backend.timeout_s:g} s") from None
         except (aiohttp.ClientError, HttpProcessingError, ValueError, OSError) as error:
-            raise ServerError(f"{where}: {_line(str(error) or type(error).__name__)}") from None
+            raise ServerError(f"{where}: {self._line(str(error) or type(error).__name__)}") from None
 
     def _request(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.backend.model, "stream": True, "stream_options": {"include_usage": True}}
@@ -102,11 +108,11 @@ class OpenAIServer:
         first_token_s = end_s = 0.0
         usage: dict[str, Any] = {}
         ended = False
-        async for event in _events(where, stream):
+        async for event in self._events(where, stream):
             if isinstance(event.get("usage"), dict):
                 usage = event["usage"]
             if "error" in event:
-                raise ServerError(f"{where}: {_line(json.dumps(event['error']))}")
+                raise ServerError(f"{where}: {self._line(json.dumps(event['error']))}")
             text, finished = self._piece(where, event)
             ended = ended or finished
             if text:
@@ -119,13 +125,13 @@ class OpenAIServer:
             raise ServerError(f"{where}: the answer has no text")
         if not ended:
             raise ServerError(f"{where}: the stream ended before the answer did")
-        tokens, prompt_tokens = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        tokens, prompt_tokens = _count(usage.get("completion_tokens")), _count(usage.get("prompt_tokens"))
         return Generated(
             "".join(pieces),
             first_token_s,
             end_s,
-            tokens if isinstance(tokens, int) and tokens > 0 else len(pieces),
-            prompt_tokens if isinstance(prompt_tokens, int) else None,
+            tokens or len(pieces),
+            prompt_tokens,
         )
 
     def _piece(self, where: str, event: dict[str, Any]) -> tuple[str, bool]:
@@ -141,28 +147,33 @@ class OpenAIServer:
                 raise TypeError
             return text, choice.get("finish_reason") is not None
         except (TypeError, KeyError, IndexError, AttributeError):
-            raise ServerError(f"{where}: not a piece of an answer: {_line(json.dumps(event))}") from None
+            raise ServerError(f"{where}: not a piece of an answer: {self._line(json.dumps(event))}") from None
 
+    async def _events(self, where: str, stream: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
+        """The JSON objects of a stream of server-sent events, up to `[DONE]` or its end. Raises ServerError."""
+        read = 0
+        while line := await stream.readline():
+            read += len(line)
+            if read > MAX_ANSWER_BYTES:
+                raise ServerError(f"{where}: an answer of more than {MAX_ANSWER_BYTES:,} bytes")
+            if not line.startswith(b"data:"):
+                continue  # comments, names of events, empty lines
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            try:
+                event = json.loads(data)
+            except (ValueError, RecursionError):
+                raise ServerError(f"{where}: not JSON: {self._line(data.decode('utf-8', 'replace'))}") from None
+            if not isinstance(event, dict):
+                raise ServerError(f"{where}: not a JSON object: {self._line(data.decode('utf-8', 'replace'))}")
+            yield event
 
-async def _events(where: str, stream: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events, up to `[DONE]` or its end. Raises ServerError."""
-    read = 0
-    while line := await stream.readline():
-        read += len(line)
-        if read > MAX_ANSWER_BYTES:
-            raise ServerError(f"{where}: an answer of more than {MAX_ANSWER_BYTES:,} bytes")
-        if not line.startswith(b"data:"):
-            continue  # comments, names of events, empty lines
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            return
-        try:
-            event = json.loads(data)
-        except (ValueError, RecursionError):
-            raise ServerError(f"{where}: not JSON: {_line(data.decode('utf-8', 'replace'))}") from None
-        if not isinstance(event, dict):
-            raise ServerError(f"{where}: not a JSON object: {_line(data.decode('utf-8', 'replace'))}")
-        yield event
+    def _line(self, text: str) -> str:
+        """What the server said, without the key, as a short line."""
+        text = text.replace(self._key, "***") if self._key else text
+        printable = "".join(each if each.isprintable() else " " for each in text[: 4 * MAX_SAID])
+        return " ".join(printable.split())[:MAX_SAID]
 
 
 async def try_out(backend: OpenAIBackend) -> None:
@@ -176,6 +187,6 @@ def try_out_now(backend: OpenAIBackend) -> None:
     asyncio.run(try_out(backend))
 
 
-def _line(text: str) -> str:
-    printable = "".join(each if each.isprintable() else " " for each in text[: 4 * MAX_SAID])
-    return " ".join(printable.split())[:MAX_SAID]
+def _count(tokens: Any) -> int | None:
+    """A number of tokens as a server says it; None for what can't be one."""
+    return tokens if type(tokens) is int and 0 < tokens <= MAX_TOKENS else None

@@ -45,6 +45,9 @@ class ServerWorker(AnyWorker):
         self._filled = asyncio.Event()
         self._passed_on: set[asyncio.Task[None]] = set()
 
+    def check(self) -> None:
+        self._server.check()
+
     async def serve_queue(self) -> None:
         async with self._server as server:
             try:
@@ -76,14 +79,18 @@ class ServerWorker(AnyWorker):
             await self._stop_transfer(job)
         work = self._profiles.generation_of(job.header)
         began_s = now_s()
+        first: list[asyncio.Task[None]] = []
         try:
-            prompt = self._prompt(work.kept)
             found = await self._server.generate(
-                prompt, work.output_tokens, lambda: self._spawn(self._begin_answer(job))
+                self._prompt(work.kept),
+                work.output_tokens,
+                lambda: first.append(asyncio.create_task(self._begin_answer(job))),
             )
         except ServerError as error:
             await self._refuse(job, Unservable(str(error)))
             return
+        finally:
+            await asyncio.gather(*first)  # nothing may overtake the first token
         try:
             await job.reply(Kind.ANSWER, job.header, _stages(job, began_s, found))
             self.counts["served"] += 1

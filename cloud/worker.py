@@ -70,6 +70,9 @@ class AnyWorker(ABC):
         self._served_from_hedge: set[Hashable] = set()
         self._check: asyncio.TimerHandle | None = None
 
+    def check(self) -> None:  # noqa: B027 (most lack nothing)
+        """Raise what keeps the worker from serving at all, before it is asked to."""
+
     @abstractmethod
     async def serve_queue(self) -> None:
         """Serve queued requests until cancelled."""

@@ -57,7 +57,7 @@ def make_allocator(
         ],
         make_policy(settings.policy),
         estimator.model_copy(deep=True),
-        LeastLoaded(scenario.cloud.workers, scenario.cloud.batch, scenario.cloud.batching),
+        LeastLoaded(scenario.cloud.workers, scenario.cloud.batch, scenario.cloud.by_iteration),
         link,
         Rules(
             cloud_time=settings.cloud_time,
@@ -104,8 +104,8 @@ def make_worker(scenario: Scenario, models: bool = False) -> AnyWorker:
 
         server = OpenAIServer(scenario.cloud.backend)
         return ServerWorker(ProfileCloud(scenario.models), scenario.cloud.queue_limit, server, scenario.seed)
-    if scenario.cloud.batching is not None:
-        return ContinuousWorker(ProfileCloud(scenario.models), scenario.cloud.queue_limit, scenario.cloud.batching)
+    if (rules := scenario.cloud.by_iteration) is not None:
+        return ContinuousWorker(ProfileCloud(scenario.models), scenario.cloud.queue_limit, rules)
     runtime: CloudRuntime = ProfileCloud(scenario.models)
     if models and scenario.real_models:
         from cloud.model_cloud import ModelCloud  # torch and transformers are loaded where models run, nowhere else

@@ -32,7 +32,7 @@ def bound_of(scenario: Scenario, whole: bool = False) -> Hindsight | None:
         return np.interp(at_s, times_s, carried_bytes)
 
     cloud = scenario.cloud
-    shared = Resources(carried, cloud.workers, cloud.at_a_time, by_iteration=cloud.batching is not None)
+    shared = Resources(carried, cloud.workers, cloud.at_a_time, by_iteration=cloud.by_iteration is not None)
     try:
         return hindsight(requests, shared, whole)
     except TooLarge:

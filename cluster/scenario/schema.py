@@ -127,6 +127,14 @@ class CloudSettings(Settings):
     )
 
     @property
+    def by_iteration(self) -> ContinuousBatching | None:
+        """How workers batch by iteration, if they do. A server does, with a slot for each request that it is given."""
+        if self.batching is None and self.backend is not None:
+            slots = self.backend.at_a_time
+            return ContinuousBatching(slots=slots, step_tokens=max(slots, ContinuousBatching().step_tokens))
+        return self.batching
+
+    @property
     def at_a_time(self) -> int:
         """The most requests that a worker serves at a time."""
         if self.backend is not None:
@@ -309,7 +317,7 @@ class Scenario(Settings):
     @property
     def streams(self) -> bool:
         """Whether cloud workers send the first token of an answer ahead."""
-        return self.cloud.batching is not None
+        return self.cloud.by_iteration is not None
 
     def modes_of(self, profile: ModelProfile) -> list[Mode]:
         """Allowed modes of a profile, in its own order."""
@@ -493,8 +501,8 @@ class Scenario(Settings):
         if not arrivals:
             yield ("arrivals",), "no request arrives in this time; raise rate_per_s or duration_s"
             return
-        if self.cloud.batching is not None:
-            yield from self._unbatchable(self.cloud.batching, arrivals)
+        if (rules := self.cloud.by_iteration) is not None:
+            yield from self._unbatchable(rules, arrivals)
         last_s = arrivals[-1].intended_s + self.request_timeout_ms / 1e3
         for i, event in enumerate(self.events):
             if problem := self._problem_of(event, last_s):
@@ -540,7 +548,7 @@ class Scenario(Settings):
                 if limit_ms is not None and self.planning_margin_ms >= limit_ms and (where or name != "deadline_ms"):
                     margin = f"the planning margin (margin_ms) of {self.planning_margin_ms:g} ms"
                     yield (*where, name), f"{margin} leaves nothing of {limit_ms:g} ms"
-            if limits.tpot_ms is not None and not self.streams and self.cloud.backend is None:
+            if limits.tpot_ms is not None and not self.streams:
                 yield (*where, "tpot_ms"), "answers come whole: cloud.batching or a cloud.backend sends tokens ahead"
         longest_ms = max(slo.deadline_ms for slo in self.agent_slos)
         if self.request_timeout_ms < longest_ms:

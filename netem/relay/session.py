@@ -42,8 +42,7 @@ class RelaySession:
         Raises:
             LinkUnavailable: it can't be started.
         """
-        self._process.wait(STOP_TIMEOUT_S)
-        self._close_pipes()
+        self._end()
         self._spawn(self.address.token, self.address.port)
 
     def _spawn(self, token: bytes, port: int) -> int:
@@ -59,7 +58,7 @@ class RelaySession:
         try:
             ready = self._begin(token)
         except BaseException:
-            self.stop()
+            self._end()
             raise
         self.pid: int = ready["pid"]
         return ready["port"]
@@ -84,19 +83,20 @@ class RelaySession:
 
     def stop(self) -> None:
         """End it, and all that goes through it. Idempotent."""
-        self._close_pipes()
+        self._end()
+        self._log.close()
+
+    def _end(self) -> None:
+        """End the process; another one may be started."""
+        assert self._process.stdin and self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._log.close()
-
-    def _close_pipes(self) -> None:
-        assert self._process.stdin and self._process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

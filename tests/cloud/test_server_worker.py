@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from cloud import openai
 from cloud.backend import OpenAIBackend
@@ -177,6 +178,42 @@ async def test_each_request_is_answered_or_refused_with_the_servers_reason(monke
             await worker.settle()
     assert all(stages.decode_ms >= 40 and stages.queue_ms < stages.decode_ms for stages in ended[Kind.ANSWER])
     assert all("HTTP 503: no" in stages.text for stages in ended[Kind.REFUSAL])
+
+
+async def test_a_key_that_the_server_repeats_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_KEY", "sk-secret-123")
+
+    async def repeats(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=401, text="x" * 190 + request.headers["Authorization"])
+
+    async with server(repeats) as port, OpenAIServer(backend(port, api_key_env="SERVER_KEY")) as asked:
+        with pytest.raises(ServerError, match="HTTP 401") as raised:
+            await asked.generate("a question", 5)
+    assert "sk-" not in str(raised.value)
+    with pytest.raises(ValidationError, match="no user or password here"):
+        backend(1, base_url="http://me:secret@127.0.0.1/v1")
+
+
+async def test_what_comes_at_once_comes_in_order_and_counts_are_believed_in_reason() -> None:
+    async def at_once(request: web.Request) -> web.StreamResponse:
+        usage = json.dumps({"choices": [], "usage": {"completion_tokens": 5 * 10**9}})
+        body = "".join(f"data: {line}\n\n" for line in (piece("a"), piece("b", "stop"), usage, "[DONE]"))
+        return web.Response(text=body, content_type="text/event-stream")
+
+    async with server(at_once) as port:
+        worker = ServerWorker(ProfileCloud([HEDGED_PROFILE]), 8, OpenAIServer(backend(port)))
+        async with workers.serving(worker, 1000) as (_, address):
+            client = await Client.open(address)
+            await client.send(small_frame(Header(Kind.REQUEST, 1, 50, mode=PROMPT), bytes(50)))
+            frames = [await client.frame() for _ in range(3)]
+    assert [header.kind for header, _ in frames] == [Kind.RECEIPT, Kind.FIRST_TOKEN, Kind.ANSWER]
+    assert CloudStages.unpack(frames[2][1]).tokens == 2, "the pieces"
+
+
+def test_a_worker_without_the_key_says_so_before_it_serves() -> None:
+    settings = backend(1, api_key_env="NO_SUCH_KEY")
+    with pytest.raises(ServerError, match="NO_SUCH_KEY isn't set here"):
+        ServerWorker(ProfileCloud([HEDGED_PROFILE]), 8, OpenAIServer(settings)).check()
 
 
 @pytest.fixture(scope="module")

@@ -131,3 +131,13 @@ def test_limits_that_can_t_be_kept_are_refused(scenario: Write, limits: dict[str
 def test_what_can_t_be_batched_is_refused(scenario: Write, cloud: dict[str, Any], message: str) -> None:
     with pytest.raises(DocumentError, match=message):
         Scenario.load(scenario(cloud=cloud))
+
+
+def test_a_server_is_taken_to_batch_by_iteration(scenario: Write) -> None:
+    backend = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m", "at_a_time": 3000}
+    loaded = Scenario.load(scenario(modes=["prompt"], cloud={"backend": backend}, tpot_ms=500))
+    rules = loaded.cloud.by_iteration
+    assert loaded.streams and rules is not None and (rules.slots, rules.step_tokens) == (3000, 3000)
+    [turn, *_] = SimulatedEngine(loaded).run().turns
+    answered = [record for record in turn.records if record.answered is not None]
+    assert answered and all(record.ttft_ms < record.latency_ms for record in answered)

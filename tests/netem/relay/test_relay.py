@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from netem.helper.session import LinkUnavailable
 from netem.relay import protocol
 from netem.relay.client import RelayAddress, Standing, StationLink
 from netem.relay.protocol import Hello, RelayRefused, Role
@@ -189,3 +191,17 @@ async def test_the_relay_ends_with_its_session() -> None:
     with pytest.raises(OSError):
         await relay.connect(0, 1)
     del near, far
+
+
+async def test_a_relay_that_can_t_be_started_again_can_be_tried_again() -> None:
+    with start_link("paced", "auto") as link, RelaySession(link.socket_path, LOOPBACK, 8) as session:
+        before = session.pid
+        os.kill(before, signal.SIGKILL)
+        session._process.wait(20)
+        with socket.create_server((LOOPBACK, session.address.port)):  # somebody else took its place
+            for _ in range(2):
+                with pytest.raises(LinkUnavailable, match="can't listen"):
+                    session.restart()
+        session.restart()
+        assert session.pid != before
+        await session.address.status()
