@@ -88,7 +88,8 @@ def calibrate(
             if not results:
                 raise typer.Exit(exit_code)
             progress(f"cut short: this is a profile of the {len(results)} examples measured so far")
-        profile = calibration.profile_of(results, examples, plan, weights == "random")
+        basis = calibration.basis_of("token F1", len(results), examples)
+        profile = calibration.profile_of(results, basis, plan, weights == "random")
         if contexts and not exit_code:
             exit_code = _to_the_end(lambda: calibration.add_lengths(profile, models, contexts, new, progress))
         calibration.write_profile(out, called, profile, f"{calibration.provenance()}; {models[0].spec.dtype}")

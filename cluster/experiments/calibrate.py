@@ -53,12 +53,17 @@ def examples_and_others(source: str, count: int | None) -> tuple[list[Example], 
     return measured, [*found[len(measured) :], *measured][:PROBED]
 
 
-def profile_of(results: Sequence[RequestResult], source: str, plan: Plan | None, meaningless: bool = False) -> Profile:
+def basis_of(score: str, count: int, source: str) -> str:
+    """What a quality of 100 means: a mean over so many examples of a source."""
+    return f"100 x {score} on {count} examples of {source}"
+
+
+def profile_of(results: Sequence[RequestResult], basis: str, plan: Plan | None, meaningless: bool = False) -> Profile:
     """A profile as `models.profiles.ModelProfile` reads it.
 
     Args:
         results: of `models.hf.measure.measure`.
-        source: of the examples.
+        basis: of the qualities (see `basis_of`).
         plan: of `mixed_int4`.
         meaningless: answers of random weights: quality 0, without interval.
     """
@@ -66,7 +71,7 @@ def profile_of(results: Sequence[RequestResult], source: str, plan: Plan | None,
         "kv_bytes": median_high(result.kv_bytes for result in results),
         "tokens": median_high(result.context for result in results),
         "edge_prefill_ms": _ms([result.edge_prefill_ms for result in results]),
-        "quality_basis": RANDOM_BASIS if meaningless else f"100 x token F1 on {len(results)} examples of {source}",
+        "quality_basis": RANDOM_BASIS if meaningless else basis,
     }
     if plan is not None:
         profile["mixed_int4_plan"] = list(plan)

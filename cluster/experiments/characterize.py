@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.experiments.calibrate import PROBED, Profile, profile_of
+from cluster.experiments.calibrate import PROBED, Profile, basis_of, profile_of
 from kvcache.modes import LOCAL, PROMPT, SCOUT_SELECTION, parse_mode
 from models.datasets import FAMILY, Example, load_examples
 from models.hf.loading import LoadedModel, ModelSpec
@@ -142,7 +142,9 @@ def run_study(
     workers: int = 0,
     gpus: float = 0.0,
 ) -> StudyFacts:
-    """Ask what the folder doesn't have yet, and keep it there. An interrupt leaves a folder that says `partial`.
+    """Ask what the folder doesn't have yet, and keep it there.
+
+    The folder says `partial` from the start, so that a study which is interrupted, or killed, can be gone on with.
 
     Args:
         out: the study's folder; new, or of a study with the same models, task, examples and seed.
@@ -162,6 +164,8 @@ def run_study(
 
     items, others = items_of(study, tell)
     facts = _begun(study, out, left_out)
+    out.mkdir(parents=True, exist_ok=True)
+    facts.write(out / files.STUDY)  # before any outcome: shards alone are no study that can be gone on with
     store = Store(out)
     done = store.done()
     groups = _groups(items, done)
@@ -202,7 +206,7 @@ def profile_from(study: Study, results: StudyResults, examples: Sequence[Example
     cloud = study.cloud or study.edge
     measured = measure(timed, study.edge, cloud, list(by_mode), study.max_new_tokens, plan, progress, task=study.task)
     length = min(results.figures)
-    basis = f"100 x {study.task.measure} on {results.examples} examples of {results.facts.examples} ({study.task.name})"
+    basis = basis_of(study.task.measure, results.examples, f"{results.facts.examples} ({study.task.name})")
     profile = profile_of(measured, basis, plan)
     for mode, case_name in by_mode.items():
         found, entry = results.find(case_name, length), profile["modes"][str(mode)]

@@ -154,6 +154,29 @@ def test_a_study_is_kept_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.Mo
         run_study(study(), tmp_path / "other", lambda line: None)
 
 
+def test_a_study_that_was_killed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = Asker.ask
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    def two_and_no_more(self: Asker, items: list[Item]) -> list[Outcome]:
+        if len(asked) == 2:
+            killed()
+        asked.extend(item.example.name for item in items)
+        return ask(self, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Asker, "ask", two_and_no_more)
+        patch.setattr(Store, "finish", killed)  # who is killed tidies nothing up
+        with pytest.raises(SystemExit):
+            run_study(study(), tmp_path, lambda line: None)
+    told: list[str] = []
+    assert run_study(study(), tmp_path, told.append).outcomes == 9
+    assert any("6 are there" in line for line in told), told
+
+
 def test_a_report_has_every_case_and_says_what_n_can_tell(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add(outcomes())
