@@ -16,6 +16,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
+DRAWN_AT_ONCE = 2**20  # signs: 16 MiB
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,11 @@ def clustered_ps(differences: ArrayLike, clusters: ArrayLike, rng: np.random.Gen
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((int(member.max()) + 1, data.shape[1]))
     np.add.at(sums, member, data)
-    signs = rng.integers(2, size=(RESAMPLES, len(sums))) * 2.0 - 1.0
-    flipped, seen = np.abs(signs @ sums), np.abs(sums.sum(0))
-    as_far = (flipped >= seen * (1 - 1e-12)).sum(0)  # rounding must not hide ties
+    seen = np.abs(sums.sum(0)) * (1 - 1e-12)  # rounding must not hide ties
+    as_far, rows = np.zeros(data.shape[1], dtype=int), max(1, DRAWN_AT_ONCE // len(sums))
+    for done in range(0, RESAMPLES, rows):
+        signs = rng.integers(2, size=(min(rows, RESAMPLES - done), len(sums))) * 2.0 - 1.0
+        as_far += (np.abs(signs @ sums) >= seen).sum(0)
     return [float(count) for count in (1 + as_far) / (1 + RESAMPLES)]
 
 

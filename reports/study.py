@@ -121,10 +121,12 @@ def figures_of(outcomes: pd.DataFrame) -> list[CaseFigures]:
         for case in cases:
             own = means.get_group(case)
             share = (own.kept / own.context_tokens.clip(lower=1)).mean()
-            averages = [_mean(own[key]) for key in ("answer_tokens", "answer_kept", "overlap", "beyond_chance")]
+            scouted = own[own.overlap >= 0]  # elsewhere -1 stands for both
+            averages = [own.answer_tokens.mean(), own.answer_kept[own.answer_kept >= 0].mean()]
+            averages += [scouted.overlap.mean(), scouted.beyond_chance.mean()]
             figures = measured["f1"][case], measured["exact"][case], measured["nll"][case]
             sent = float(own.payload_bytes.median())
-            found.append(CaseFigures(case, side, len(common), sent, float(share), *figures, *averages))
+            found.append(CaseFigures(case, side, len(common), sent, float(share), *figures, *map(float, averages)))
     return found
 
 
@@ -147,12 +149,6 @@ def _measured(values: pd.DataFrame, contexts: np.ndarray, baseline: str) -> dict
             told = detectable(differences[case], contexts)
             found[str(case)] = Measured(row[0], row[1], row[2], span[0], span[1], span[2], ps[case], told)
     return found
-
-
-def _mean(values: pd.Series) -> float:
-    """Of those that apply; -1 stands where one doesn't."""
-    known = values[values >= 0]
-    return float(known.mean()) if len(known) else math.nan
 
 
 def study_page(study: StudyResults) -> Page:

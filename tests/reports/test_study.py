@@ -1,5 +1,6 @@
 """Statistics of studies: over contexts, paired; and claims judged by them."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 from reports.claims import Claim, Claims, claims_page, judged, shipped_claims
-from reports.statistics import clustered_intervals, clustered_ps, detectable
+from reports.statistics import RESAMPLES, clustered_intervals, clustered_ps, detectable
 from reports.study import StudyResults, figures_of
 from tests.support.studies import facts_of, outcomes_of
 
@@ -39,6 +40,19 @@ def test_signs_of_whole_contexts_are_flipped() -> None:
     shifted, none = clustered_ps(np.column_stack([same, np.zeros(60)]), text, np.random.default_rng(0))
     assert shifted == pytest.approx(2 / 2**6, abs=0.01), "six contexts, not sixty examples"
     assert none == 1.0
+
+
+def test_signs_are_flipped_in_parts_with_the_digits_of_one_draw() -> None:
+    differences = np.random.default_rng(1).normal(0.02, 1, size=(1_500, 2))
+    signs = np.random.default_rng(0).integers(2, size=(RESAMPLES, 1_500)) * 2.0 - 1.0
+    as_far = (np.abs(signs @ differences) >= np.abs(differences.sum(0))).sum(0)
+    del signs
+    tracemalloc.start()
+    found = clustered_ps(differences, np.arange(1_500), np.random.default_rng(0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(1 + count) / (1 + RESAMPLES) for count in as_far.tolist()]
+    assert peak < 2**26, "not every sign of every context at once: 240 MB here"
 
 
 def results(*cases: tuple[str, float, float], count: int = 60) -> StudyResults:
@@ -90,6 +104,15 @@ def test_claims_that_ship_compare_cases_that_a_study_has() -> None:
     assert len({claim.id for claim in found.claims}) == len(found.claims)
     with pytest.raises(ValueError, match="`second` is for comparisons"):
         Claim(id="c", source="s", text="t", kind="better", first="int8")
+
+
+def test_positions_that_agree_less_than_chance_count() -> None:
+    outcomes = outcomes_of([("prompt", 0, 0), ("scout:q2c@0.5", 0, 0)], 4).assign(side="cloud", answer_kept=-1.0)
+    scouted = outcomes.case == "scout:q2c@0.5"
+    outcomes.loc[scouted, "overlap"], outcomes.loc[scouted, "beyond_chance"] = [0.6, 0.3, 0.5, -1.0], [0.2, -0.4, 0, -1]
+    prompt, scout = figures_of(outcomes)
+    assert scout.overlap == pytest.approx(1.4 / 3) and scout.beyond_chance == pytest.approx(-0.2 / 3)
+    assert np.isnan([prompt.overlap, prompt.beyond_chance, prompt.answer_kept]).all()
 
 
 def test_examples_that_a_case_lacks_are_in_no_comparison() -> None:
