@@ -87,11 +87,12 @@ class Resources:
         return (option.cloud_prefill_ms + decode_ms / self.batch) / 1e3
 
 
-def hindsight(requests: Sequence[Released], shared: Resources, whole: bool = False) -> Hindsight:
+def hindsight(requests: Sequence[Released], shared: Resources, whole: bool = False, most_s: float = MAX_S) -> Hindsight:
     """Upper bounds on what any allocator can have of these requests.
 
     Args:
         whole: each request has one option or none; takes exponential time, so for small runs only.
+        most_s: how long either of the two programs may take.
 
     Raises:
         TooLarge: too many requests, or it would take too long.
@@ -100,8 +101,8 @@ def hindsight(requests: Sequence[Released], shared: Resources, whole: bool = Fal
     if not requests:
         return Hindsight(0.0, 0.0)
     program = _Program(requests, shared)
-    met = program.best(np.ones(len(program.quality)), whole)
-    delivered = program.best(program.quality, whole)
+    met = program.best(np.ones(len(program.quality)), whole, most_s)
+    delivered = program.best(program.quality, whole, most_s)
     return Hindsight(min(1.0, met / len(requests) * (1 + ROUNDING)), delivered / len(requests) * (1 + ROUNDING))
 
 
@@ -227,8 +228,8 @@ class _Program:
         self._matrix = coo_array((np.concatenate(entries), where), shape=(row, column)).tocsr()
         self._limits, self._most = np.concatenate(limits), np.concatenate(most)
 
-    def best(self, value: Floats, whole: bool) -> float:
-        """The most of `value` (options,). Raises RuntimeError if HiGHS found none."""
+    def best(self, value: Floats, whole: bool, most_s: float) -> float:
+        """The most of `value` (options,). Raises TooLarge, or RuntimeError if HiGHS found none."""
         if not len(value):
             return 0.0
         objective = np.zeros(len(self._most))
@@ -243,7 +244,7 @@ class _Program:
                 integrality=kinds,
                 bounds=bounds,
                 constraints=limits,
-                options={"mip_rel_gap": 0.0, "time_limit": MAX_S},
+                options={"mip_rel_gap": 0.0, "time_limit": most_s},
             )
         else:
             pairs = np.column_stack((np.zeros(len(objective)), self._most))
@@ -253,10 +254,10 @@ class _Program:
                 b_ub=self._limits,
                 bounds=pairs,
                 method="highs",
-                options={"time_limit": MAX_S},
+                options={"time_limit": most_s},
             )
         if found.status == _STATUS_TIME:
-            raise TooLarge(f"no bound: it takes more than {MAX_S:g} s")
+            raise TooLarge(f"no bound: it takes more than {most_s:g} s")
         if found.x is None:
             raise RuntimeError(f"no bound: {found.message}")
         return float(-found.fun)

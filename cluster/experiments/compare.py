@@ -137,7 +137,8 @@ def run_all(
     report: Callable[[str], None],
     stopped: Callable[[], bool],
 ) -> None:
-    """Make the planned runs, each in its folder. `document` is written to `compare.json` after each of them.
+    """Make the planned runs, each in its folder. `document` is written to `compare.json` after each of them,
+    and again with its bound.
 
     Ends early after a run that was cut short, when `stopped` says so, or before a run that KeyboardInterrupt keeps from
     beginning.
@@ -149,9 +150,15 @@ def run_all(
             summary = run(each.scenario, run_dir)
         except KeyboardInterrupt:
             return
-        bound = percent_bound(each.scenario) if document.engine == "simulated" and not summary.partial else None
-        document.runs.append(ComparedRun(folder=each.folder, seed=each.seed, point=each.point, bound=bound))
+        made = ComparedRun(folder=each.folder, seed=each.seed, point=each.point)
+        document.runs.append(made)
         document.write(folder / files.COMPARISON)
         report(f"{number} of {len(planned.runs)}: {each.folder}")
         if summary.partial or stopped():
             return
+        if document.engine == "simulated":
+            reasons: list[str] = []
+            made.bound = percent_bound(each.scenario, reasons.append)
+            for reason in reasons:
+                report(f"{each.folder}: {reason}")
+            document.write(folder / files.COMPARISON)

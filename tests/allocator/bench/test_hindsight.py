@@ -97,3 +97,28 @@ def test_no_allocator_exceeds_it_and_a_small_run_shows_how_loose_it_is(
 def test_there_is_none_where_events_are_to_come() -> None:
     scenario = Scenario.load("faults")
     assert scenario.events and bound_of(scenario) is None
+
+
+def test_every_request_has_the_deadline_of_its_own_group_and_limits_of_tokens_only_raise_the_bound() -> None:
+    scenario = Scenario.model_validate(
+        {
+            "name": "own-deadlines",
+            "deadline_ms": 1500,
+            "allocators": ["equal"],
+            "uplink": {"channel": {"kind": "constant", "mbps": 8}},
+            "arrivals": {"kind": "synchronized", "rounds": 1, "period_s": 70},
+            "agents": {
+                "groups": [
+                    {"profile": "measured/qwen2.5-7b"},
+                    {"profile": "measured/qwen2.5-7b", "deadline_ms": 60000, "ttft_ms": 59000, "tpot_ms": 50},
+                ]
+            },
+            "modes": ["int4"],
+        }
+    )
+    bound = bound_of(scenario)
+    ledger = assemble(SimulatedEngine(scenario).run().turns, scenario, "lost")
+    assert bound is not None
+    assert metrics.compliance(ledger) == 0.5, "the patient agent's cache is in time"
+    assert bound.met == pytest.approx(0.5, rel=1e-4) and metrics.compliance(ledger) <= bound.met
+    assert metrics.delivered_quality(ledger) <= bound.delivered

@@ -5,12 +5,19 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 
-from cluster.experiments.compare import Sweep, plan
+from allocator.bench.hindsight import TooLarge
+from cluster.experiments import bound
+from cluster.experiments.compare import Sweep, plan, run_all
+from cluster.scenario.schema import Scenario
 from cluster.scenario.yaml_document import Document, DocumentError
+from reports.machine import describe_machine
+from reports.schema import ComparisonRuns, Summary
 from tests.support.commands import ENVIRONMENT, scout, started
 from tests.support.scenarios import write_scenario
 
@@ -171,3 +178,28 @@ def test_live_runs_are_compared_just_so(ray_head: str, scenario: Write, tmp_path
     assert found["engine"] == "live" and point["seeds"] == 1
     assert {"deadline", "equal", "rate_oracle"} <= set(point["figures"])
     assert all("too few runs" in verdict["verdict"] for verdict in point["verdicts"])
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no bound: no optimum"), TooLarge("no bound: it takes too long")])
+def test_without_a_bound_the_runs_are_there_all_the_same(
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[int] = []
+
+    def fail(*arguments: Any) -> None:
+        listed.append(len(ComparisonRuns.read(tmp_path / "compare.json").runs))
+        raise failure
+
+    def run(scenario: Scenario, folder: Path) -> Summary:
+        return cast(Summary, SimpleNamespace(partial=False))
+
+    monkeypatch.setattr(bound, "hindsight", fail)
+    planned = plan(Document.read(write_scenario(tmp_path, **BUSY)), None, 2, [])
+    document = ComparisonRuns(
+        scenario="tiny", engine="simulated", command="", machine=describe_machine(), compared=[], planned=2, runs=[]
+    )
+    lines: list[str] = []
+    run_all(planned, tmp_path, run, document, lines.append, lambda: False)
+    assert listed == [1, 2], "a run is listed before its bound is begun"
+    assert [made.bound for made in ComparisonRuns.read(tmp_path / "compare.json").runs] == [None, None]
+    assert [line for line in lines if str(failure) in line] == [f"{run.folder}: {failure}" for run in planned.runs]
