@@ -1,9 +1,10 @@
 """Data sets: the family's, SQuAD, XQuAD, HotpotQA and JSONL files (multiple choice too), by path or by hub name."""
 
+import hashlib
 import importlib
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -34,7 +35,7 @@ class Example:
 
     Attributes:
         answers: the references; none for a question without an answer (see `load_examples`).
-        name: that the data set gives it, or a number; unique in its source, empty where nobody asked for it by name.
+        name: that the data set gives it; may be empty or repeat (see `uniquely_named`).
     """
 
     context: str
@@ -157,6 +158,30 @@ def load_examples(
     if count is None or count >= len(examples):
         return examples
     return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:count]]
+
+
+def uniquely_named(examples: Iterable[Example]) -> list[Example]:
+    """The examples with names that differ: the place of one without, and beside a name that was there before.
+
+    The first ones' names don't depend on how many follow.
+    """
+    seen: set[str] = set()
+    found = []
+    for place, example in enumerate(examples):
+        name = example.name or f"{place}"
+        while name in seen:
+            name += f"#{place}"
+        seen.add(name)
+        found.append(replace(example, name=name))
+    return found
+
+
+def content_sha256(source: str) -> str:
+    """Of a file's content, hexadecimal; empty for sources that aren't files. Raises OSError if it can't be read."""
+    if not source.endswith((".json", ".jsonl")):
+        return ""
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_contexts(source: str, examples: list[Example]) -> None:

@@ -54,6 +54,11 @@ def rouge_score(answer: str, references: Sequence[str]) -> Score:
     return Score(max(rouge_l(answer, reference) for reference in references), float(exact_match(answer, references)))
 
 
+def reference_of(answers: Sequence[str]) -> str:
+    """What a model should say: the first reference, or that there is none."""
+    return answers[0] if answers else NO_ANSWER
+
+
 @dataclass(frozen=True)
 class Task:
     """A task.

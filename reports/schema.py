@@ -78,6 +78,7 @@ class StudyFacts(Machine):
 
     Attributes:
         fingerprints: of the models' weights, hexadecimal, edge first.
+        examples, examples_sha256: what file they are from, or which source, and the digest of a file's content.
         lengths: of generated contexts, in tokens; empty for given ones.
         measure: what `f1` is called in this task.
         plan, plan_rise, plan_held_out: of `mixed_int4`, and by how much it raised the negative log-likelihood (nats a
@@ -92,6 +93,7 @@ class StudyFacts(Machine):
     task: str
     measure: str
     examples: str
+    examples_sha256: str = ""
     samples: int
     lengths: list[int]
     seed: int

@@ -98,6 +98,7 @@ def read_study(folder: Path) -> StudyResults:
     outcomes: pd.DataFrame = table.select(sorted(COLUMNS)).to_pandas().drop_duplicates(["example", "case"])
     if outcomes.empty:
         raise ReportError(f"{folder} has no outcomes yet")
+    outcomes["context"] = outcomes.groupby(["length", "context"]).ngroup()  # numbered anew in each length
     figures = {int(str(length)): figures_of(part) for length, part in outcomes.groupby("length")}
     return StudyResults(folder, facts, outcomes, figures, outcomes.example.nunique(), outcomes.context.nunique())
 

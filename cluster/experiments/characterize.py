@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.experiments.calibrate import PROBED, Profile, basis_of, profile_of
 from kvcache.modes import LOCAL, PROMPT, SCOUT_SELECTION, parse_mode
-from models.datasets import FAMILY, Example, load_examples
+from models.datasets import FAMILY, Example, content_sha256, load_examples, uniquely_named
 from models.hf.loading import LoadedModel, ModelSpec
 from models.hf.measure import fitting, measure
 from models.hf.prompts import prompt_of
@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 GROUP = 8  # examples of one context that are asked about together at most: what is lost when a study is killed
 TELL_S = 5.0
 TIMED = 8  # examples that a profile's stage times are medians of
-SAME = ("fingerprints", "task", "examples", "seed", "dtype", "max_new_tokens")
+SAME = ("fingerprints", "task", "examples", "examples_sha256", "seed", "dtype", "max_new_tokens")
 """Of a study that is gone on with; samples, lengths and cases may grow."""
 
 
@@ -71,6 +71,7 @@ class Study:
             task=self.task.name,
             measure=self.task.measure,
             examples="generated" if self.task.generated else Path(self.source).name,
+            examples_sha256="" if self.task.generated else content_sha256(self.source),
             samples=self.samples,
             lengths=list(self.lengths) if self.task.generated else [],
             seed=self.seed,
@@ -95,14 +96,15 @@ def items_of(study: Study, progress: Progress) -> tuple[list[Item], list[Example
         found, others = _generated(study)
     else:
         found, others = _given(study)
-    fit = fitting([e for _, e in found], study.task, study.max_new_tokens, *study.models, progress=progress)
+    asked, new = [example for _, example in found], study.max_new_tokens
+    fit = fitting(asked, study.task, new, *study.models, progress=progress, references=True)
     kept = {id(example) for example in fit}
-    numbers: dict[str, int] = {}
+    numbers: dict[int, dict[str, int]] = {}  # by length, since lengths may be added
     items = []
-    for place, (length, example) in enumerate(found):
+    for (length, example), named in zip(found, uniquely_named(asked), strict=True):
         if id(example) in kept:
-            number = numbers.setdefault(example.context, len(numbers))
-            named = Example(example.context, example.question, example.answers, example.name or f"{place}")
+            contexts = numbers.setdefault(length, {})
+            number = contexts.setdefault(example.context, len(contexts))
             items.append(Item(named, number, length, tuple(study.cases)))
     return items, others or fit[:PROBED]
 
@@ -181,7 +183,7 @@ def run_study(
         _keep(asking, store, _left(groups), progress)
         facts.state = "complete"
     finally:
-        store.finish()
+        store.finish(out / files.STUDY_RESULTS)
         facts.elapsed_s = round(before + time.monotonic() - begun, 1)
         facts.outcomes = len(store.done())
         facts.write(out / files.STUDY)
@@ -255,7 +257,8 @@ def _groups(items: Sequence[Item], done: set[tuple[str, str]]) -> list[list[Item
         if not cases:
             continue
         here = Item(item.example, item.context, item.length, cases)
-        if found and len(found[-1]) < GROUP and (found[-1][0].context, found[-1][0].cases) == (item.context, cases):
+        last = found[-1][0] if found and len(found[-1]) < GROUP else None
+        if last is not None and (last.length, last.context, last.cases) == (item.length, item.context, cases):
             found[-1].append(here)
         else:
             found.append([here])

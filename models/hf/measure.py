@@ -19,9 +19,9 @@ from models.hf.cloud import CloudModel
 from models.hf.decode import Answer
 from models.hf.edge import EdgeModel, Prefilled
 from models.hf.loading import LoadedModel, same_tokenizer
-from models.hf.prompts import Prompt, prompt_of, text_of
+from models.hf.prompts import Prompt, prompt_of, reference_tokens, text_of
 from models.hf.stopwatch import Stopwatch
-from models.tasks import QA, Task
+from models.tasks import QA, Task, reference_of
 
 PLAN_THRESHOLD = 0.01  # nats a token of the answer
 
@@ -115,15 +115,20 @@ def fitting(
     max_new_tokens: int,
     *models: LoadedModel,
     progress: Progress = lambda line: None,
+    references: bool = False,
 ) -> list[Example]:
     """The examples whose prompt and answer each model can take; the others are named, with the reason.
+
+    Args:
+        references: whether their reference answers are fed to the models, too.
 
     Raises:
         ValueError: none is left; with the first one's reason.
     """
     kept, first = [], "no examples"
     for number, example in enumerate(examples, start=1):
-        if reason := next(filter(None, (_unfit(example, task, max_new_tokens, model) for model in models)), ""):
+        reasons = (_unfit(example, task, max_new_tokens, model, references) for model in models)
+        if reason := next(filter(None, reasons), ""):
             named = f"example {number}{f' ({example.name})' if example.name else ''}: {reason}"
             first = named if first == "no examples" else first
             progress(f"left out: {named}")
@@ -134,17 +139,18 @@ def fitting(
     return kept
 
 
-def _unfit(example: Example, task: Task, max_new_tokens: int, model: LoadedModel) -> str:
+def _unfit(example: Example, task: Task, max_new_tokens: int, model: LoadedModel, references: bool) -> str:
     """Why a model can't take an example; empty if it can."""
     try:
         prompt = prompt_of(model, example.context, example.question, task)
+        reference = reference_tokens(model, prompt, reference_of(example.answers)) if references else ()
     except ModelError:
         raise
     except ValueError as error:  # tokens that a model with another tokenizer's vocabulary doesn't know
         return str(error)
     if not prompt.context:
         return f"{model.spec.name} makes no token of its context"
-    needed, most = len(prompt.tokens) + max_new_tokens, model.max_positions
+    needed, most = len(prompt.tokens) + max(max_new_tokens, len(reference)), model.max_positions
     if needed > most:
         return f"{needed:,} tokens with its answer; {model.spec.name} takes 1 to {most:,}"
     return ""

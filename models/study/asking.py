@@ -27,9 +27,10 @@ from models.hf.prefill import prefill
 from models.hf.prompts import Prompt, prompt_of, reference_tokens, text_of
 from models.study.cases import Case, Side
 from models.study.rows import Outcome
-from models.tasks import Task
+from models.tasks import Task, reference_of
 
-BATCH_BYTES = {"cpu": 2**29, "cuda": 2**33}  # of caches that are decoded together
+BATCH_BYTES = {"cpu": 2**29, "cuda": 2**33}  # of caches, and logits of references, that are computed together
+LOGIT_BYTES = 12  # as the model makes them, as float32, and their log-softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Asker:
             found[side] = prefilled_together(self._model(side), prompts, [self._selections[n] for n in sorted(names)])
         for item, prompt in zip(group, prompts, strict=True):
             here = {side: next(each) for side, each in found.items()}
-            reference = reference_tokens(self.edge, prompt, (item.example.answers or ("unanswerable",))[0])
+            reference = reference_tokens(self.edge, prompt, reference_of(item.example.answers))
             for case in item.cases:
                 yield self._start(item, case, prompt, here, reference)
 
@@ -157,7 +158,7 @@ class Asker:
 
     def _answer(self, model: LoadedModel, asked: Sequence[_Asked]) -> None:
         decoder = PlainDecoder(model)
-        for batch in _batches(asked, BATCH_BYTES.get(model.device.type, 2**28)):
+        for batch in _batches(asked, BATCH_BYTES.get(model.device.type, 2**28), model.vocabulary):
             starts = [one.start for one in batch]
             for one, answer in zip(batch, decoder.decode(starts), strict=True):
                 one.answer = answer
@@ -249,18 +250,22 @@ def answer_nlls(model: LoadedModel, starts: Sequence[Start], answers: Sequence[S
 
 
 def _by_context(items: Sequence[Item]) -> list[list[Item]]:
-    bounds = [0, *(i for i in range(1, len(items)) if items[i].context != items[i - 1].context), len(items)]
+    places = [(item.length, item.context) for item in items]
+    bounds = [0, *(i for i in range(1, len(items)) if places[i] != places[i - 1]), len(items)]
     return [list(items[begin:end]) for begin, end in pairwise(bounds)]
 
 
-def _batches(asked: Sequence[_Asked], most_bytes: int) -> Iterator[list[_Asked]]:
+def _batches(asked: Sequence[_Asked], most_bytes: int, vocabulary: int) -> Iterator[list[_Asked]]:
     """Those of similar length together, so that little is padded."""
     batch: list[_Asked] = []
+    longest = 0
     for one in sorted(asked, key=lambda one: one.start.cache.kept):
-        room = (len(batch) + 1) * one.start.cache.geometry.nbytes(one.start.cache.kept + one.start.max_new_tokens)
-        if batch and room > most_bytes:
+        longest = max(longest, len(one.reference))  # every row's logits are padded to it
+        positions = one.start.cache.kept + max(longest, one.start.max_new_tokens)
+        each = one.start.cache.geometry.nbytes(positions) + longest * vocabulary * LOGIT_BYTES
+        if batch and (len(batch) + 1) * each > most_bytes:
             yield batch
-            batch = []
+            batch, longest = [], len(one.reference)
         batch.append(one)
     if batch:
         yield batch

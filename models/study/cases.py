@@ -47,11 +47,6 @@ class Case:
         way = "" if self.way == "prune" else f"/{self.way}"
         return f"{owner}{self.selection}@{self.retention:g}{quantizer}{way}"
 
-    @property
-    def baseline(self) -> str:
-        """The case that this one is compared with."""
-        return FULL if self.side == "edge" else PROMPT
-
 
 def cases_of(
     selections: Sequence[str],

@@ -10,7 +10,6 @@ import pyarrow as pa
 from pyarrow import parquet
 
 SHARDS = "shards"
-RESULTS = "results.parquet"  # reports.files.STUDY_RESULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class Outcome:
     """One example in one case.
 
     Attributes:
-        example: its name; context: the number of its context, which other examples may share.
+        example: its name; context: the number of its context among those of its length; other examples may share it.
         length: the length of generated contexts that was asked for, in tokens; 0 for given ones.
         case, side, selection, retention, quantizer, way: see `models.study.cases.Case`.
         answer: the text; references: by a line's end.
@@ -96,15 +95,17 @@ class Store:
     def table(self) -> pa.Table:
         """All outcomes; of two of the same example and case, the first."""
         tables = [parquet.read_table(path, schema=SCHEMA) for path in self._shards()]
-        return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        found = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        first: dict[tuple[str, str], int] = {}
+        for row, key in enumerate(zip(found["example"].to_pylist(), found["case"].to_pylist(), strict=True)):
+            first.setdefault(key, row)
+        return found if len(first) == len(found) else found.take(list(first.values()))
 
-    def finish(self) -> Path:
-        """Write all outcomes as one file beside the shards."""
-        path = self.folder / RESULTS
+    def finish(self, path: Path) -> None:
+        """Write all outcomes as one file."""
         beside = path.with_suffix(".tmp")
         parquet.write_table(self.table(), beside, compression="zstd")
         beside.replace(path)
-        return path
 
     def _shards(self) -> Iterator[Path]:
         yield from sorted(p for p in (self.folder / SHARDS).glob("*.parquet") if p.stem.isdecimal())

@@ -1,7 +1,8 @@
 """A study asks each example in each case once, as if alone, and goes on where it was cut short."""
 
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +22,13 @@ from models.hf.edge import EdgeModel
 from models.hf.loading import LoadedModel, ModelSpec, load_model
 from models.hf.prompts import prompt_of, reference_tokens, text_of
 from models.profiles import ModelProfile
-from models.study.asking import Asker, Item, answer_nlls, prefilled_together
+from models.study.asking import LOGIT_BYTES, Asker, Item, _Asked, _batches, answer_nlls, prefilled_together
 from models.study.cases import Case, cases_of
 from models.study.generated import examples_of
 from models.study.plans import find_joint_plan
 from models.study.rows import Outcome, Store
 from models.tasks import QA, TASKS
+from reports.files import STUDY_RESULTS
 from reports.runs import ReportError
 from reports.study import pareto, read_study, study_page
 
@@ -180,7 +182,7 @@ def test_a_study_that_was_killed_is_gone_on_with(tmp_path: Path, monkeypatch: py
 def test_a_report_has_every_case_and_says_what_n_can_tell(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add(outcomes())
-    store.finish()
+    store.finish(tmp_path / STUDY_RESULTS)
     Study(model("tiny"), model("small"), QA, "family", 3, [], CASES, 8).facts(["example 9: too long"]).write(
         tmp_path / "study.json"
     )
@@ -231,13 +233,77 @@ def test_generated_examples_are_studied_by_length() -> None:
     assert [item.length for item in items] == [200, 200, 400, 400] and others
 
 
+def test_contexts_of_a_length_keep_their_numbers_when_lengths_are_added() -> None:
+    wanted = study(task=TASKS["needle"], lengths=[400], samples=2)
+    before, _ = items_of(wanted, lambda line: None)
+    after, _ = items_of(replace(wanted, lengths=[200, 400], samples=3), lambda line: None)
+    numbers = {item.example.name: (item.length, item.context) for item in after}
+    assert [numbers[item.example.name] for item in before] == [(item.length, item.context) for item in before]
+    assert len(set(numbers.values())) == 6
+
+
+def given(path: Path, *examples: dict[str, object]) -> str:
+    both = {"context": FIRST.context, "question": FIRST.question, "answers": list(FIRST.answers)}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(json.dumps(both | example) for example in examples))
+    return str(path)
+
+
+def test_examples_whose_names_repeat_are_all_kept(tmp_path: Path) -> None:
+    named = [{"id": "a"}, {"id": "a"}, {"id": "3"}, {}, {"id": "a"}]
+    wanted = study(source=given(tmp_path / "e.jsonl", *named), samples=5)
+    items, _ = items_of(wanted, lambda line: None)
+    assert [item.example.name for item in items] == ["a", "a#1", "3", "3#3", "a#4"]
+    few, _ = items_of(replace(wanted, samples=2), lambda line: None)
+    assert [item.example.name for item in few] == ["a", "a#1"]
+
+
+def test_a_file_of_the_same_name_is_another_study(tmp_path: Path) -> None:
+    first, second = (given(tmp_path / n / "dev.jsonl", {"question": q}) for n, q in (("a", "who?"), ("b", "where?")))
+    cases = cases_of([], [], [])
+    run_study(study(source=first, samples=1, cases=cases), tmp_path / "s", lambda line: None)
+    with pytest.raises(StudyError, match="is a study with other examples_sha256"):
+        run_study(study(source=second, samples=1, cases=cases), tmp_path / "s", lambda line: None)
+
+
+def test_references_that_a_model_can_not_be_asked_for_are_left_out(tmp_path: Path) -> None:
+    long, unknown = {"answers": ["the " * 3000]}, {"answers": [""], "id": "none"}
+    wanted = study(source=given(tmp_path / "e.jsonl", {}, long, unknown), samples=3)
+    told: list[str] = []
+    items, _ = items_of(wanted, told.append)
+    assert [item.example.name for item in items] == ["0"]
+    assert re.fullmatch(r"left out: example 2: 3,\d\d\d tokens with its answer; family/tiny takes .*", told[0])
+    assert told[1:] == ["left out: example 3 (none): an answer without tokens: ''"]
+
+
+def test_what_is_computed_together_counts_logits() -> None:
+    prompt = prompt_of(model("tiny"), FIRST.context, FIRST.question)
+    start = Start(EdgeModel(model("tiny")).prefill(prompt).handover(), prompt.last_token, 8)
+    item = Item(FIRST, 0, 0, ())
+    asked = [_Asked(item, Case(), prompt, start, (1,) * n, None, 0) for n in (2, 1, 40, 1, 1)]
+    caches = 5 * start.cache.geometry.nbytes(start.cache.kept + 40)
+    assert [len(batch) for batch in _batches(asked, caches, 0)] == [5]
+    assert [len(batch) for batch in _batches(asked, caches, 1_000_000)] == [1] * 5
+    room = caches + 2 * 40 * 10_000 * LOGIT_BYTES
+    found = list(_batches(asked, room, 10_000))
+    assert sum(map(len, found)) == 5
+    for batch in found:
+        assert len(batch) * max(len(one.reference) for one in batch) * 10_000 * LOGIT_BYTES <= room
+
+
+def test_an_outcome_that_was_kept_twice_counts_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add(outcomes()[:2])
+    store.add([replace(outcomes()[1], answer="again"), *outcomes()[2:]])
+    assert store.table().to_pylist() == [asdict(outcome) for outcome in outcomes()]
+
+
 def test_cases_are_named_as_modes_are() -> None:
     joint = [("h2o", 0.25, "int4")]
     names = [case.name for case in cases_of(["q2c"], [0.5], ["int8"], ["prune", "delete"], True, joint)]
     assert names == [
         "full", "int8", "q2c@0.5", "q2c@0.5/delete", "h2o@0.25+int4", "prompt", "scout:q2c@0.5", "own:q2c@0.5",
     ]  # fmt: skip
-    assert Case("cloud").baseline == "prompt"
     with pytest.raises(ValueError, match="no selection 'q3c'; there are q2c, "):
         cases_of(["q3c"], [0.5], [])
     with pytest.raises(ValueError, match=r"a retention of 1\.5"):

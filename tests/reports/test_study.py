@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from reports.claims import Claim, Claims, claims_page, judged, shipped_claims
+from reports.files import STUDY, STUDY_RESULTS
 from reports.statistics import RESAMPLES, clustered_intervals, clustered_ps, detectable
-from reports.study import StudyResults, figures_of
+from reports.study import StudyResults, figures_of, read_study
 from tests.support.studies import facts_of, outcomes_of
 
 
@@ -113,6 +114,16 @@ def test_positions_that_agree_less_than_chance_count() -> None:
     prompt, scout = figures_of(outcomes)
     assert scout.overlap == pytest.approx(1.4 / 3) and scout.beyond_chance == pytest.approx(-0.2 / 3)
     assert np.isnan([prompt.overlap, prompt.beyond_chance, prompt.answer_kept]).all()
+
+
+def test_contexts_of_other_lengths_are_others(tmp_path: Path) -> None:
+    short = outcomes_of([("full", 0, 0), ("int8", 0, 0)], 8)
+    long = short.assign(length=400, example="long-" + short.example)
+    texts = {column: "" for column in ("selection", "quantizer", "way")}
+    pd.concat([short, long]).assign(retention=1.0, **texts).to_parquet(tmp_path / STUDY_RESULTS)
+    facts_of().write(tmp_path / STUDY)
+    found = read_study(tmp_path)
+    assert found.contexts == 8 and found.outcomes.groupby("context").length.nunique().eq(1).all()
 
 
 def test_examples_that_a_case_lacks_are_in_no_comparison() -> None:
