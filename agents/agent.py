@@ -129,6 +129,14 @@ class PathDelay:
         return min(self._lately, default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An answer that the edge has begun beside what is sent, and the record that it writes its stages into."""
+
+    answer: "asyncio.Task[str]"
+    record: Record
+
+
 class Rejected(Exception):
     """The request is not served; the message is the reason."""
 
@@ -186,7 +194,8 @@ class Agent:
         self._queued: set[int] = set()  # those of them that wait for the uplink
         self._last_resorts = LastResorts()
         self._away = PathDelay()
-        self._begun: dict[int, asyncio.Task[str]] = {}  # answers that the edge has begun beside what is sent
+        self._begun: dict[int, Begun] = {}
+        self._coming: dict[int, Delivery] = {}  # what the cloud has and hasn't answered yet
 
     def adjust(self, change: Adjustment) -> None:
         """Change what the agent goes by, between requests or during some."""
@@ -339,12 +348,12 @@ class Agent:
             begun = self._begun.get(record.request_id)
             record.answer = await (self._decode(record, work, option) if begun is None else self._take(record, begun))
             record.answered = option.mode
-            if record.lengths is not None and begun is None:  # its tokens were there as they were made
-                record.answered_tokens = record.output_tokens
-                tail_ms = record.decode_ms * (1 - 1 / record.output_tokens)
-                record.ttft_ms = self._since_ms(record.intended_s) - tail_ms
             return
-        stages = await delivery.answer
+        self._coming[record.request_id] = delivery
+        try:
+            stages = await delivery.answer
+        finally:
+            del self._coming[record.request_id]
         record.cloud_queue_ms = stages.queue_ms
         record.cloud_prefill_ms = stages.prefill_ms
         record.decode_ms = stages.decode_ms
@@ -362,14 +371,29 @@ class Agent:
             record.queue_ms += lap_ms()
             answer = await work.decode(option.edge_ms)
             record.decode_ms = lap_ms()
+            if record.lengths is not None:  # its tokens were there as they were made
+                record.answered_tokens = record.output_tokens
+                tail_ms = record.decode_ms * (1 - 1 / record.output_tokens)
+                record.ttft_ms = self._since_ms(record.intended_s) - tail_ms
             return answer
 
-    async def _take(self, record: Record, begun: "asyncio.Task[str]") -> str:
+    async def _take(self, record: Record, begun: Begun) -> str:
         """The edge's own answer, which it has begun already."""
-        lap_ms = stopwatch(self._time_s)
-        answer = await asyncio.shield(begun)
+        lap_ms, decided_ms = stopwatch(self._time_s), self._since_ms(record.intended_s)
+        answer = await asyncio.shield(begun.answer)
         record.decode_ms = lap_ms()
+        self._give(record, begun.record, decided_ms)
         return answer
+
+    def _give(self, record: Record, here: Record, from_ms: float) -> None:
+        """The answer's first token is the edge's, which was held back until `from_ms` in case that a better one comes.
+
+        Without a limit of its own it is held back until the whole answer is given.
+        """
+        record.ttft_ms, record.answered_tokens = math.nan, 0
+        first_ms = max(from_ms, here.ttft_ms)
+        if not math.isnan(record.ttft_slo_ms) and here.answered_tokens and first_ms < self._since_ms(record.intended_s):
+            record.ttft_ms, record.answered_tokens = first_ms, here.answered_tokens
 
     async def _answer_in_time(self, record: Record, request: Request, work: Work, last: ModeOption) -> None:
         """As planned if that is in time; else the edge's own answer, which is begun at the last moment."""
@@ -387,17 +411,16 @@ class Agent:
                 return
             here = replace(record)
             self._account(here)
-            decoding = self._begun[request.request_id] = asyncio.create_task(self._decode(here, work, last))
+            decoding = asyncio.create_task(self._decode(here, work, last))
+            self._begun[request.request_id] = Begun(decoding, here)
             try:
                 await asyncio.wait({planned, decoding}, return_when=asyncio.FIRST_COMPLETED)
-                if not planned.done() or _is_lost(planned):
+                in_vain = planned.done() and not self._is_answer(planned, record)
+                if in_vain or not planned.done():
                     await asyncio.wait({decoding})
-                    # An answer in hand takes no time, so it can wait for a better one, and use up half of the margin.
                     hurried = begin.done() and begin.result()
-                    latest_s = request.deadline_s - self._margin_ms / 2e3
-                    wait_s = 0.0 if hurried else max(0.0, latest_s - self._time_s())
-                    await asyncio.wait({planned}, timeout=wait_s)
-                if planned.done() and not _is_lost(planned):
+                    await self._await_better(request, planned, hurried)
+                if not in_vain and self._is_answer(planned, record):
                     await planned
                     return
                 here.answer = await decoding
@@ -408,11 +431,34 @@ class Agent:
             planned.cancel()
             await asyncio.wait({planned})
             self._take_over(record, here, last)
+            self._give(record, here, (self._first_latest_s(request) - self._epoch_s - record.intended_s) * 1e3)
         finally:
             self._last_resorts.drop(request.request_id)
             if not planned.done():
                 planned.cancel()
                 await asyncio.wait({planned})
+
+    async def _await_better(self, request: Request, planned: "asyncio.Task[None]", hurried: bool) -> None:
+        """An answer in hand takes no time, so it can wait for a better one, and use up half of the margin."""
+        latest_s = request.deadline_s - self._margin_ms / 2e3
+        coming = self._coming.get(request.request_id)
+        if coming is None or math.isnan(coming.first_token_s):
+            latest_s = min(latest_s, self._first_latest_s(request))
+        wait_s = 0.0 if hurried else max(0.0, latest_s - self._time_s())
+        await asyncio.wait({planned}, timeout=wait_s)
+
+    def _first_latest_s(self, request: Request) -> float:
+        """Until when the first token of an answer in hand may be held back."""
+        return request.first_due_s + request.margin_s - self._margin_ms / 2e3
+
+    def _is_answer(self, planned: "asyncio.Task[None]", record: Record) -> bool:
+        """Whether a task that may just have ended decides the request: not if it was lost, or its first token late."""
+        if not planned.done() or _is_lost(planned):
+            return False
+        if planned.cancelled() or planned.exception() is not None:
+            return True
+        first_ms = self._since_ms(record.intended_s) if math.isnan(record.ttft_ms) else record.ttft_ms
+        return not first_ms > record.ttft_slo_ms
 
     def _take_over(self, record: Record, here: Record, option: ModeOption) -> None:
         """The answer is the edge's: its stages count, but what was sent for the other one was sent."""

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cluster.scenario.schema import Scenario
 from cluster.simulated.engine import SimulatedEngine
 
@@ -49,3 +51,34 @@ def test_an_answer_from_a_hedge_is_waited_for_over_the_path_s_delay() -> None:
     caught = [str(r.answered) for r in turn.records if str(r.mode) == "mixed_int4" and r.answered != r.mode]
     assert len(caught) > 3
     assert set(caught[1:]) == {"prompt"}, "once it knows what the path takes"
+
+
+@pytest.mark.parametrize(("tokens", "held"), [(20, True), (576, False)], ids=["short", "long"])
+@pytest.mark.parametrize("limits", [{"ttft_ms": 3000}, {"ttft_ms": 3000, "tpot_ms": 50}])
+def test_an_answer_in_hand_is_not_held_beyond_its_first_token_s_limit(
+    tokens: int, held: bool, limits: dict[str, float], tmp_path: Path
+) -> None:
+    rows = [f"{at_s},1024,{tokens}" for at_s in (0, 3.9)]
+    (tmp_path / "load.csv").write_text("\n".join(["t_s,context_tokens,output_tokens", *rows]))
+    # The cache of the second request is caught by an outage that nothing foretells.
+    scenario = Scenario.model_validate(
+        {
+            "name": "outage",
+            "deadline_ms": 20000,
+            **limits,
+            "modes": ["int8", "local"],
+            "allocators": ["deadline"],
+            "uplink": {"channel": {"kind": "steps", "steps": [[0, 400], [3.99, 0.05]]}},
+            "cloud": {"batching": {"kind": "continuous"}},
+            "arrivals": {"kind": "workload", "path": str(tmp_path / "load.csv")},
+            "agents": {"groups": [{"profile": "sized/qwen2.5-7b"}]},
+        }
+    )
+    (turn,) = SimulatedEngine(scenario).run().turns
+    caught = turn.records[1]
+    assert str(caught.mode) == "int8" and str(caught.answered) == "local" and caught.status == "met"
+    if held:  # until the limit, less half of the margin; then it is given whole
+        assert caught.ttft_ms == caught.latency_ms == pytest.approx(2900) and caught.decode_ms < 1000
+    else:  # what there is of it is given then, the rest as it is made
+        assert caught.ttft_ms == pytest.approx(2900) and caught.latency_ms > 10_000 and caught.answered_tokens == tokens
+        assert caught.tpot_ms == pytest.approx((caught.latency_ms - 2900) / (tokens - 1))
