@@ -27,6 +27,7 @@ DEADLINE_MS = 5000.0
 CACHES = ("full", "int8", "mixed_int4", "int4")
 LOADS, QUICK_LOADS = (0.1, 0.9), (0.5,)
 LOSSES, QUICK_LOSSES = (0.0, 0.1), (0.0,)  # percent, upward
+ROUNDING = 1e-9
 DELAY_MS = 20.0  # each way, where packets are lost
 UPLINKS = (*CELLS, "trace:lte_driving")
 QUICK_UPLINKS = ("lte_driving", "nr_mmwave")
@@ -46,7 +47,7 @@ class Plan:
     """All runs of the bench.
 
     Attributes:
-        files: workloads that were read, by name: (requests a second, seconds of its requests).
+        files: workloads that were read, by name: (requests a second, seconds).
     """
 
     policies: list[str]
@@ -55,14 +56,14 @@ class Plan:
     duration_s: float
     uplinks: Mapping[str, Source]
     workloads: Mapping[str, Source]
-    files: Mapping[str, tuple[float, tuple[float, ...]]]
+    files: Mapping[str, tuple[float, float]]
 
     def scenario(self, cell: PolicyCell, seed: int) -> Scenario:
         """What is run for one cell and seed. Raises DocumentError."""
         return Scenario.from_document(Document.of(self._data(cell, seed), Path("policies")))
 
     def _data(self, cell: PolicyCell, seed: int) -> dict[str, Any]:
-        modes = [*CACHES, *(["prompt"] if cell.prompts else []), "local"]
+        modes = _modes(cell.prompts)
         lossy = {"up": {"delay_ms": DELAY_MS, "loss": {"percent": cell.loss_percent}}, "down": {"delay_ms": DELAY_MS}}
         return {
             "name": "policies",
@@ -98,11 +99,19 @@ class Plan:
         if source.path is None:
             like = {"kind": "generated", "like": source.name, "lengths": "profile"}
             return like | {"rate_per_s": wanted_per_s, "duration_s": self.duration_s}
-        per_s, times_s = self.files[cell.workload]
+        per_s, length_s = self.files[cell.workload]
         every = max(1, int(per_s / wanted_per_s))
         speed = wanted_per_s * every / per_s
-        first = times_s[self.seeds.index(seed) * len(times_s) // len(self.seeds)]
-        window = {"start_s": first, "duration_s": self.duration_s * speed, "every": every, "speed": speed}
+        window_s = self.duration_s * speed
+        needed_s = window_s * len(self.seeds)
+        if needed_s > length_s * (1 + ROUNDING):
+            runs = f"{len(self.seeds)} seeds of {self.duration_s:g} s at a cloud load of {cell.cloud_load:g}"
+            raise DocumentError(
+                f"--workload {source.path}: {length_s:,.1f} s of requests; {runs} need {needed_s:,.1f}: "
+                "fewer --seeds, or a shorter --duration"
+            )
+        start_s = self.seeds.index(seed) * length_s / len(self.seeds)
+        window = {"start_s": start_s, "duration_s": window_s, "every": every, "speed": speed}
         return {"kind": "workload", "path": str(source.path), "lengths": "profile", **window}
 
 
@@ -114,7 +123,7 @@ def plan(
     duration_s: float,
     quick: bool,
 ) -> Plan:
-    """Every combination.
+    """Every combination that any of the policies can serve.
 
     Args:
         uplinks, workloads: names of shipped ones, or files; None for all that ship.
@@ -129,22 +138,27 @@ def plan(
         if source.path is not None:
             _trace(source)
     files = {name: _read(source.path) for name, source in works.items() if source.path is not None}
-    cells = [
-        PolicyCell(uplink=uplink, workload=workload, prompts=prompts, cloud_load=load, loss_percent=loss)
-        for uplink, workload, prompts, load, loss in itertools.product(
-            ups, works, (True, False), QUICK_LOADS if quick else LOADS, QUICK_LOSSES if quick else LOSSES
-        )
-    ]
     for name in policies:
         try:
             make_policy(name)
         except ValueError as error:
             raise DocumentError(f"--policies: {error}") from None
+    served = [prompts for prompts in (True, False) if _serving(policies, _modes(prompts))]
+    if not served:
+        raise DocumentError(f"--policies: none of {', '.join(policies)} can serve the modes of any cell")
+    cells = [
+        PolicyCell(uplink=uplink, workload=workload, prompts=prompts, cloud_load=load, loss_percent=loss)
+        for uplink, workload, prompts, load, loss in itertools.product(
+            ups, works, served, QUICK_LOADS if quick else LOADS, QUICK_LOSSES if quick else LOSSES
+        )
+    ]
     planned = Plan(list(policies), cells, list(range(1, seeds + 1)), duration_s, ups, works, files)
-    for uplink in ups:  # each uplink and each workload once: what is wrong with one shows before anything runs
-        planned.scenario(next(cell for cell in cells if cell.uplink == uplink), planned.seeds[0])
-    for workload in works:
-        planned.scenario(next(cell for cell in cells if cell.workload == workload), planned.seeds[0])
+    seen: set[object] = set()
+    for cell in cells:  # everything that cells differ in once: what is wrong with it shows before anything runs
+        parts = {("up", cell.uplink), ("work", cell.workload, cell.cloud_load), cell.prompts, cell.loss_percent}
+        if not parts <= seen:
+            planned.scenario(cell, planned.seeds[0])
+        seen |= parts
     return planned
 
 
@@ -152,6 +166,10 @@ def prompt_s() -> float:
     """Worker time of one prompt."""
     entry = next(entry for mode, entry in load_profile(PROFILE).modes.items() if str(mode) == "prompt")
     return (entry.cloud_prefill_ms + entry.decode_ms) / 1e3
+
+
+def _modes(prompts: bool) -> list[str]:
+    return [*CACHES, *(["prompt"] if prompts else []), "local"]
 
 
 def _serving(policies: Sequence[str], modes: Sequence[str]) -> list[str]:
@@ -183,14 +201,13 @@ def _trace(source: Source) -> TraceChannel:
         raise DocumentError(f"--uplink {error}") from None
 
 
-def _read(path: Path) -> tuple[float, tuple[float, ...]]:
-    """A workload's requests a second, and when they come. Raises DocumentError: the file is no workload."""
+def _read(path: Path) -> tuple[float, float]:
+    """A workload's requests a second, and how long they last. Raises DocumentError: the file is no workload."""
     try:
         found = WorkloadFile.model_validate({"kind": "workload", "path": path, "lengths": "profile"})
     except (ArrivalTraceError, ValidationError) as error:
         raise DocumentError(f"--workload {error}") from None
-    times_s = tuple(request.at_s for request in found.requests)
-    span_s = times_s[-1] - times_s[0]
+    span_s = found.requests[-1].at_s
     if span_s <= 0:
         raise DocumentError(f"--workload {path}: all requests come at once, so it has no rate")
-    return len(times_s) / span_s, times_s
+    return len(found.requests) / span_s, span_s

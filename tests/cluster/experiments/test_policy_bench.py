@@ -23,9 +23,9 @@ def small_plan(**changes: object) -> Plan:
     return plan(**(given | {"duration_s": DURATION_S, "quick": True} | changes))  # type: ignore[arg-type]
 
 
-def command(out: Path) -> list[str | Path]:
+def command(out: Path, seeds: int = SEEDS) -> list[str | Path]:
     """The same bench on the command line."""
-    cells = ["--quick", "--uplink", "lte_driving", "--workload", "chat", "--seeds", str(SEEDS)]
+    cells = ["--quick", "--uplink", "lte_driving", "--workload", "chat", "--seeds", str(seeds)]
     policies = ["--policies", ",".join(POLICIES_FEW)]
     return ["bench", "policies", *cells, "--duration", str(DURATION_S), *policies, "--out", out]
 
@@ -81,15 +81,24 @@ def test_the_verdict_names_what_a_hand_computed_mean_says(whole: Path) -> None:
     assert results(found)[0].means["prompt_only"]["met"] == pytest.approx((91.0 + 2 * 90.05) / 3)
 
 
-def test_interrupted_it_says_so_and_goes_on_to_the_same_result(whole: Path, tmp_path: Path) -> None:
-    running = started(*command(tmp_path / "out"), "--processes", "2")
+def test_interrupted_it_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
+    seeds = 500  # far more runs than are made before the interrupt comes, however busy the machine is
+    running = started(*command(tmp_path / "out", seeds), "--processes", "2")
     assert running.stderr is not None
-    while "1 of 6" not in running.stderr.readline():
-        assert running.poll() is None
+    while f"1 of {2 * seeds}" not in (line := running.stderr.readline()):
+        assert line or running.poll() is None
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130 and "Traceback" not in errors and "runs were made" in errors, errors
-    assert 1 <= len(PolicyBench.read(tmp_path / "out" / "policies.json").units) < 6
+    assert 1 <= len(PolicyBench.read(tmp_path / "out" / "policies.json").units) < 2 * seeds
+
+
+def test_stopped_it_goes_on_to_the_same_result(whole: Path, tmp_path: Path) -> None:
+    planned = small_plan()
+    document = policy_bench.begin(planned, tmp_path / "out")
+    policy_bench.run(planned, document, tmp_path / "out", 2, lambda: bool(document.units), lambda line: None)
+    made = PolicyBench.read(tmp_path / "out" / "policies.json").units
+    assert made == document.units and 1 <= len(made) < 6, "of four at a time"
     with pytest.raises(RunFolderError, match="holds a bench with other duration_s; choose"):
         policy_bench.begin(small_plan(duration_s=5.0), tmp_path / "out")
     assert complete(tmp_path / "out").units == PolicyBench.read(whole / "policies.json").units
@@ -112,6 +121,14 @@ def test_users_files_are_thinned_to_the_load_and_each_seed_has_a_window_of_its_o
     assert first == [5 + t % 7 for t in range(20)] and second == [5 + t % 7 for t in range(20, 40)]
 
 
+def test_cells_that_nobody_can_serve_are_left_out() -> None:
+    planned = small_plan(policies=["prompt_only"])
+    assert [cell.prompts for cell in planned.cells] == [True]
+    assert planned.scenario(planned.cells[0], 1).allocator_names == ["prompt_only"]
+    with pytest.raises(DocumentError, match="none of static_scout can serve the modes of any cell"):
+        small_plan(policies=["static_scout"])
+
+
 def test_all_shipped_cells_load() -> None:
     planned = plan(list(policy_bench.POLICIES), None, None, 1, 5.0, quick=False)
     assert len(planned.cells) == 5 * 2 * 2 * 2 * 2
@@ -126,6 +143,7 @@ def test_all_shipped_cells_load() -> None:
         ({"uplinks": ["lte_driving", "lte_driving"]}, "another one is called lte_driving"),
         ({"workloads": ["nothing"]}, "--workload nothing: no such file, nor one of chat, code, long_document"),
         ({"workloads": ["bad.csv"]}, "bad.csv"),
+        ({"workloads": ["short.csv"]}, "short.csv: 4.0 s of requests; 3 seeds of 3 s at a cloud load of 0.5 need "),
         ({"policies": ["best"]}, "no allocator 'best'; there are equal"),
         ({"policies": ["static_prompt", "static_"]}, "no allocator 'static_'"),
     ],
@@ -134,6 +152,9 @@ def test_what_is_wrong_is_said_before_anything_runs(
     changes: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.csv").write_text("t_s,mbps\n0,5\nx,5\n")
+    (tmp_path / "short.csv").write_text(
+        "\n".join(["t_s,context_tokens,output_tokens", *(f"{t},9,9" for t in range(5))])
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DocumentError) as caught:
         small_plan(**changes)
