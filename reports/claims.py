@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from configs.settings import Settings
 from configs.yaml_text import load_yaml
 from reports.statistics import clustered_intervals
-from reports.study import StudyResults, command_of, short_name
+from reports.study import StudyResults, command_of, progress_of, short_name
 
 Said = Literal["holds", "doesn't", "can't be told", "not run"]
 RESAMPLES_SEED = 0
@@ -131,8 +131,9 @@ def _lines(studies: Sequence[StudyResults], claims: Claims) -> Iterator[str]:
         facts = study.facts
         where = facts.gpu if facts.device != "cpu" else f"CPU, {facts.cpus} cores"
         yield (
-            f"- {name}: {study.examples:,} examples ({facts.examples}, seed {facts.seed}) on {study.contexts:,} "
-            f"contexts; {facts.dtype}, {where}, {facts.started[:10]}; `{command_of(facts)}`"
+            f"- {name}: {progress_of(study)} ({facts.examples}, seed {facts.seed}) on "
+            f"{study.contexts:,} contexts; {facts.dtype}, {where}, {facts.started[:10]}; `{command_of(facts)}`"
+            f"{f'; {facts.note}' if facts.note else ''}"
         )
 
 

@@ -41,6 +41,11 @@ def describe_machine() -> Machine:
     )
 
 
+def kernel_series(release: str) -> str:
+    """Major and minor version: the rest of a kernel's name says whose machine it is, not how it behaves."""
+    return ".".join(release.split(".")[:2])
+
+
 def version_of(package: str) -> str:
     """The version of an installed package, or that it isn't installed."""
     try:

@@ -84,6 +84,7 @@ class StudyFacts(Machine):
         plan, plan_rise, plan_held_out: of `mixed_int4`, and by how much it raised the negative log-likelihood (nats a
             token) where it was found and on other examples.
         left_out: examples that a model can't take, with the reason.
+        note: what a reader has to know besides, such as where the weights came from.
         outcomes, elapsed_s: how many there are, and how long this and earlier parts took.
     """
 
@@ -104,6 +105,7 @@ class StudyFacts(Machine):
     plan_rise: float | None = None
     plan_held_out: float | None = None
     left_out: list[str] = []
+    note: str = ""
     state: Literal["partial", "complete"] = "partial"
     outcomes: int = 0
     elapsed_s: float = 0.0

@@ -15,6 +15,7 @@ from pyarrow import parquet
 from configs.reading import FileRefused, check_file
 from reports import files
 from reports.drawing import COLOURS, INK, MARKERS, Drawn, draw_axes, label, legend, short
+from reports.machine import kernel_series
 from reports.page import Page, Section, Table
 from reports.runs import MAX_TABLE_BYTES, ReportError
 from reports.schema import DocumentUnreadable, StudyFacts
@@ -162,7 +163,7 @@ def study_page(study: StudyResults) -> Page:
         sections += list(_sections(study, length, figures, where))
     warnings = []
     if facts.state != "complete":
-        warnings.append("partial: it was interrupted; the same command goes on with it")
+        warnings.append(f"{progress_of(study)}: it was interrupted; the same command goes on with it")
     if facts.left_out:
         warnings.append(f"{len(facts.left_out)} examples left out, the first: {facts.left_out[0]}")
     subtitle = (
@@ -170,6 +171,14 @@ def study_page(study: StudyResults) -> Page:
         f"answers of at most {facts.max_new_tokens} tokens, {facts.dtype} on {facts.gpu or 'CPU'}"
     )
     return Page(f"{called} on {facts.task}", subtitle, sections, list(_facts(facts)), warnings)
+
+
+def progress_of(study: StudyResults) -> str:
+    """The state, and how many examples there are; of a partial study, of how many."""
+    facts = study.facts
+    wanted = facts.samples * max(1, len(facts.lengths))
+    of = f" of {wanted:,}" if facts.state == "partial" else ""
+    return f"{facts.state}, {study.examples:,}{of} examples"
 
 
 NOTES = (
@@ -318,9 +327,14 @@ def _kind(case: str) -> str:
 
 def _facts(facts: StudyFacts) -> Iterator[tuple[str, str]]:
     yield "command", command_of(facts)
+    if facts.note:
+        yield "note", facts.note
     yield "measured", f"{facts.started[:10]}, {facts.elapsed_s:,.0f} s for {facts.outcomes:,} outcomes"
     gpu = f", {facts.gpu}" if facts.gpu else ""
-    yield "machine", f"{facts.cpus} cores{gpu}, {facts.memory_gib:g} GiB, {facts.machine}, Linux {facts.kernel}"
+    yield (
+        "machine",
+        f"{facts.cpus} cores{gpu}, {facts.memory_gib:g} GiB, {facts.machine}, Linux {kernel_series(facts.kernel)}",
+    )
     yield "versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     if facts.plan is not None and facts.plan_rise is not None and facts.plan_held_out is not None:
         counts = ", ".join(f"{facts.plan.count(name)} {name}" for name in dict.fromkeys(facts.plan))

@@ -46,6 +46,7 @@ def characterize(
     profile: Annotated[
         Path | None, typer.Option(help="A profile file to write from the study, as calibrate's.")
     ] = None,
+    note: Annotated[str, typer.Option(help="For the report's readers, such as where the weights came from.")] = "",
     show: Annotated[int, typer.Option(min=0, help="Print so many prompts as the model gets them, and end.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +67,7 @@ def characterize(
         folder = out or Path("runs") / f"study-{Path(model).name}-{task}"
         edge, cloud = _models(model, cloud_model, device, dtype)
         new = max_new_tokens or asked.answer_tokens
-        study = Study(edge, cloud, asked, examples or "family", samples, lengths, cases, new, seed)
+        study = Study(edge, cloud, asked, examples or "family", samples, lengths, cases, new, seed, note)
         if show:
             _show(study, show)
             return

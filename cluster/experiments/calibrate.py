@@ -24,7 +24,7 @@ from models.hf.by_length import fit, measure_lengths
 from models.hf.loading import LoadedModel
 from models.hf.measure import RequestResult
 from models.profiles import ModelProfile, ProfileError, load_file
-from reports.machine import command_line
+from reports.machine import command_line, kernel_series
 
 DEFAULT_MODES = (
     "full,int8,mixed_int4,int4,q2c@0.5+int8,q2c_pooled@0.5+int8,q2c_pooled@0.25,prompt,scout,scout@0.25,local"
@@ -170,7 +170,7 @@ def write_profile(path: Path, name: str, profile: Profile, comment: str, replace
 def provenance() -> str:
     """The command, the machine and the date, in a line."""
     gpu = f" {torch.cuda.get_device_name()}," if torch.cuda.is_available() else ""
-    kernel = ".".join(platform.release().split(".")[:2])
+    kernel = kernel_series(platform.release())
     return f"{command_line()}; {os.cpu_count()} cores,{gpu} Linux {kernel}, {datetime.now(UTC):%Y-%m-%d}"
 
 

@@ -45,6 +45,7 @@ class Study:
         source: of examples (see `load_examples`); not used for generated tasks.
         samples: how many examples, of each length.
         lengths: of generated contexts, in tokens.
+        note: for the report's readers.
     """
 
     edge: LoadedModel
@@ -56,6 +57,7 @@ class Study:
     cases: Sequence[Case]
     max_new_tokens: int
     seed: int = 0
+    note: str = ""
 
     @property
     def models(self) -> list[LoadedModel]:
@@ -79,6 +81,7 @@ class Study:
             device=spec.device,
             max_new_tokens=self.max_new_tokens,
             left_out=left_out,
+            note=self.note,
         )
 
 
@@ -232,10 +235,8 @@ def _begun(study: Study, out: Path, left_out: list[str]) -> StudyFacts:
         if getattr(known, key) != getattr(facts, key):
             was, now = getattr(known, key), getattr(facts, key)
             raise StudyError(f"{out} is a study with other {key} ({was}, not {now}); take another folder")
-    kept = facts.model_copy(
-        update={key: getattr(known, key) for key in ("plan", "plan_rise", "plan_held_out", "elapsed_s")}
-    )
-    return kept
+    kept = {key: getattr(known, key) for key in ("plan", "plan_rise", "plan_held_out", "elapsed_s")}
+    return facts.model_copy(update=kept | {"note": facts.note or known.note})
 
 
 def _plan(study: Study, facts: StudyFacts, others: Sequence[Example], out: Path, progress: Progress) -> tuple[str, ...]:

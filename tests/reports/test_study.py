@@ -1,6 +1,7 @@
 """Statistics of studies: over contexts, paired; and claims judged by them."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from reports.claims import Claim, Claims, claims_page, judged, shipped_claims
 from reports.files import STUDY, STUDY_RESULTS
 from reports.statistics import RESAMPLES, clustered_intervals, clustered_ps, detectable
-from reports.study import StudyResults, figures_of, read_study
+from reports.study import StudyResults, figures_of, read_study, study_page
 from tests.support.studies import facts_of, outcomes_of
 
 
@@ -124,6 +125,19 @@ def test_contexts_of_other_lengths_are_others(tmp_path: Path) -> None:
     facts_of().write(tmp_path / STUDY)
     found = read_study(tmp_path)
     assert found.contexts == 8 and found.outcomes.groupby("context").length.nunique().eq(1).all()
+
+
+def test_pages_say_how_far_a_study_came_and_what_its_reader_has_to_know() -> None:
+    found = results(("full", 0, 0), ("int8", 0, 0))
+    told = {"state": "partial", "samples": 300, "note": "weights from 4 bits", "kernel": "6.18.44-name-of-a-machine"}
+    partial = replace(found, facts=found.facts.model_copy(update=told))
+    page, claims = study_page(partial), claims_page([partial], shipped_claims())
+    assert page.warnings[0].startswith("partial, 60 of 300 examples: it was interrupted")
+    assert ("note", "weights from 4 bits") in page.facts and dict(page.facts)["machine"].endswith("Linux 6.18")
+    assert "- m, qa: partial, 60 of 300 examples (x.json" in claims and claims.rstrip().endswith(
+        "; weights from 4 bits"
+    )
+    assert "- m, qa: complete, 60 examples (x.json" in claims_page([found], shipped_claims())
 
 
 def test_examples_that_a_case_lacks_are_in_no_comparison() -> None:
