@@ -31,7 +31,7 @@ def describe_machine() -> Machine:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_line(),
         python=platform.python_version(),
-        kernel=platform.release(),
+        kernel=kernel_series(platform.release()),
         machine=platform.machine(),
         cpu=_cpu_name(),
         cpus=os.cpu_count() or 1,
