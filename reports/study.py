@@ -15,6 +15,7 @@ from pyarrow import parquet
 from configs.reading import FileRefused, check_file
 from reports import files
 from reports.drawing import COLOURS, INK, MARKERS, Drawn, draw_axes, label, legend, short
+from reports.machine import kernel_series
 from reports.page import Page, Section, Table
 from reports.runs import MAX_TABLE_BYTES, ReportError
 from reports.schema import DocumentUnreadable, StudyFacts
@@ -332,7 +333,7 @@ def _facts(facts: StudyFacts) -> Iterator[tuple[str, str]]:
     gpu = f", {facts.gpu}" if facts.gpu else ""
     yield (
         "machine",
-        f"{facts.cpus} cores{gpu}, {facts.memory_gib:g} GiB, {facts.machine}, Linux {facts.kernel}",
+        f"{facts.cpus} cores{gpu}, {facts.memory_gib:g} GiB, {facts.machine}, Linux {kernel_series(facts.kernel)}",
     )
     yield "versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     if facts.plan is not None and facts.plan_rise is not None and facts.plan_held_out is not None:

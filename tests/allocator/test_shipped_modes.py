@@ -32,7 +32,7 @@ def test_only_what_is_small_goes_ahead_and_only_of_a_cache(profile: ModelProfile
             caches += 1
             assert str(hedges[1].mode).startswith(("prompt", "scout"))
             assert hedges[1].wire_bytes < 0.1 * options[mode].wire_bytes
-    assert caches >= 4
+    assert caches >= 3
 
 
 @pytest.mark.parametrize("name", POLICIES)
