@@ -1,12 +1,15 @@
 """Selections by the keys themselves, without any attention: what they choose doesn't depend on the question."""
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from kvcache.selection.base import RowDemand, Selection
 
 
-class LayerMeans:
+class LayerMeans(ABC):
     """The mean over layers of a score of each position, computed from the keys of a layer."""
 
     def __init__(self, context: int) -> None:
@@ -15,16 +18,16 @@ class LayerMeans:
         self._layers = 0
 
     def add(self, layer: int, probabilities: Tensor, first_row: int) -> None:
-        pass
+        return  # it asks for no rows
 
     def see(self, layer: int, query: Tensor, keys: Tensor, scale: float) -> None:
         scores = self.of_layer(query, keys, scale)[: self._context].float()
         self._sum = scores if self._sum is None else self._sum + scores
         self._layers += 1
 
+    @abstractmethod
     def of_layer(self, query: Tensor, keys: Tensor, scale: float) -> Tensor:
         """Scores [context or more] of one layer; arguments as of `see`."""
-        raise NotImplementedError
 
     def scores(self) -> Tensor:
         if self._sum is None:
@@ -32,21 +35,28 @@ class LayerMeans:
         return self._sum / self._layers
 
 
+class _ByKeys(Selection):
+    """Base of the selections here: they see keys and no rows of attention."""
+
+    means: ClassVar[type[LayerMeans]]
+
+    def rows(self, context: int, query: int) -> RowDemand:
+        return RowDemand(0, keys=True)
+
+    def collector(self, context: int, query: int) -> LayerMeans:
+        return self.means(context)
+
+
 class _Norms(LayerMeans):
     def of_layer(self, query: Tensor, keys: Tensor, scale: float) -> Tensor:
         return -keys.float().norm(dim=-1).mean(0)
 
 
-class Knorm(Selection):
+class Knorm(_ByKeys):
     """Keep keys of small norm (Devoto et al. 2024), the global version: norms averaged over heads and layers."""
 
     name = "knorm"
-
-    def rows(self, context: int, query: int) -> RowDemand:
-        return RowDemand(0, keys=True)
-
-    def collector(self, context: int, query: int) -> _Norms:
-        return _Norms(context)
+    means = _Norms
 
 
 class _Differences(LayerMeans):
@@ -56,19 +66,14 @@ class _Differences(LayerMeans):
         return -F.cosine_similarity(directions, anchor, dim=-1).mean(0)
 
 
-class KeyDiff(Selection):
+class KeyDiff(_ByKeys):
     """Keep keys unlike the others (Park et al. 2025): little cosine similarity to the mean direction of the context's.
 
     The global version: similarities averaged over heads and layers.
     """
 
     name = "keydiff"
-
-    def rows(self, context: int, query: int) -> RowDemand:
-        return RowDemand(0, keys=True)
-
-    def collector(self, context: int, query: int) -> _Differences:
-        return _Differences(context)
+    means = _Differences
 
 
 class _Expected(LayerMeans):
@@ -84,7 +89,7 @@ class _Expected(LayerMeans):
         return logits.softmax(-1).mean(0)
 
 
-class ExpectedAttention(Selection):
+class ExpectedAttention(_ByKeys):
     """Expected attention (Devoto et al. 2025), a simple form: what queries like those of the prompt would attend to.
 
     Queries are taken as normal with the mean m and covariance S of the prompt's own rotated queries, so that a key k
@@ -93,9 +98,4 @@ class ExpectedAttention(Selection):
     """
 
     name = "expected_attention"
-
-    def rows(self, context: int, query: int) -> RowDemand:
-        return RowDemand(0, keys=True)
-
-    def collector(self, context: int, query: int) -> _Expected:
-        return _Expected(context)
+    means = _Expected
